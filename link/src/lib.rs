@@ -1,0 +1,301 @@
+//! What the host tool and Dom0 say to each other: the boot [`Manifest`] that comes
+//! with the boot archive, and the messages on the second UART. Knows nothing of how
+//! either side carries it out.
+//!
+//! Wire: each message is `postcard`, framed by COBS with a zero byte at the end. The
+//! tool sends [`ToDom0`], Dom0 sends [`FromDom0`]; a [`Reply`] repeats the request's
+//! number. Both ends drop a frame that does not decode and go on at the next zero.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+use alloc::{string::String, vec::Vec};
+use serde::{Deserialize, Serialize};
+
+/// Version of everything in this crate; both sides must have the same.
+pub const VERSION: u32 = 1;
+
+/// The payload of the boot archive starts with a u32 length and a manifest of that
+/// many bytes; images follow at the offsets it gives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub version: u32,
+    /// Files, at byte offsets from the start of the payload, page-aligned.
+    pub images: Vec<Image>,
+    /// In order of start: driver domains come before their guests.
+    pub domains: Vec<DomainSpec>,
+    /// Wall clock at boot, ns since 1970, as the host knows it.
+    pub wallclock_ns: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    pub name: String,
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    Dom0,
+    Driver,
+    Guest,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DomainSpec {
+    pub name: String,
+    pub kind: Kind,
+    /// Index into `Manifest::images`: an ELF with Xen notes.
+    pub kernel: u32,
+    pub ramdisk: Option<u32>,
+    pub cmdline: String,
+    pub memory_kib: u64,
+    pub vcpus: u32,
+    pub sched: Sched,
+    /// PCI devices it owns (drivers): bus << 8 | device << 3 | function.
+    pub devices: Vec<Device>,
+    /// Virtual disks it uses (guests).
+    pub disks: Vec<Disk>,
+}
+
+/// BVT parameters; see `bulkhead_abi::control::SchedParams`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sched {
+    pub weight: u32,
+    pub warp_ns: u64,
+    pub warp_limit_ns: u64,
+    pub unwarp_ns: u64,
+    pub allowance_ns: u64,
+}
+
+impl Default for Sched {
+    fn default() -> Self {
+        Self {
+            weight: 256,
+            warp_ns: 0,
+            warp_limit_ns: 0,
+            unwarp_ns: 0,
+            allowance_ns: 1_000_000,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Name in the set-up file.
+    pub name: String,
+    pub sbdf: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Device name in the guest, `xvda` ..
+    pub vdev: String,
+    /// Name of the driver domain.
+    pub driver: String,
+    /// Name of its device.
+    pub device: String,
+    pub first_sector: u64,
+    /// 512-byte sectors; 0 for all that follow.
+    pub sectors: u64,
+    pub writable: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToDom0 {
+    pub number: u32,
+    pub request: Request,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    Hello {
+        version: u32,
+    },
+    List,
+    /// Destroys a domain at once.
+    Kill {
+        domain: String,
+    },
+    /// Asks a domain to power off, by `control/shutdown`.
+    PowerOff {
+        domain: String,
+    },
+    Pause {
+        domain: String,
+    },
+    Unpause {
+        domain: String,
+    },
+    SetSched {
+        domain: String,
+        sched: Sched,
+    },
+    /// Bytes for a domain's console.
+    ConsoleInput {
+        domain: String,
+        bytes: Vec<u8>,
+    },
+    /// Ends the machine once all domains are destroyed.
+    Shutdown,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromDom0 {
+    Reply { number: u32, reply: Reply },
+    Event(Event),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    Done,
+    Hello {
+        version: u32,
+    },
+    List(Listing),
+    /// What went wrong, for a person to read.
+    Error(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// Dom0 serves requests.
+    Ready { version: u32 },
+    /// A step of bringing a domain up: "building", "running", "disk xvda connected".
+    Progress { domain: String, step: String },
+    /// Bytes a domain wrote on its console.
+    Console { domain: String, bytes: Vec<u8> },
+    /// A domain stopped.
+    Ended {
+        domain: String,
+        exit: Exit,
+        reason: String,
+    },
+    /// A line of Dom0's own.
+    Log { line: String },
+    /// A domain could not be built; it is not there.
+    BuildFailed { domain: String, reason: String },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Exit {
+    PowerOff,
+    Reboot,
+    Crash,
+    Killed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
+    Running,
+    Paused,
+    Stopped,
+    Crashed,
+    Quarantined,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    pub domains: Vec<DomainReport>,
+    pub disks: Vec<DiskReport>,
+    pub machine: MachineReport,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineReport {
+    pub total_frames: u64,
+    pub free_frames: u64,
+    pub core_frames: u64,
+    pub cpus: u32,
+    pub system_time_ns: u64,
+    pub longest_stay_ns: u64,
+    pub switches: u64,
+}
+
+/// A stopped domain stays listed, with what it used when it ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DomainReport {
+    pub name: String,
+    pub domid: u16,
+    pub kind: Kind,
+    pub state: State,
+    pub exit: Option<Exit>,
+    pub reason: String,
+    pub memory_kib: u64,
+    pub cpu_ns: u64,
+    /// Actual virtual time of vCPU 0, ns.
+    pub virtual_ns: u64,
+    pub weight: u32,
+    pub restarts: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskReport {
+    pub guest: String,
+    pub vdev: String,
+    pub device: String,
+    pub driver: String,
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+    pub requests: u64,
+    pub errors: u64,
+}
+
+/// Encodes one message with its framing.
+pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+    // Only running out of memory can fail here, and that panics in `alloc` itself.
+    postcard::to_allocvec_cobs(message).unwrap_or_default()
+}
+
+/// Cuts a byte stream into messages.
+#[derive(Default)]
+pub struct Decoder {
+    frame: Vec<u8>,
+}
+
+/// Longest frame a [`Decoder`] keeps; what is longer is dropped.
+pub const MAX_FRAME_BYTES: usize = 1 << 20;
+
+impl Decoder {
+    /// Takes one byte; gives a message when it completes one. `Err` holds the
+    /// length of a frame that made no sense.
+    pub fn push<T: for<'a> Deserialize<'a>>(&mut self, byte: u8) -> Option<Result<T, usize>> {
+        if byte != 0 {
+            if self.frame.len() < MAX_FRAME_BYTES {
+                self.frame.push(byte);
+            }
+            return None;
+        }
+        let mut frame = core::mem::take(&mut self.frame);
+        if frame.is_empty() {
+            return None;
+        }
+        let bytes = frame.len();
+        Some(postcard::from_bytes_cobs(&mut frame).map_err(|_| bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_survive_the_wire_and_noise_between_them() {
+        let sent = ToDom0 {
+            number: 7,
+            request: Request::Kill {
+                domain: "disk".into(),
+            },
+        };
+        let mut bytes = alloc::vec![1, 2, 3, 0];
+        bytes.extend(encode(&sent));
+        let mut decoder = Decoder::default();
+        let got: Vec<_> = bytes
+            .into_iter()
+            .filter_map(|b| decoder.push::<ToDom0>(b))
+            .collect();
+        assert_eq!(got, [Err(3), Ok(sent)]);
+    }
+}
