@@ -3,3 +3,8 @@
 
 /// A domain's ports.
 pub struct EventTable {}
+
+/// stub
+pub fn raise_pirq(_core: &mut crate::Core, _dom: bulkhead_abi::DomId, _pirq: u32) -> crate::sched::Wake {
+    crate::sched::Wake::Nobody
+}
