@@ -1,6 +1,11 @@
 //! Hypercalls, one file per family: decode, check, commit. The only place where an
 //! error becomes an errno.
 
+pub mod event;
+pub mod grant;
+pub mod sched;
+pub mod vcpu;
+
 use bulkhead_abi::Errno;
 
 /// How a hypercall ends.
