@@ -10,7 +10,7 @@
 //!
 //! Rules of the house: no heap, interrupts off, long work stops at a step budget
 //! and continues, no panic on anything a guest can choose.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(target_os = "none", no_std)]
 
 pub mod arch;
 pub mod device;

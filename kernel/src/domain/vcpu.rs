@@ -12,7 +12,15 @@ use bulkhead_abi::{DomId, Maddr, Mfn, VcpuId, vcpu::UserRegs};
 pub struct SaveArea {
     _align: u64,
     pub regs: UserRegs,
+    /// Top of the stack of the CPU this vCPU runs on; room `trap` sets it when it goes out, and
+    /// the entry path finds its stack here, without any register of the guest's.
+    pub stack_top: u64,
 }
+
+const _: () = {
+    assert!(core::mem::offset_of!(SaveArea, regs) == 8);
+    assert!(core::mem::offset_of!(SaveArea, stack_top) == 208);
+};
 
 /// The page tables a vCPU runs on. Each holds a general and an L4 type reference.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
