@@ -2,7 +2,13 @@
 //! checklist of what a dying domain must give back. Each room's share of a domain
 //! is a field of its own type; this room only holds them together.
 
+pub mod dom0;
+pub mod lifecycle;
+pub mod teardown;
 pub mod vcpu;
+
+#[cfg(test)]
+mod tests;
 
 use crate::{
     device::DomainDevices,
@@ -46,6 +52,8 @@ pub struct Domain {
     pub id: DomId,
     pub incarnation: Incarnation,
     pub life: Life,
+    /// How far its end or its reset has come.
+    pub teardown: Option<teardown::Teardown>,
     /// Nested pauses by Dom0; runs at 0.
     pub pauses: u32,
     pub is_driver: bool,
@@ -80,11 +88,13 @@ impl Domain {
 /// All domains, by id.
 pub struct DomainTable {
     slots: [Option<FrameBox<Domain>>; MAX_DOMAINS],
+    /// Lives counted per domid, whether or not it is in use.
+    lives: [u32; MAX_DOMAINS],
 }
 
 impl DomainTable {
     pub const fn new() -> Self {
-        Self { slots: [const { None }; MAX_DOMAINS] }
+        Self { slots: [const { None }; MAX_DOMAINS], lives: [0; MAX_DOMAINS] }
     }
 
     pub fn get(&self, id: DomId) -> Option<&Domain> {
@@ -106,6 +116,13 @@ impl DomainTable {
         let domain = self.get_mut(who.dom)?;
         (domain.incarnation == who.incarnation).then_some(())?;
         domain.vcpu_mut(who.vcpu)
+    }
+
+    /// Begins a new life of a domid.
+    pub fn next_incarnation(&mut self, id: DomId) -> Incarnation {
+        let Some(lives) = self.lives.get_mut(id.get() as usize) else { return Incarnation::default() };
+        *lives = lives.wrapping_add(1);
+        Incarnation(*lives)
     }
 
     pub fn ids(&self) -> impl Iterator<Item = DomId> + '_ {
