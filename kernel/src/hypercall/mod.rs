@@ -7,8 +7,11 @@
 #![deny(unsafe_code)]
 
 pub mod console;
+pub mod control;
+pub mod device;
 pub mod misc;
 pub mod multicall;
+pub mod page;
 pub mod traps;
 pub mod version;
 
