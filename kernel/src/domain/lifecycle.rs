@@ -13,8 +13,8 @@ use bulkhead_abi::{
     DomId, Errno, Maddr, VcpuId,
     archive::{EXIT_DOM0_DIED, EXIT_OK},
     control::{
-        CREATE_DRIVER, CreateDomain, DomainInfo, STATE_BLOCKED, STATE_DRIVER, STATE_DYING, STATE_PAUSED,
-        STATE_RUNNING, STATE_SHUTDOWN,
+        CREATE_DRIVER, CreateDomain, DomainInfo, STATE_BLOCKED, STATE_DRIVER, STATE_DYING,
+        STATE_PAUSED, STATE_RUNNING, STATE_SHUTDOWN,
     },
     event::VIRQ_DOM_EXC,
     sched::{SHUTDOWN_CRASH, SHUTDOWN_POWEROFF},
@@ -52,13 +52,23 @@ pub fn create(core: &mut Core, asked: &CreateDomain) -> Result<DomId, Errno> {
         wanted => DomId::new(wanted),
     };
     let is_driver = asked.flags & CREATE_DRIVER != 0;
-    new_domain(core, Plan { id, max_vcpus: asked.max_vcpus, max_pages: asked.max_pages, is_driver })?;
+    new_domain(
+        core,
+        Plan {
+            id,
+            max_vcpus: asked.max_vcpus,
+            max_pages: asked.max_pages,
+            is_driver,
+        },
+    )?;
     Ok(id)
 }
 
 /// Makes a paused domain; see [`create`].
 pub fn new_domain(core: &mut Core, plan: Plan) -> Result<(), Errno> {
-    if !(1..=MAX_VCPUS as u32).contains(&plan.max_vcpus) || usize::from(plan.id.get()) >= MAX_DOMAINS {
+    if !(1..=MAX_VCPUS as u32).contains(&plan.max_vcpus)
+        || usize::from(plan.id.get()) >= MAX_DOMAINS
+    {
         return Err(Errno::EINVAL);
     }
     if core.domains.get(plan.id).is_some() {
@@ -76,7 +86,10 @@ pub fn new_domain(core: &mut Core, plan: Plan) -> Result<(), Errno> {
         shared_info,
         max_vcpus: plan.max_vcpus,
         vcpus: [const { None }; MAX_VCPUS],
-        memory: Reservation { max_pages: plan.max_pages, ..Reservation::default() },
+        memory: Reservation {
+            max_pages: plan.max_pages,
+            ..Reservation::default()
+        },
         events: event::EventTable::default(),
         grants: crate::memory::grant::GrantTable::default(),
         devices: crate::device::DomainDevices::default(),
@@ -106,10 +119,20 @@ pub fn new_domain(core: &mut Core, plan: Plan) -> Result<(), Errno> {
 fn new_vcpu(core: &mut Core, dom: DomId, id: VcpuId) -> Result<(), Errno> {
     let domain = core.domains.get_mut(dom).ok_or(Errno::ESRCH)?;
     let (incarnation, info) = (domain.incarnation, legacy_info(domain, id));
-    let slot = domain.vcpus.get_mut(id.get() as usize).ok_or(Errno::EINVAL)?;
+    let slot = domain
+        .vcpus
+        .get_mut(id.get() as usize)
+        .ok_or(Errno::EINVAL)?;
     *slot = Some(Vcpu::boxed(&mut core.frames, dom, id, incarnation, info).ok_or(Errno::ENOMEM)?);
     mask_events(core, info);
-    sched::add(core, VcpuRef { dom, vcpu: id, incarnation })
+    sched::add(
+        core,
+        VcpuRef {
+            dom,
+            vcpu: id,
+            incarnation,
+        },
+    )
 }
 
 /// Events are off until the guest says otherwise.
@@ -121,7 +144,9 @@ pub(super) fn mask_events(core: &Core, info: Maddr) {
 /// Where a vCPU's `vcpu_info` is until it registers another place.
 pub(super) fn legacy_info(domain: &Domain, id: VcpuId) -> Maddr {
     const _: () = assert!(MAX_VCPUS <= LEGACY_MAX_VCPUS);
-    Maddr::new(domain.shared_info.maddr().get() + u64::from(id.get()) * size_of::<VcpuInfo>() as u64)
+    Maddr::new(
+        domain.shared_info.maddr().get() + u64::from(id.get()) * size_of::<VcpuInfo>() as u64,
+    )
 }
 
 /// A vCPU has got its context: it comes online, as the first of its domain to run.
@@ -136,11 +161,17 @@ pub fn bring_online(core: &mut Core, dom: DomId, id: VcpuId) {
 /// The domain stops for `reason` (`SHUTDOWN_*`); its memory stays to be looked at. Does
 /// nothing to one that has stopped already. Dom0's end is the machine's.
 pub fn shutdown(core: &mut Core, dom: DomId, reason: u32) {
-    let Some(domain) = core.domains.get_mut(dom).filter(|d| d.life == Life::Alive) else { return };
+    let Some(domain) = core.domains.get_mut(dom).filter(|d| d.life == Life::Alive) else {
+        return;
+    };
     domain.life = Life::Shutdown(reason);
     if dom == DomId::DOM0 {
         log::error!("Dom0 shut down, reason {reason}: {}", domain.reason);
-        arch::exit_machine(if reason == SHUTDOWN_POWEROFF { EXIT_OK } else { EXIT_DOM0_DIED });
+        arch::exit_machine(if reason == SHUTDOWN_POWEROFF {
+            EXIT_OK
+        } else {
+            EXIT_DOM0_DIED
+        });
     }
     sched::refresh(core, dom);
     tell_dom0(core);
@@ -166,7 +197,9 @@ impl<const N: usize> fmt::Write for Fitting<'_, N> {
 
 /// The domain broke its own machine: it stops, alone, and Dom0 can read why.
 pub fn crash(core: &mut Core, dom: DomId, why: fmt::Arguments<'_>) {
-    let Some(domain) = core.domains.get_mut(dom).filter(|d| d.life == Life::Alive) else { return };
+    let Some(domain) = core.domains.get_mut(dom).filter(|d| d.life == Life::Alive) else {
+        return;
+    };
     domain.reason.clear();
     // What does not fit is cut off.
     let _ = fmt::write(&mut Fitting(&mut domain.reason), why);
@@ -208,18 +241,33 @@ pub fn unpause(core: &mut Core, dom: DomId) -> Result<(), Errno> {
 ///
 /// Errors: `ESRCH` when there is none.
 pub fn info(core: &mut Core, from: DomId) -> Result<DomainInfo, Errno> {
-    let id = core.domains.ids().find(|&id| id >= from).ok_or(Errno::ESRCH)?;
+    let id = core
+        .domains
+        .ids()
+        .find(|&id| id >= from)
+        .ok_or(Errno::ESRCH)?;
     let mut cpu_time_ns = 0;
     let (mut online, mut blocked) = (0, 0);
     for vcpu in (0..MAX_VCPUS as u32).map(VcpuId::new) {
-        let Ok(times) = sched::times(core, id, vcpu) else { continue };
+        let Ok(times) = sched::times(core, id, vcpu) else {
+            continue;
+        };
         cpu_time_ns += times.time[0];
-        if core.domains.get(id).and_then(|d| d.vcpu(vcpu)).is_some_and(|v| v.online) {
+        if core
+            .domains
+            .get(id)
+            .and_then(|d| d.vcpu(vcpu))
+            .is_some_and(|v| v.online)
+        {
             online += 1;
             blocked += u32::from(times.state == RUNSTATE_BLOCKED);
         }
     }
-    let is_running = core.cpus.iter().flat_map(|cpu| cpu.current).any(|current| current.dom == id);
+    let is_running = core
+        .cpus
+        .iter()
+        .flat_map(|cpu| cpu.current)
+        .any(|current| current.dom == id);
     let domain = core.domains.get(id).ok_or(Errno::ESRCH)?;
     let (life, shutdown_reason) = match domain.life {
         Life::Alive if is_running => (STATE_RUNNING, 0),
@@ -246,7 +294,7 @@ pub fn info(core: &mut Core, from: DomId) -> Result<DomainInfo, Errno> {
         shared_info_mfn: domain.shared_info.get(),
         cpu_time_ns,
         overhead_pages: overhead(domain),
-        ports: domain.events.in_use(),
+        ports: domain.events.open_ports(),
         maps: domain.grants.mapped(),
         reason,
         ..DomainInfo::default()

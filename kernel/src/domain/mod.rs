@@ -94,7 +94,10 @@ pub struct DomainTable {
 
 impl DomainTable {
     pub const fn new() -> Self {
-        Self { slots: [const { None }; MAX_DOMAINS], lives: [0; MAX_DOMAINS] }
+        Self {
+            slots: [const { None }; MAX_DOMAINS],
+            lives: [0; MAX_DOMAINS],
+        }
     }
 
     pub fn get(&self, id: DomId) -> Option<&Domain> {
@@ -107,7 +110,10 @@ impl DomainTable {
 
     /// Two different domains at once; `None` if they are one or either is missing.
     pub fn pair_mut(&mut self, a: DomId, b: DomId) -> Option<(&mut Domain, &mut Domain)> {
-        let [x, y] = self.slots.get_disjoint_mut([a.get() as usize, b.get() as usize]).ok()?;
+        let [x, y] = self
+            .slots
+            .get_disjoint_mut([a.get() as usize, b.get() as usize])
+            .ok()?;
         Some((x.as_deref_mut()?, y.as_deref_mut()?))
     }
 
@@ -120,13 +126,18 @@ impl DomainTable {
 
     /// Begins a new life of a domid.
     pub fn next_incarnation(&mut self, id: DomId) -> Incarnation {
-        let Some(lives) = self.lives.get_mut(id.get() as usize) else { return Incarnation::default() };
+        let Some(lives) = self.lives.get_mut(id.get() as usize) else {
+            return Incarnation::default();
+        };
         *lives = lives.wrapping_add(1);
         Incarnation(*lives)
     }
 
     pub fn ids(&self) -> impl Iterator<Item = DomId> + '_ {
-        (0..).zip(&self.slots).filter(|(_, slot)| slot.is_some()).map(|(n, _)| DomId::new(n))
+        (0..)
+            .zip(&self.slots)
+            .filter(|(_, slot)| slot.is_some())
+            .map(|(n, _)| DomId::new(n))
     }
 
     /// Puts a new domain into its slot; gives it back if the slot is taken or the id too large.

@@ -11,8 +11,9 @@ use super::{
 use crate::{
     Core, arch, event,
     memory::{
+        frame::table::Budget,
         grant,
-        teardown::{self, Progress},
+        teardown::{Progress, relinquish},
         update,
     },
     sched,
@@ -20,8 +21,8 @@ use crate::{
 };
 use bulkhead_abi::{DomId, Errno, VcpuId};
 
-/// Frames, ports or grants handled in one step.
-const BUDGET: usize = 256;
+/// Ports or grants handled in one stay in ring 0.
+const BUDGET: u32 = 512;
 
 /// What comes at the end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,7 +70,12 @@ pub fn reset(core: &mut Core, dom: DomId) -> Result<Progress, Errno> {
 fn run(core: &mut Core, dom: DomId, wanted: Ending) -> Result<Progress, Errno> {
     let domain = lifecycle::subject(core, dom)?;
     match &mut domain.teardown {
-        None => domain.teardown = Some(Teardown { ending: wanted, phase: Phase::Devices }),
+        None => {
+            domain.teardown = Some(Teardown {
+                ending: wanted,
+                phase: Phase::Devices,
+            })
+        }
         // A reset that turns out to be the end goes on from where it is.
         Some(under_way) if wanted == Ending::Destroy => under_way.ending = wanted,
         Some(under_way) if under_way.ending == wanted => {}
@@ -80,7 +86,9 @@ fn run(core: &mut Core, dom: DomId, wanted: Ending) -> Result<Progress, Errno> {
         sched::refresh(core, dom);
     }
     loop {
-        let Some(state) = core.domains.get(dom).and_then(|d| d.teardown) else { return Ok(Progress::Done) };
+        let Some(state) = core.domains.get(dom).and_then(|d| d.teardown) else {
+            return Ok(Progress::Done);
+        };
         let next = match state.phase {
             Phase::Devices => {
                 core.devices.quiesce(dom);
@@ -90,9 +98,15 @@ fn run(core: &mut Core, dom: DomId, wanted: Ending) -> Result<Progress, Errno> {
                 stop_vcpus(core, dom);
                 Some(Phase::Ports)
             }
-            Phase::Ports => done(event::close_all(core, dom, BUDGET), Phase::Maps),
-            Phase::Maps => done(grant::release_maps(core, dom, BUDGET), Phase::Memory),
-            Phase::Memory => done(teardown::relinquish(core, dom, BUDGET), Phase::Structures),
+            Phase::Ports => done(event::close_all(core, dom, &mut { BUDGET }), Phase::Maps),
+            Phase::Maps => done(
+                grant::release_maps(core, dom, &mut { BUDGET }),
+                Phase::Memory,
+            ),
+            Phase::Memory => done(
+                relinquish(&mut core.frames, dom, &mut Budget::default()),
+                Phase::Structures,
+            ),
             Phase::Structures => {
                 match state.ending {
                     Ending::Destroy => bury(core, dom),
@@ -101,7 +115,9 @@ fn run(core: &mut Core, dom: DomId, wanted: Ending) -> Result<Progress, Errno> {
                 return Ok(Progress::Done);
             }
         };
-        let Some(phase) = next else { return Ok(Progress::More) };
+        let Some(phase) = next else {
+            return Ok(Progress::More);
+        };
         if let Some(domain) = core.domains.get_mut(dom) {
             domain.teardown = Some(Teardown { phase, ..state });
         }
@@ -129,25 +145,36 @@ fn stop_vcpus(core: &mut Core, dom: DomId) {
 }
 
 fn stop_vcpu(core: &mut Core, dom: DomId, id: VcpuId) {
-    let Some(domain) = core.domains.get_mut(dom) else { return };
+    let Some(domain) = core.domains.get_mut(dom) else {
+        return;
+    };
     let (incarnation, info) = (domain.incarnation, legacy_info(domain, id));
-    let Some(vcpu) = domain.vcpu_mut(id) else { return };
+    let Some(vcpu) = domain.vcpu_mut(id) else {
+        return;
+    };
     vcpu.online = false;
     let roots = core::mem::take(&mut vcpu.roots);
     let info = core::mem::replace(&mut vcpu.info, info);
     if core::mem::take(&mut vcpu.info_registered) {
         core.frames.put_writable(info.mfn());
     }
-    sched::remove(core, VcpuRef { dom, vcpu: id, incarnation });
+    sched::remove(
+        core,
+        VcpuRef {
+            dom,
+            vcpu: id,
+            incarnation,
+        },
+    );
     release_context(core, dom, id);
-    release_roots(core, dom, roots);
+    release_roots(core, roots);
 }
 
-fn release_roots(core: &mut Core, dom: DomId, roots: Roots) {
+fn release_roots(core: &mut Core, roots: Roots) {
     for root in [roots.kernel, roots.user].into_iter().flatten() {
         // The CPU may still stand on it while it idles.
         arch::leave_root(root);
-        update::put_root(core, dom, root);
+        update::put_root(&mut core.frames, root);
     }
 }
 
@@ -161,11 +188,22 @@ fn bury(core: &mut Core, dom: DomId) {
 
 /// Frees a domain that holds nothing but its structures.
 pub(super) fn discard(core: &mut Core, dom: DomId) {
-    let Some(incarnation) = core.domains.get(dom).map(|d| d.incarnation) else { return };
+    let Some(incarnation) = core.domains.get(dom).map(|d| d.incarnation) else {
+        return;
+    };
     for vcpu in (0..MAX_VCPUS as u32).map(VcpuId::new) {
-        sched::remove(core, VcpuRef { dom, vcpu, incarnation });
+        sched::remove(
+            core,
+            VcpuRef {
+                dom,
+                vcpu,
+                incarnation,
+            },
+        );
     }
-    let Some(mut domain) = core.domains.remove(dom) else { return };
+    let Some(mut domain) = core.domains.remove(dom) else {
+        return;
+    };
     for vcpu in domain.vcpus.iter_mut().filter_map(Option::take) {
         vcpu.free(&mut core.frames);
     }
@@ -178,7 +216,9 @@ fn renew(core: &mut Core, dom: DomId) -> Result<(), Errno> {
     let shared_info = core.frames.alloc_shared(dom).ok_or(Errno::ENOMEM)?;
     grant::free_table(core, dom);
     let incarnation = core.domains.next_incarnation(dom);
-    let Some(domain) = core.domains.get_mut(dom) else { return Err(Errno::ESRCH) };
+    let Some(domain) = core.domains.get_mut(dom) else {
+        return Err(Errno::ESRCH);
+    };
     let old = core::mem::replace(&mut domain.shared_info, shared_info);
     domain.incarnation = incarnation;
     domain.assists = 0;
@@ -193,11 +233,25 @@ fn renew(core: &mut Core, dom: DomId) -> Result<(), Errno> {
     Ok(())
 }
 
-fn renew_vcpu(core: &mut Core, dom: DomId, vcpu: VcpuId, incarnation: Incarnation) -> Result<(), Errno> {
+fn renew_vcpu(
+    core: &mut Core,
+    dom: DomId,
+    vcpu: VcpuId,
+    incarnation: Incarnation,
+) -> Result<(), Errno> {
     let domain = core.domains.get_mut(dom).ok_or(Errno::ESRCH)?;
     let info = legacy_info(domain, vcpu);
-    let Some(state) = domain.vcpu_mut(vcpu) else { return Ok(()) };
+    let Some(state) = domain.vcpu_mut(vcpu) else {
+        return Ok(());
+    };
     state.renew(incarnation, info);
     lifecycle::mask_events(core, info);
-    sched::add(core, VcpuRef { dom, vcpu, incarnation })
+    sched::add(
+        core,
+        VcpuRef {
+            dom,
+            vcpu,
+            incarnation,
+        },
+    )
 }

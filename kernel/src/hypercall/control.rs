@@ -13,8 +13,8 @@ use crate::{
 use bulkhead_abi::{
     self as abi, DomId, Errno, Gref, GuestVa, Mfn, VcpuId,
     control::{
-        CreateDomain, DeviceRef, DomainInfo, DomainOnly, MachineInfo, SchedParams, SetGrant, SetMaxPages,
-        SetVcpuContext, Shutdown, VcpuTimes,
+        CreateDomain, DeviceRef, DomainInfo, DomainOnly, MachineInfo, SchedParams, SetGrant,
+        SetMaxPages, SetVcpuContext, Shutdown, VcpuTimes,
     },
     vcpu::VcpuGuestContext,
 };
@@ -34,11 +34,13 @@ pub fn control(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
         op::DESTROY_DOMAIN => return in_steps(core, caller, args, teardown::destroy),
         op::RESET_DOMAIN => return in_steps(core, caller, args, teardown::reset),
         op::PAUSE_DOMAIN => subject(core, caller, at).and_then(|dom| lifecycle::pause(core, dom)),
-        op::UNPAUSE_DOMAIN => subject(core, caller, at).and_then(|dom| lifecycle::unpause(core, dom)),
+        op::UNPAUSE_DOMAIN => {
+            subject(core, caller, at).and_then(|dom| lifecycle::unpause(core, dom))
+        }
         op::DOMAIN_INFO => domain_info(core, caller, at),
         op::SET_VCPU_CONTEXT => match set_vcpu_context(core, caller, at) {
             // Validating the root wants another step.
-            Err(Errno::ERESTART) => return again(args),
+            Err(Errno::ERESTART | Errno::EAGAIN) => return again(args),
             done => done,
         },
         op::SET_SCHED => set_sched(core, caller, at),
@@ -82,8 +84,15 @@ fn create(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
     let asked: CreateDomain = core.guest(caller).read(at)?;
     core.guest(caller).write(at, &asked)?;
     let id = lifecycle::create(core, &asked)?;
-    let shared_info_mfn = core.domains.get(id).map_or(0, |domain| domain.shared_info.get());
-    let answer = CreateDomain { domid: id.get(), shared_info_mfn, ..asked };
+    let shared_info_mfn = core
+        .domains
+        .get(id)
+        .map_or(0, |domain| domain.shared_info.get());
+    let answer = CreateDomain {
+        domid: id.get(),
+        shared_info_mfn,
+        ..asked
+    };
     Ok(core.guest(caller).write(at, &answer)?)
 }
 
@@ -131,7 +140,13 @@ fn set_grant(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> 
     let asked: SetGrant = core.guest(caller).read(at)?;
     let (dom, grantee) = (DomId::new(asked.domid), DomId::new(asked.grantee));
     core.domains.get(dom).ok_or(Errno::ESRCH)?;
-    grant::set_entry(core, dom, Gref::new(asked.gref), grantee, Mfn::new(asked.mfn))
+    grant::set_entry(
+        core,
+        dom,
+        Gref::new(asked.gref),
+        grantee,
+        Mfn::new(asked.mfn),
+    )
 }
 
 fn device_ref(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(DomId, Sbdf), Errno> {
@@ -157,7 +172,10 @@ fn deassign_device(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), E
     let (dom, sbdf) = device_ref(core, caller, at)?;
     let domain = core.domains.get_mut(dom).ok_or(Errno::ESRCH)?;
     core.devices.owned(dom, sbdf)?;
-    if (0..domain.max_vcpus).map(VcpuId::new).any(|id| domain.vcpu(id).is_some_and(|v| v.initialised)) {
+    if (0..domain.max_vcpus)
+        .map(VcpuId::new)
+        .any(|id| domain.vcpu(id).is_some_and(|v| v.initialised))
+    {
         return Err(Errno::EBUSY);
     }
     match core.devices.deassign(sbdf, dom, &mut domain.devices) {
@@ -167,7 +185,7 @@ fn deassign_device(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), E
 }
 
 fn machine_info(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
-    let counters = &core.trace.counters;
+    let counters = &core.trace;
     let info = MachineInfo {
         total_frames: core.frames.total_frames(),
         free_frames: core.frames.free_frames(),
@@ -196,7 +214,10 @@ fn machine_shutdown(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), 
 /// Sets the most frames a domain may own; what it has beyond stays.
 fn set_max_pages(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
     let asked: SetMaxPages = core.guest(caller).read(at)?;
-    let domain = core.domains.get_mut(DomId::new(asked.domid)).ok_or(Errno::ESRCH)?;
+    let domain = core
+        .domains
+        .get_mut(DomId::new(asked.domid))
+        .ok_or(Errno::ESRCH)?;
     domain.memory.max_pages = asked.max_pages;
     Ok(())
 }

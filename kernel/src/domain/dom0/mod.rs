@@ -13,14 +13,19 @@ use crate::{
     device::irq::COM2,
     domain::lifecycle::{self, Plan},
     hypercall::page,
-    memory::{frame::FrameTable, update},
+    memory::{
+        frame::{
+            FrameTable,
+            table::{Budget, TableError, Walk},
+        },
+        validate::Level,
+    },
     trap::context::set_context,
 };
 use archive::Archive;
 use bulkhead_abi::{
     DomId, Errno, Maddr, Mfn, PAGE_SIZE, Pfn, VcpuId,
     memory::MAX_ORDER,
-    mmu::MMUEXT_PIN_L4_TABLE,
     start_info::{MAGIC, SIF_INITDOMAIN, SIF_MOD_START_PFN, SIF_PRIVILEGED, StartInfo},
     trap::{FLAT_RING3_CS64, FLAT_RING3_SS64},
     vcpu::{UserRegs, VGCF_IN_KERNEL, VGCF_ONLINE, VcpuGuestContext},
@@ -39,7 +44,10 @@ pub enum BootError {
     /// A range of the header leaves the archive, is misaligned or overlaps another.
     BadRange(&'static str),
     /// Dom0's program does not fit its memory.
-    TooSmall { frames: u64, needed: u64 },
+    TooSmall {
+        frames: u64,
+        needed: u64,
+    },
     /// An address that a guest can not have.
     BadAddress(u64),
     OutOfMemory,
@@ -57,7 +65,11 @@ struct Frames {
 impl Frames {
     fn new(frames: &mut FrameTable, len: u64) -> Option<Self> {
         let list_frames = (len * 8).div_ceil(PAGE) as usize;
-        Some(Self { list: frames.alloc_core(list_frames)?, list_frames, len })
+        Some(Self {
+            list: frames.alloc_core(list_frames)?,
+            list_frames,
+            len,
+        })
     }
 
     fn entry(&self, pfn: Pfn) -> Maddr {
@@ -92,7 +104,12 @@ impl Frames {
 pub fn build(core: &mut Core, at: Maddr, bytes: u64) -> Result<(), BootError> {
     let archive = Archive::open(core.frames.mem(), at, bytes)?;
     let layout = Layout::plan(&archive)?;
-    let plan = Plan { id: DOM0, max_vcpus: 1, max_pages: layout.total(), is_driver: false };
+    let plan = Plan {
+        id: DOM0,
+        max_vcpus: 1,
+        max_pages: layout.total(),
+        is_driver: false,
+    };
     lifecycle::new_domain(core, plan).map_err(|e| BootError::Refused("domain", e))?;
     let p2m = Frames::new(&mut core.frames, layout.total()).ok_or(BootError::OutOfMemory)?;
     populate(&mut core.frames, &p2m, layout.frames)?;
@@ -141,7 +158,9 @@ fn adopt_payload(
 ) -> Result<(), BootError> {
     for n in 0..layout.payload_frames {
         let mfn = Mfn::new(archive.payload().mfn().get() + n);
-        frames.adopt(mfn, DOM0).map_err(|_| BootError::BadRange("payload"))?;
+        frames
+            .adopt(mfn, DOM0)
+            .map_err(|_| BootError::BadRange("payload"))?;
         p2m.set(frames, Pfn::new(layout.frames + n), mfn);
     }
     Ok(())
@@ -164,7 +183,11 @@ fn copy_segments(frames: &FrameTable, p2m: &Frames, archive: &Archive) {
 fn write_list(frames: &FrameTable, p2m: &Frames, layout: &Layout) {
     for n in 0..layout.p2m_frames {
         let from = Maddr::new(p2m.list.maddr().get() + n * PAGE);
-        frames.mem().copy(from, p2m.maddr(frames, (layout.p2m.get() + n) * PAGE), PAGE_SIZE);
+        frames.mem().copy(
+            from,
+            p2m.maddr(frames, (layout.p2m.get() + n) * PAGE),
+            PAGE_SIZE,
+        );
     }
 }
 
@@ -172,7 +195,10 @@ fn write_start_info(core: &Core, p2m: &Frames, archive: &Archive, layout: &Layou
     let mut info = StartInfo::new_zeroed();
     info.magic[..MAGIC.len()].copy_from_slice(MAGIC);
     info.nr_pages = layout.total();
-    info.shared_info = core.domains.get(DOM0).map_or(0, |d| d.shared_info.maddr().get());
+    info.shared_info = core
+        .domains
+        .get(DOM0)
+        .map_or(0, |d| d.shared_info.maddr().get());
     info.flags = SIF_PRIVILEGED | SIF_INITDOMAIN;
     info.pt_base = layout.va(layout.tables);
     info.nr_pt_frames = layout.table_frames;
@@ -206,7 +232,7 @@ fn write_hypercall_page(
 
 /// Pins the root, gives vCPU 0 its first registers (ABI notes 1.5) and lets go.
 fn start(core: &mut Core, archive: &Archive, layout: &Layout, root: Mfn) -> Result<(), BootError> {
-    until_done("root", || update::pin(core, DOM0, root, MMUEXT_PIN_L4_TABLE))?;
+    until_done("root", || pin(&mut core.frames, root))?;
     let stack_top = layout.va(layout.stack) + PAGE;
     let mut context = VcpuGuestContext::new_zeroed();
     context.flags = VGCF_IN_KERNEL | VGCF_ONLINE;
@@ -230,6 +256,15 @@ fn start(core: &mut Core, archive: &Archive, layout: &Layout, root: Mfn) -> Resu
     }
     crate::sched::refresh(core, DOM0);
     Ok(())
+}
+
+/// Dom0 starts with a pinned root, as any domain does (ABI notes 1.6).
+fn pin(frames: &mut FrameTable, root: Mfn) -> Result<(), TableError> {
+    let mut walk = Walk {
+        budget: &mut Budget::default(),
+        io: &|_| false,
+    };
+    frames.pin(root, DOM0, Level::L4, &mut walk)
 }
 
 /// Long validations stop on the way; at boot there is nobody else to let run.
