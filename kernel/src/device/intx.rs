@@ -2,8 +2,8 @@
 //! program (ACPI `_PRT`) that the core will not run, so it knows the chip sets it has
 //! met; on others devices use MSI-X.
 
-use super::pci::PciDevice;
 use super::machine::pci_read;
+use super::pci::PciDevice;
 
 /// Vendor and device of the host bridge of QEMU's `q35` (Intel 82G33 MCH).
 const Q35: u32 = 0x29c0_8086;

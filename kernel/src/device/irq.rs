@@ -8,11 +8,7 @@ use super::{
     machine::{ioapic_mask, ioapic_set, msi_address_data},
     pci::{PciDevice, Sbdf},
 };
-use crate::{
-    Core, event,
-    sched::Wake,
-    state::CpuId,
-};
+use crate::{Core, event, sched::Wake, state::CpuId};
 use bulkhead_abi::{DomId, device::INTX};
 
 /// First of the vectors that interrupts of devices use.
@@ -35,7 +31,9 @@ impl Pirq {
     }
 
     fn of_vector(vector: u8) -> Option<Self> {
-        (FIRST_VECTOR..=LAST_VECTOR).contains(&vector).then(|| Self(u32::from(vector - FIRST_VECTOR)))
+        (FIRST_VECTOR..=LAST_VECTOR)
+            .contains(&vector)
+            .then(|| Self(u32::from(vector - FIRST_VECTOR)))
     }
 
     fn slot(self) -> usize {
@@ -76,7 +74,11 @@ impl Source {
                 ioapic_mask(gsi, masked);
             }
             Self::Msix { sbdf, entry } => {
-                if let Some(msix) = devices.iter().find(|d| d.sbdf == sbdf).and_then(|d| d.msix.as_ref()) {
+                if let Some(msix) = devices
+                    .iter()
+                    .find(|d| d.sbdf == sbdf)
+                    .and_then(|d| d.msix.as_ref())
+                {
                     msix.set_masked(entry, masked);
                 }
             }
@@ -99,7 +101,9 @@ pub struct IrqTable {
 
 impl Default for IrqTable {
     fn default() -> Self {
-        Self { slots: [None; SLOTS] }
+        Self {
+            slots: [None; SLOTS],
+        }
     }
 }
 
@@ -109,7 +113,11 @@ impl IrqTable {
         let gsi = pirq.get();
         if let Some(slot) = self.slots.get_mut(pirq.slot()) {
             ioapic_set(gsi, pirq.vector(), false, false, true);
-            *slot = Some(Irq { owner, source: Source::Isa { gsi }, is_bound: false });
+            *slot = Some(Irq {
+                owner,
+                source: Source::Isa { gsi },
+                is_bound: false,
+            });
         }
     }
 
@@ -124,10 +132,16 @@ impl IrqTable {
         let none = DeviceError::NoInterrupt { sbdf };
         let device = devices.iter().find(|d| d.sbdf == sbdf).ok_or(none)?;
         let source = if entry == INTX {
-            Source::Pin { gsi: intx::gsi(device).ok_or(none)?, sbdf }
+            Source::Pin {
+                gsi: intx::gsi(device).ok_or(none)?,
+                sbdf,
+            }
         } else {
             let entries = device.msix.as_ref().map_or(0, |msix| msix.entries());
-            let entry = u16::try_from(entry).ok().filter(|&entry| entry < entries).ok_or(none)?;
+            let entry = u16::try_from(entry)
+                .ok()
+                .filter(|&entry| entry < entries)
+                .ok_or(none)?;
             Source::Msix { sbdf, entry }
         };
         if let Some(pirq) = self.find(|irq| irq.source == source) {
@@ -138,10 +152,19 @@ impl IrqTable {
         {
             return Err(DeviceError::LineTaken { gsi, owner });
         }
-        let free = self.slots.iter().skip(FIRST_FREE).position(Option::is_none).ok_or(DeviceError::NoRoom)?;
+        let free = self
+            .slots
+            .iter()
+            .skip(FIRST_FREE)
+            .position(Option::is_none)
+            .ok_or(DeviceError::NoRoom)?;
         // Fewer slots than vectors, so it fits.
         let pirq = Pirq((FIRST_FREE + free) as u32);
-        self.slots[pirq.slot()] = Some(Irq { owner: dom, source, is_bound: false });
+        self.slots[pirq.slot()] = Some(Irq {
+            owner: dom,
+            source,
+            is_bound: false,
+        });
         match source {
             Source::Msix { entry, .. } => {
                 let (address, data) = msi_address_data(pirq.vector(), CpuId(0));
@@ -149,26 +172,37 @@ impl IrqTable {
                     msix.program(sbdf, entry, address, data);
                 }
             }
-            Source::Pin { gsi, .. } | Source::Isa { gsi } => ioapic_set(gsi, pirq.vector(), true, true, true),
+            Source::Pin { gsi, .. } | Source::Isa { gsi } => {
+                ioapic_set(gsi, pirq.vector(), true, true, true)
+            }
         }
         Ok(pirq)
     }
 
     fn find(&self, matches: impl Fn(&Irq) -> bool) -> Option<Pirq> {
-        let slot = self.slots.iter().position(|slot| slot.as_ref().is_some_and(&matches))?;
+        let slot = self
+            .slots
+            .iter()
+            .position(|slot| slot.as_ref().is_some_and(&matches))?;
         Some(Pirq(slot as u32))
     }
 
     fn owner_of_line(&self, wanted: u32) -> Option<DomId> {
-        self.slots.iter().flatten().find_map(|irq| match irq.source {
-            Source::Isa { gsi } | Source::Pin { gsi, .. } => (gsi == wanted).then_some(irq.owner),
-            Source::Msix { .. } => None,
-        })
+        self.slots
+            .iter()
+            .flatten()
+            .find_map(|irq| match irq.source {
+                Source::Isa { gsi } | Source::Pin { gsi, .. } => {
+                    (gsi == wanted).then_some(irq.owner)
+                }
+                Source::Msix { .. } => None,
+            })
     }
 
     fn owned(&mut self, dom: DomId, pirq: u32) -> Result<&mut Irq, DeviceError> {
         let slot = self.slots.get_mut(pirq as usize).and_then(Option::as_mut);
-        slot.filter(|irq| irq.owner == dom).ok_or(DeviceError::NotYourPirq { pirq })
+        slot.filter(|irq| irq.owner == dom)
+            .ok_or(DeviceError::NotYourPirq { pirq })
     }
 
     /// Notes that a port is bound to a pirq of `dom`, or no longer, and unmasks or masks it.
@@ -201,7 +235,10 @@ impl IrqTable {
     /// Takes back the interrupts of `dom` that `which` picks.
     pub fn release(&mut self, dom: DomId, devices: &[PciDevice], which: impl Fn(&Source) -> bool) {
         for slot in &mut self.slots {
-            if let Some(irq) = slot.as_ref().filter(|irq| irq.owner == dom && which(&irq.source)) {
+            if let Some(irq) = slot
+                .as_ref()
+                .filter(|irq| irq.owner == dom && which(&irq.source))
+            {
                 irq.source.set_masked(true, devices);
                 *slot = None;
             }

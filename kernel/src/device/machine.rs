@@ -4,10 +4,10 @@
 
 use bulkhead_abi::Maddr;
 
-#[cfg(test)]
-pub use fake::{ioapic_mask, ioapic_set, map_device, msi_address_data, pci_read, pci_write};
 #[cfg(not(test))]
 pub use crate::arch::{ioapic_mask, ioapic_set, map_device, msi_address_data, pci_read, pci_write};
+#[cfg(test)]
+pub use fake::{ioapic_mask, ioapic_set, map_device, msi_address_data, pci_read, pci_write};
 
 /// Device registers in the core's uncached window.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +25,9 @@ impl Registers {
     /// a BAR that no RAM overlaps. `None` when the window is full.
     pub fn map(maddr: Maddr, bytes: usize) -> Option<Self> {
         let base = map_device(maddr, bytes)?;
-        base.cast::<u32>().is_aligned().then_some(Self { base, bytes })
+        base.cast::<u32>()
+            .is_aligned()
+            .then_some(Self { base, bytes })
     }
 
     fn at(&self, offset: usize, width: usize) -> Option<*mut u8> {
@@ -44,7 +46,8 @@ impl Registers {
     /// Reads a register; all ones outside the range, as the bus would answer.
     pub fn read_u32(&self, offset: usize) -> u32 {
         // SAFETY: as in `write_u32`.
-        self.at(offset, 4).map_or(u32::MAX, |at| unsafe { at.cast::<u32>().read_volatile() })
+        self.at(offset, 4)
+            .map_or(u32::MAX, |at| unsafe { at.cast::<u32>().read_volatile() })
     }
 
     /// Writes a byte-wide register; does nothing outside the range.
@@ -58,7 +61,8 @@ impl Registers {
     /// Reads a byte-wide register; all ones outside the range.
     pub fn read_u8(&self, offset: usize) -> u8 {
         // SAFETY: as in `write_u8`.
-        self.at(offset, 1).map_or(u8::MAX, |at| unsafe { at.read_volatile() })
+        self.at(offset, 1)
+            .map_or(u8::MAX, |at| unsafe { at.read_volatile() })
     }
 }
 
@@ -78,7 +82,10 @@ pub mod fake {
 
     impl Default for Function {
         fn default() -> Self {
-            Self { bytes: [0; 256], writable: [0; 256] }
+            Self {
+                bytes: [0; 256],
+                writable: [0; 256],
+            }
         }
     }
 
@@ -122,15 +129,21 @@ pub mod fake {
 
     pub fn pci_read(sbdf: u32, offset: u16, width: u8) -> u32 {
         with(|bus| {
-            let Some(function) = bus.functions.get(&sbdf) else { return u32::MAX };
-            (0..u16::from(width)).rev().fold(0, |v, n| v << 8 | u32::from(function.bytes[usize::from(offset + n)]))
+            let Some(function) = bus.functions.get(&sbdf) else {
+                return u32::MAX;
+            };
+            (0..u16::from(width)).rev().fold(0, |v, n| {
+                v << 8 | u32::from(function.bytes[usize::from(offset + n)])
+            })
         })
     }
 
     pub fn pci_write(sbdf: u32, offset: u16, width: u8, value: u32) {
         with(|bus| {
             bus.writes.push((sbdf, offset, width, value));
-            let Some(function) = bus.functions.get_mut(&sbdf) else { return };
+            let Some(function) = bus.functions.get_mut(&sbdf) else {
+                return;
+            };
             for n in 0..u16::from(width) {
                 let at = usize::from(offset + n);
                 let mask = function.writable[at];
@@ -150,7 +163,16 @@ pub mod fake {
     }
 
     pub fn ioapic_set(gsi: u32, vector: u8, level: bool, _low_active: bool, masked: bool) {
-        with(|bus| bus.lines.insert(gsi, Line { vector, level, masked }));
+        with(|bus| {
+            bus.lines.insert(
+                gsi,
+                Line {
+                    vector,
+                    level,
+                    masked,
+                },
+            )
+        });
     }
 
     pub fn ioapic_mask(gsi: u32, masked: bool) {

@@ -87,7 +87,9 @@ pub struct IoRange {
 
 impl IoRange {
     fn contains(&self, mfn: Mfn) -> bool {
-        mfn.get().checked_sub(self.first.get()).is_some_and(|n| n < self.frames)
+        mfn.get()
+            .checked_sub(self.first.get())
+            .is_some_and(|n| n < self.frames)
     }
 }
 
@@ -159,20 +161,34 @@ impl Devices {
 
     /// The device, if `dom` owns it.
     pub fn owned(&self, dom: DomId, sbdf: Sbdf) -> Result<&PciDevice, DeviceError> {
-        self.find(sbdf).filter(|d| d.owner == Some(dom)).ok_or(DeviceError::NotOwned { sbdf })
+        self.find(sbdf)
+            .filter(|d| d.owner == Some(dom))
+            .ok_or(DeviceError::NotOwned { sbdf })
     }
 
     /// The `index`th device of `dom`; for Dom0 the `index`th of all.
     pub fn nth(&self, dom: DomId, index: usize) -> Option<&PciDevice> {
-        self.list.iter().filter(|d| dom == DomId::DOM0 || d.owner == Some(dom)).nth(index)
+        self.list
+            .iter()
+            .filter(|d| dom == DomId::DOM0 || d.owner == Some(dom))
+            .nth(index)
     }
 
     /// Gives a device that nobody owns to `dom`.
     ///
     /// Errors: `NotOwned` for an unknown one, `Taken`, `Bridge`, `NoRoom`; nothing has
     /// changed then.
-    pub fn assign(&mut self, sbdf: Sbdf, dom: DomId, to: &mut DomainDevices) -> Result<(), DeviceError> {
-        let device = self.list.iter_mut().find(|d| d.sbdf == sbdf).ok_or(DeviceError::NotOwned { sbdf })?;
+    pub fn assign(
+        &mut self,
+        sbdf: Sbdf,
+        dom: DomId,
+        to: &mut DomainDevices,
+    ) -> Result<(), DeviceError> {
+        let device = self
+            .list
+            .iter_mut()
+            .find(|d| d.sbdf == sbdf)
+            .ok_or(DeviceError::NotOwned { sbdf })?;
         if let Some(owner) = device.owner {
             return Err(DeviceError::Taken { sbdf, owner });
         }
@@ -188,7 +204,12 @@ impl Devices {
     /// Takes a device back: stopped, its interrupts gone, nobody's. Mappings of its BARs
     /// that the domain still has stay until it drops them: the caller destroys or
     /// resets it, or trusts it that far.
-    pub fn deassign(&mut self, sbdf: Sbdf, dom: DomId, from: &mut DomainDevices) -> Result<(), DeviceError> {
+    pub fn deassign(
+        &mut self,
+        sbdf: Sbdf,
+        dom: DomId,
+        from: &mut DomainDevices,
+    ) -> Result<(), DeviceError> {
         self.owned(dom, sbdf)?;
         self.stop(sbdf);
         from.forbid(sbdf);
@@ -216,10 +237,13 @@ impl Devices {
 
     /// Stops one device and frees its interrupts.
     pub fn stop(&mut self, sbdf: Sbdf) {
-        let Some(device) = self.list.iter().find(|d| d.sbdf == sbdf) else { return };
+        let Some(device) = self.list.iter().find(|d| d.sbdf == sbdf) else {
+            return;
+        };
         reset::stop(device);
         if let Some(owner) = device.owner {
-            self.irqs.release(owner, &self.list, |source| source.is_of(sbdf));
+            self.irqs
+                .release(owner, &self.list, |source| source.is_of(sbdf));
         }
     }
 
