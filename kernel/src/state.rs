@@ -5,6 +5,7 @@
 use crate::{
     device::Devices,
     domain::{DomainTable, VcpuRef, vcpu::Vcpu},
+    hypercall::console::ConsoleState,
     memory::{flush::Flush, frame::FrameTable},
     sched::Scheduler,
     trace::Trace,
@@ -49,6 +50,8 @@ pub struct Core {
     pub sched: Scheduler,
     pub devices: Devices,
     pub trace: Trace,
+    /// Who writes on the debug UART.
+    pub console: ConsoleState,
     pub cpus: [CpuState; MAX_CPUS],
 }
 

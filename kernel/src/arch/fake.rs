@@ -1,8 +1,8 @@
 //! Stand-ins for the machine on the host: time that tests move, and a record of what
 //! was asked. One machine per test thread.
 
-use super::Features;
-use crate::state::CpuId;
+use super::{Features, Segments};
+use crate::{state::CpuId, trap::context::FpuArea};
 use bulkhead_abi::{Maddr, Mfn, Ns};
 use std::{
     cell::{Cell, RefCell},
@@ -147,4 +147,106 @@ pub fn cpuid(_leaf: u32, _subleaf: u32) -> [u32; 4] {
 
 pub fn features() -> Features {
     Features { xcr0: 7, physical_bits: 40, rdtscp: true }
+}
+
+thread_local! {
+    static SEGMENTS: Cell<Segments> = const {
+        Cell::new(Segments { ds: 0, es: 0, fs: 0, gs: 0, fs_base: 0, gs_base: 0, inactive_gs_base: 0 })
+    };
+    static FAULT: Cell<u64> = const { Cell::new(0) };
+    static ROOT: Cell<Option<Mfn>> = const { Cell::new(None) };
+}
+
+fn with_segments(change: impl FnOnce(&mut Segments)) {
+    let mut segments = SEGMENTS.get();
+    change(&mut segments);
+    SEGMENTS.set(segments);
+}
+
+/// Sets what this thread's CR2 is.
+pub fn set_fault_address(address: u64) {
+    FAULT.set(address);
+}
+
+pub fn fault_address() -> u64 {
+    FAULT.get()
+}
+
+pub fn take_debug_status() -> u64 {
+    crate::trap::DR6_RESET
+}
+
+pub fn save_segments() -> Segments {
+    SEGMENTS.get()
+}
+
+pub fn load_segments(segments: &Segments) -> bool {
+    SEGMENTS.set(*segments);
+    true
+}
+
+pub fn swap_gs_bases() {
+    with_segments(|s| core::mem::swap(&mut s.gs_base, &mut s.inactive_gs_base));
+}
+
+pub fn load_user_gs(selector: u16) {
+    with_segments(|s| s.gs = selector);
+}
+
+pub fn read_fs_base() -> u64 {
+    SEGMENTS.get().fs_base
+}
+
+pub fn read_gs_base() -> u64 {
+    SEGMENTS.get().gs_base
+}
+
+pub fn read_inactive_gs_base() -> u64 {
+    SEGMENTS.get().inactive_gs_base
+}
+
+pub fn write_fs_base(base: u64) {
+    with_segments(|s| s.fs_base = base);
+}
+
+pub fn write_gs_base(base: u64) {
+    with_segments(|s| s.gs_base = base);
+}
+
+pub fn write_inactive_gs_base(base: u64) {
+    with_segments(|s| s.inactive_gs_base = base);
+}
+
+pub fn write_tsc_aux(_value: u32) {}
+pub fn write_xcr0(_value: u64) {}
+pub fn save_fpu(_area: &mut FpuArea) {}
+pub fn load_fpu(_area: &FpuArea, _xcr0: u64) {}
+pub fn load_debug(_registers: &[u64; 8]) {}
+pub fn set_task_switched(_set: bool) {}
+pub fn set_serial_access(_allowed: bool) {}
+pub fn load_tables(_cpu: CpuId, _gdt: &[Option<Mfn>], _ldt: &[Option<Mfn>], _ldt_entries: u32) {}
+pub fn flush_page(_va: u64) {}
+pub fn flush_all() {}
+pub fn load_idle_root() {}
+
+/// The root that was loaded last on this thread.
+pub fn loaded_root() -> Option<Mfn> {
+    ROOT.get()
+}
+
+pub fn load_root(root: Mfn) -> bool {
+    ROOT.replace(Some(root)) != Some(root)
+}
+
+pub fn ldt_window_page(_address: u64) -> Option<usize> {
+    None
+}
+
+pub fn stack_top(_cpu: CpuId) -> u64 {
+    0
+}
+
+/// A test that waits would wait for ever.
+pub fn wait_for_interrupt() -> u8 {
+    panic!("nothing can run and no interrupt will come")
 }

@@ -12,21 +12,24 @@ pub mod machine;
 pub use machine::{
     apic::{eoi, ioapic_mask, ioapic_set, msi_address_data, set_deadline},
     clock::{now, ns_at, time_scale, tsc, tsc_khz, wallclock_ns_at_boot},
-    cpu::{cpuid, features},
+    cpu::{cpuid, features, wait_for_interrupt},
     exit_machine,
-    paging::{leave_root, map_device},
+    guest::{
+        fault_address, load_debug, load_fpu, load_segments, load_user_gs, read_fs_base, read_gs_base,
+        read_inactive_gs_base, save_fpu, save_segments, set_serial_access, set_task_switched, stack_top,
+        swap_gs_bases, take_debug_status, write_fs_base, write_gs_base, write_inactive_gs_base, write_tsc_aux,
+        write_xcr0,
+    },
+    paging::{flush_all, flush_page, leave_root, load_idle_root, load_root, map_device},
     pci::{pci_read, pci_write},
     serial::console_write,
+    tables::{ldt_window_page, load_tables},
 };
 
 #[cfg(not(target_os = "none"))]
 pub mod fake;
 #[cfg(not(target_os = "none"))]
-pub use fake::{
-    console_write, cpuid, eoi, exit_machine, features, ioapic_mask, ioapic_set, leave_root, map_device,
-    msi_address_data, now, ns_at, pci_read, pci_write, set_deadline, time_scale, tsc, tsc_khz,
-    wallclock_ns_at_boot,
-};
+pub use fake::*;
 
 mod window;
 pub use window::DeviceWindow;
@@ -49,6 +52,21 @@ pub struct Features {
     pub physical_bits: u32,
     /// RDTSCP and TSC_AUX exist.
     pub rdtscp: bool,
+}
+
+/// Data segment registers and bases, as the processor has them while the core runs: the core
+/// uses none of them, so they stay the guest's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Segments {
+    pub ds: u16,
+    pub es: u16,
+    pub fs: u16,
+    pub gs: u16,
+    pub fs_base: u64,
+    /// GS base of the mode the vCPU is in.
+    pub gs_base: u64,
+    /// GS base that SWAPGS would bring.
+    pub inactive_gs_base: u64,
 }
 
 /// Nanoseconds of `cycles`, by the arithmetic that guests use on their

@@ -9,10 +9,16 @@
 pub mod console;
 pub mod control;
 pub mod device;
+pub mod event;
+pub mod grant;
+pub mod memory;
 pub mod misc;
+pub mod mmu;
 pub mod multicall;
 pub mod page;
+pub mod sched;
 pub mod traps;
+pub mod vcpu;
 pub mod version;
 
 use crate::{Core, state::Caller};

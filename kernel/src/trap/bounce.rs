@@ -5,15 +5,17 @@ use super::{
     context::{Callback, Mode, in_hole, is_guest_address, sanitize_rflags},
     exception,
 };
-use crate::{Core, arch, domain::vcpu::Vcpu, state::Caller};
+use crate::{Core, arch, domain::vcpu::Vcpu, event, state::Caller};
 use bulkhead_abi::{
     GuestVa, Maddr,
+    shared_info::VcpuInfo,
     trap::{
         FLAT_RING3_CS64, FLAT_RING3_SS64, IretContext, TI_MASK_EVENTS, TrapInfo, VGCF_IN_SYSCALL,
         VMASST_ARCHITECTURAL_IOPL,
     },
     vcpu::UserRegs,
 };
+use core::mem::offset_of;
 
 const RFLAGS_IF: u64 = 1 << 9;
 const RFLAGS_IOPL: u64 = 3 << 12;
@@ -22,9 +24,6 @@ const RFLAGS_CLEARED: u64 = 1 << 8 | 1 << 14 | 1 << 16 | 1 << 17 | 1 << 18;
 /// Most words of a frame: the failsafe callback's.
 const MAX_WORDS: usize = 11;
 
-/// Offsets in `vcpu_info` ([`bulkhead_abi::shared_info::VcpuInfo`]).
-const INFO_MASK: u64 = 1;
-const INFO_CR2: u64 = 16;
 
 /// One way into the guest's kernel.
 #[derive(Clone, Copy, Debug)]
@@ -61,8 +60,9 @@ impl Entry {
     }
 }
 
-fn info_byte(vcpu: &Vcpu, offset: u64) -> Maddr {
-    Maddr::new(vcpu.info.get() + offset)
+/// Where in its `vcpu_info` a vCPU finds the address of a page fault.
+fn fault_slot(vcpu: &Vcpu) -> Maddr {
+    Maddr::new(vcpu.info.get() + offset_of!(VcpuInfo, cr2) as u64)
 }
 
 /// Enters the guest's kernel: pushes the frame and turns the registers to the handler. A guest
@@ -78,11 +78,9 @@ fn try_enter(core: &mut Core, caller: Caller, entry: Entry) -> Result<(), &'stat
     if entry.address == 0 {
         return Err("no handler registered");
     }
-    let mem = core.frames.mem();
     let iopl_assist = has_iopl_assist(core, caller);
     let vcpu = core.vcpu(caller).ok_or("no such vcpu")?;
-    let mask_at = info_byte(vcpu, INFO_MASK);
-    let masked = mem.read_u8(mask_at) & 1;
+    let masked = u8::from(event::is_upcall_masked(core, vcpu));
     let (words, count) = frame(vcpu, entry, masked, iopl_assist);
 
     let from_user = vcpu.guest.mode == Mode::User;
@@ -100,7 +98,7 @@ fn try_enter(core: &mut Core, caller: Caller, entry: Entry) -> Result<(), &'stat
         .write_bytes(GuestVa::new(base), &bytes[..8 * count])
         .map_err(|_| "its kernel stack can not be written")?;
     if entry.mask_events {
-        mem.write_u8(mask_at, 1);
+        event::set_upcall_mask(core, vcpu, true);
     }
     let vcpu = core.vcpu_mut(caller).ok_or("no such vcpu")?;
     set_mode(vcpu, Mode::Kernel);
@@ -168,10 +166,9 @@ pub fn leave_kernel(core: &mut Core, caller: Caller) {
 }
 
 fn try_leave(core: &mut Core, caller: Caller) -> Result<(), &'static str> {
-    let mem = core.frames.mem();
     let iopl_assist = has_iopl_assist(core, caller);
     let vcpu = core.vcpu(caller).ok_or("no such vcpu")?;
-    let (at, mask_at, has_user_root) = (vcpu.regs().rsp, info_byte(vcpu, INFO_MASK), vcpu.roots.user.is_some());
+    let (at, has_user_root) = (vcpu.regs().rsp, vcpu.roots.user.is_some());
     let frame: IretContext =
         core.guest(caller).read(GuestVa::new(at)).map_err(|_| "its iret frame can not be read")?;
 
@@ -186,7 +183,8 @@ fn try_leave(core: &mut Core, caller: Caller) -> Result<(), &'static str> {
         vcpu.guest.iopl = (frame.rflags >> 12 & 3) as u8;
     }
     load_frame(vcpu.regs_mut(), &frame);
-    mem.write_u8(mask_at, u8::from(frame.rflags & RFLAGS_IF == 0));
+    let vcpu = core.vcpu(caller).ok_or("no such vcpu")?;
+    event::set_upcall_mask(core, vcpu, frame.rflags & RFLAGS_IF == 0);
     Ok(())
 }
 
@@ -205,11 +203,11 @@ fn load_frame(regs: &mut UserRegs, frame: &IretContext) {
 /// Stores the address of a page fault where the guest's kernel looks for it.
 pub fn store_fault_address(core: &Core, caller: Caller, address: u64) {
     if let Some(vcpu) = core.vcpu(caller) {
-        core.frames.mem().write_u64(info_byte(vcpu, INFO_CR2), address);
+        core.frames.mem().write_u64(fault_slot(vcpu), address);
     }
 }
 
 /// The address that [`store_fault_address`] stored, or what the guest made of it.
 pub fn fault_address(core: &Core, caller: Caller) -> u64 {
-    core.vcpu(caller).map_or(0, |vcpu| core.frames.mem().read_u64(info_byte(vcpu, INFO_CR2)))
+    core.vcpu(caller).map_or(0, |vcpu| core.frames.mem().read_u64(fault_slot(vcpu)))
 }

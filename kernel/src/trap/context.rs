@@ -222,7 +222,7 @@ impl DebugValues for VcpuGuestContext {
 /// selector has RPL 3, RFLAGS are a guest's, and `initialised` is set.
 /// Errors: `ENOENT` no such vCPU; `EEXIST` it has a context; `EINVAL` an address that is
 /// not canonical or lies in the hole, a root or descriptor frame that is not the
-/// domain's or not of that type; `ERESTART` the root's validation wants another
+/// domain's or not of that type; `EAGAIN` the root's validation wants another
 /// step: call again. On error nothing has changed.
 pub fn set_context(core: &mut Core, dom: DomId, id: VcpuId, context: &VcpuGuestContext) -> Result<(), Errno> {
     let vcpu = core.domains.get(dom).and_then(|d| d.vcpu(id)).ok_or(Errno::ENOENT)?;
@@ -236,15 +236,15 @@ pub fn set_context(core: &mut Core, dom: DomId, id: VcpuId, context: &VcpuGuestC
     if let Some(user) = user
         && let Err(refused) = update::get_root(core, dom, user)
     {
-        update::put_root(core, dom, kernel);
-        return Err(refused.into());
+        update::put_root(&mut core.frames, kernel);
+        return Err(refused);
     }
     let gdt = match descriptor::get_gdt(core, dom, &context.gdt_frames[..GDT_PAGES], context.gdt_ents) {
         Ok(gdt) => gdt,
         Err(refused) => {
-            update::put_root(core, dom, kernel);
+            update::put_root(&mut core.frames, kernel);
             if let Some(user) = user {
-                update::put_root(core, dom, user);
+                update::put_root(&mut core.frames, user);
             }
             return Err(refused);
         }

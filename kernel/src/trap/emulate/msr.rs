@@ -1,8 +1,8 @@
 //! Model-specific registers as a guest sees them. Nothing is ever forwarded to the
 //! hardware but segment bases and TSC_AUX. ABI notes 6.2.
 
-use crate::{Core, arch, memory::phys::PhysMem, state::Caller};
-use bulkhead_abi::{GuestVa, Maddr, Mfn};
+use crate::{Core, arch, hypercall::page, state::Caller};
+use bulkhead_abi::{GuestVa, Maddr};
 
 const TSC: u32 = 0x10;
 const PAT: u32 = 0x277;
@@ -73,27 +73,7 @@ fn fill_for_guest(core: &mut Core, caller: Caller, value: u64) -> Result<(), Ref
     }
     let mfn = Maddr::new(value).mfn();
     core.frames.get_writable(mfn, caller.dom).map_err(|_| Refused)?;
-    fill_hypercall_page(core.frames.mem(), mfn);
+    page::fill(core.frames.mem(), mfn);
     core.frames.put_writable(mfn);
     Ok(())
-}
-
-/// Number of `iret`, whose stub does not return.
-const IRET: u32 = 23;
-/// Stubs in a page, of 32 bytes each.
-const STUBS: u32 = 128;
-
-/// Fills a page with hypercall stubs (ABI notes 3.2): `push rcx; push r11; mov eax, n; syscall;
-/// pop r11; pop rcx; ret`. That of `iret` pushes RCX, R11 and RAX, which its frame begins with.
-pub fn fill_hypercall_page(mem: PhysMem, mfn: Mfn) {
-    for n in 0..STUBS {
-        let mut stub = [0xcc; 32];
-        let [a, b, c, d] = n.to_le_bytes();
-        if n == IRET {
-            stub[..11].copy_from_slice(&[0x51, 0x41, 0x53, 0x50, 0xb8, a, b, c, d, 0x0f, 0x05]);
-        } else {
-            stub[..14].copy_from_slice(&[0x51, 0x41, 0x53, 0xb8, a, b, c, d, 0x0f, 0x05, 0x41, 0x5b, 0x59, 0xc3]);
-        }
-        mem.write_bytes(Maddr::new(mfn.maddr().get() + u64::from(n) * 32), &stub);
-    }
 }

@@ -1,0 +1,6 @@
+//! Awaits its room.
+use super::Outcome;
+use crate::{Core, state::Caller};
+use bulkhead_abi::Errno;
+pub fn sched_op(_core: &mut Core, _caller: Caller, _args: [u64; 6]) -> Outcome { Errno::ENOSYS.into() }
+pub fn set_timer_op(_core: &mut Core, _caller: Caller, _args: [u64; 6]) -> Outcome { Errno::ENOSYS.into() }
