@@ -315,10 +315,6 @@ impl Scheduler {
         self.slots.get(id)
     }
 
-    pub(super) fn slot_mut(&mut self, id: SlotId) -> Option<&mut Slot> {
-        self.slots.get_mut(id)
-    }
-
     /// State, times, virtual time and dispatches, up to `now`; domid and vCPU are left 0.
     pub fn times(&mut self, id: SlotId, now: Ns) -> Option<VcpuTimes> {
         let cpu = self.slots.get(id)?.cpu;
