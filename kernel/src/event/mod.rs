@@ -27,8 +27,8 @@ use bulkhead_abi::{
 };
 use core::mem::offset_of;
 pub use bind::{
-    alloc_unbound, bind_interdomain, bind_ipi, bind_pirq, bind_vcpu, bind_virq, close, close_all,
-    send, status, unmask,
+    alloc_unbound, bind_interdomain, bind_ipi, bind_pirq, bind_vcpu, bind_virq, close, close_all, close_some,
+    named, send, status, unmask,
 };
 pub use table::{Binding, EventTable};
 

@@ -307,7 +307,7 @@ fn clear_grant_entry(frames: &mut FrameTable, pte: Maddr, frame: Mfn) {
 }
 
 /// A frame of the mapper's that is a live L1 table. A grant entry goes nowhere else.
-fn is_live_l1_of(frames: &FrameTable, table: Mfn, mapper: DomId) -> bool {
+pub fn is_live_l1_of(frames: &FrameTable, table: Mfn, mapper: DomId) -> bool {
     frames.owner(table) == super::frame::Owner::Domain(mapper)
         && frames.live_level(table) == Some(Level::L1)
 }

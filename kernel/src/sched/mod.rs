@@ -25,6 +25,7 @@ use crate::{
 use bulkhead_abi::{
     DomId, Errno, GuestVa, Ns, Port, VcpuId,
     control::{SchedParams, VcpuTimes},
+    vcpu::RunstateInfo,
 };
 use bvt::Params;
 pub use runq::{Decision, Scheduler};
@@ -212,6 +213,12 @@ pub fn set_periodic(core: &mut Core, dom: DomId, vcpu: VcpuId, period: Option<Ns
 pub fn stop_timers(core: &mut Core, dom: DomId, vcpu: VcpuId) {
     set_singleshot(core, dom, vcpu, None);
     set_periodic(core, dom, vcpu, None);
+}
+
+/// The run state as the guest sees it.
+pub fn runstate_info(core: &mut Core, who: VcpuRef) -> Option<RunstateInfo> {
+    let id = slot_of(core, who)?;
+    core.sched.slot(id).map(|slot| slot.times.info())
 }
 
 /// `SET_SCHED`: one vCPU, or all of a domain for `u32::MAX`.

@@ -28,15 +28,15 @@ pub struct Trace {
     pub entries: u64,
     /// vCPU switches.
     pub switches: u64,
-    /// Longest stay in ring 0 between a guest and a guest.
-    pub longest_stay: Ns,
+    /// Longest stay in ring 0 between a guest and a guest, ns.
+    pub longest_stay_ns: u64,
     events: [Option<(Ns, Event)>; KEPT],
     next: usize,
 }
 
 impl Trace {
     pub const fn new() -> Self {
-        Self { entries: 0, switches: 0, longest_stay: Ns::new(0), events: [None; KEPT], next: 0 }
+        Self { entries: 0, switches: 0, longest_stay_ns: 0, events: [None; KEPT], next: 0 }
     }
 
     /// Records an event; the oldest one goes.
@@ -49,7 +49,7 @@ impl Trace {
 
     /// Notes how long the core kept a guest waiting.
     pub fn stayed(&mut self, span: Ns) {
-        self.longest_stay = self.longest_stay.max(span);
+        self.longest_stay_ns = self.longest_stay_ns.max(span.get());
     }
 
     /// The last events, oldest first.

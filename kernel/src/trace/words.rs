@@ -48,7 +48,7 @@ pub fn guest_registers(caller: Caller, vcpu: &Vcpu, why: &str) {
 
 /// Prints the last events.
 pub fn events(out: &mut impl Write, trace: &Trace) -> fmt::Result {
-    writeln!(out, "last events, {} entries, longest stay {}:", trace.entries, trace.longest_stay)?;
+    writeln!(out, "last events, {} entries, longest stay {} ns:", trace.entries, trace.longest_stay_ns)?;
     trace.last().try_for_each(|(at, event)| writeln!(out, "  {:>12} {event:?}", at.get()))
 }
 

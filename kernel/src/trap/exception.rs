@@ -37,11 +37,14 @@ pub fn crash(core: &mut Core, caller: Caller, why: &str) {
 
 /// Handles exception `number` of the current vCPU.
 pub fn handle(core: &mut Core, caller: Caller, number: u8, error: u32) {
-    let Some(vcpu) = core.vcpu_mut(caller) else { return };
     match number {
         vector::PAGE => return page_fault(core, caller, error, arch::fault_address()),
         vector::PROTECTION => return protection(core, caller, error),
         vector::INVALID_OPCODE if emulate::forced(core, caller) => return stepped(core, caller),
+        _ => {}
+    }
+    let Some(vcpu) = core.vcpu_mut(caller) else { return };
+    match number {
         vector::NO_DEVICE => vcpu.guest.task_switched = false,
         vector::DEBUG => vcpu.guest.debug[6] = arch::take_debug_status(),
         _ => {}
