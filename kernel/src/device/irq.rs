@@ -5,10 +5,10 @@
 
 use super::{
     DeviceError, config, intx,
-    machine::{ioapic_mask, ioapic_set, msi_address_data},
+    machine::{ioapic_mask, ioapic_set},
     pci::{PciDevice, Sbdf},
 };
-use crate::{Core, event, sched::Wake, state::CpuId};
+use crate::{Core, arch::msi_address_data, event, sched::Wake, state::CpuId};
 use bulkhead_abi::{DomId, device::INTX};
 
 /// First of the vectors that interrupts of devices use.

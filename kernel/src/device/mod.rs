@@ -21,7 +21,6 @@
 pub mod config;
 pub mod intx;
 pub mod irq;
-#[allow(unsafe_code, reason = "register access behind checked offsets")]
 pub mod machine;
 pub mod msix;
 pub mod pci;
