@@ -101,13 +101,17 @@ pub struct IrqTable {
 
 impl Default for IrqTable {
     fn default() -> Self {
-        Self {
-            slots: [None; SLOTS],
-        }
+        Self::new()
     }
 }
 
 impl IrqTable {
+    pub const fn new() -> Self {
+        Self {
+            slots: [None; SLOTS],
+        }
+    }
+
     /// Gives an ISA line to a domain under its own number, masked.
     pub fn assign_isa(&mut self, owner: DomId, pirq: Pirq) {
         let gsi = pirq.get();

@@ -321,34 +321,35 @@ fn the_payload_becomes_dom0s_and_the_rest_of_the_archive_is_free() {
 
 #[test]
 fn a_broken_archive_is_refused_by_the_name_of_what_is_broken() {
-    let cases: [(&dyn Fn(&mut Header), BootError); 11] = [
-        (&|h| h.magic += 1, BootError::NotAnArchive),
-        (&|h| h.version += 1, BootError::NotAnArchive),
-        (&|h| h.total_bytes = 8 * PAGE + 1, BootError::NotAnArchive),
-        (&|h| h.nr_segments = 9, BootError::BadRange("segments")),
+    type Change = fn(&mut Header);
+    let cases: [(Change, BootError); 11] = [
+        (|h| h.magic += 1, BootError::NotAnArchive),
+        (|h| h.version += 1, BootError::NotAnArchive),
+        (|h| h.total_bytes = 8 * PAGE + 1, BootError::NotAnArchive),
+        (|h| h.nr_segments = 9, BootError::BadRange("segments")),
         (
-            &|h| h.segments[0].offset = 8 * PAGE,
+            |h| h.segments[0].offset = 8 * PAGE,
             BootError::BadRange("segments"),
         ),
         (
-            &|h| h.segments[0].mem_bytes = 5999,
+            |h| h.segments[0].mem_bytes = 5999,
             BootError::BadRange("segments"),
         ),
         (
-            &|h| h.segments[0].paddr = u64::MAX,
+            |h| h.segments[0].paddr = u64::MAX,
             BootError::BadRange("segments"),
         ),
-        (&|h| h.payload_offset += 1, BootError::BadRange("payload")),
+        (|h| h.payload_offset += 1, BootError::BadRange("payload")),
         (
-            &|h| h.payload_bytes = u64::MAX,
+            |h| h.payload_bytes = u64::MAX,
             BootError::BadRange("payload"),
         ),
         (
-            &|h| h.symbols_offset = 6 * PAGE,
+            |h| h.symbols_offset = 6 * PAGE,
             BootError::BadRange("payload and symbols overlap"),
         ),
         (
-            &|h| h.dom0_virt_base = 0xffff_8000_0000_0000,
+            |h| h.dom0_virt_base = 0xffff_8000_0000_0000,
             BootError::BadAddress(0xffff_8000_0000_0000),
         ),
     ];
