@@ -21,7 +21,7 @@ use crate::{
 };
 use bulkhead_abi::{DomId, Errno, VcpuId};
 
-/// Ports closed in one stay in ring 0.
+/// Ports or grants handled in one stay in ring 0.
 const BUDGET: u32 = 512;
 
 /// What comes at the end.
@@ -100,7 +100,7 @@ fn run(core: &mut Core, dom: DomId, wanted: Ending) -> Result<Progress, Errno> {
             }
             Phase::Ports => done(event::close_all(core, dom, &mut { BUDGET }), Phase::Maps),
             Phase::Maps => done(
-                grant::release_maps(core, dom, &mut Budget::default()),
+                grant::release_maps(core, dom, &mut { BUDGET }),
                 Phase::Memory,
             ),
             Phase::Memory => done(

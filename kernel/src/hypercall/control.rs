@@ -194,7 +194,7 @@ fn machine_info(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errn
         system_time_ns: arch::now().get(),
         cpus: 1,
         nr_devices: core.devices.len() as u32,
-        longest_stay_ns: counters.longest_stay.get(),
+        longest_stay_ns: counters.longest_stay_ns,
         entries: counters.entries,
         switches: counters.switches,
         max_mfn: core.frames.max_mfn(),
