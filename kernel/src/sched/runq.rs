@@ -208,9 +208,8 @@ impl Scheduler {
         let ticket = self.next_ticket();
         let (queue, slots) = self.queue(cpu)?;
         let is_queued = queue.effective.contains(slots, id);
-        if is_queued {
-            queue.account(slots, now);
-        }
+        // First the running vCPU's time, which scheduler virtual time may follow.
+        queue.account(slots, now);
         let slot = slots.get_mut(id)?;
         match (is_queued, slot.is_runnable()) {
             (false, true) => {
