@@ -2,3 +2,4 @@
 //! instructions emulated, hypercalls decoded into a `Call`.
 
 pub mod context;
+pub mod descriptor;
