@@ -1,6 +1,9 @@
 //! Hypercalls, one file per family: decode, check, commit. The only place where an
 //! error becomes an errno.
 
+pub mod memory;
+pub mod mmu;
+
 use bulkhead_abi::Errno;
 
 /// How a hypercall ends.
