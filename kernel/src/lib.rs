@@ -16,6 +16,8 @@ pub mod arch;
 pub mod device;
 pub mod domain;
 pub mod event;
+#[cfg(test)]
+pub mod fixture;
 pub mod hypercall;
 pub mod memory;
 pub mod sched;

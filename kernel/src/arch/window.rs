@@ -42,4 +42,25 @@ impl DeviceWindow {
             unsafe { at.write_volatile(value) }
         }
     }
+
+    fn byte(&self, offset: usize) -> Option<*mut u8> {
+        (offset < self.bytes).then(|| self.base.wrapping_add(offset))
+    }
+
+    /// Reads a byte-wide register; all ones outside the window.
+    pub fn read_u8(&self, offset: usize) -> u8 {
+        match self.byte(offset) {
+            // SAFETY: `byte` checked the bounds; the mapping stays for ever.
+            Some(at) => unsafe { at.read_volatile() },
+            None => u8::MAX,
+        }
+    }
+
+    /// Writes a byte-wide register; outside the window it goes nowhere.
+    pub fn write_u8(&self, offset: usize, value: u8) {
+        if let Some(at) = self.byte(offset) {
+            // SAFETY: as in `read_u8`.
+            unsafe { at.write_volatile(value) }
+        }
+    }
 }

@@ -5,10 +5,10 @@
 
 use super::{
     DeviceError, config, intx,
-    machine::{ioapic_mask, ioapic_set, msi_address_data},
+    machine::{ioapic_mask, ioapic_set},
     pci::{PciDevice, Sbdf},
 };
-use crate::{Core, event, sched::Wake, state::CpuId};
+use crate::{Core, arch::msi_address_data, event, sched::Wake, state::CpuId};
 use bulkhead_abi::{DomId, device::INTX};
 
 /// First of the vectors that interrupts of devices use.
@@ -101,13 +101,17 @@ pub struct IrqTable {
 
 impl Default for IrqTable {
     fn default() -> Self {
-        Self {
-            slots: [None; SLOTS],
-        }
+        Self::new()
     }
 }
 
 impl IrqTable {
+    pub const fn new() -> Self {
+        Self {
+            slots: [None; SLOTS],
+        }
+    }
+
     /// Gives an ISA line to a domain under its own number, masked.
     pub fn assign_isa(&mut self, owner: DomId, pirq: Pirq) {
         let gsi = pirq.get();

@@ -1,76 +1,16 @@
-//! The few things this room needs of the machine, under one roof: configuration space,
-//! device registers, the I/O interrupt controller. On the machine they are `arch`; in
+//! The two things this room needs of the machine beside device registers, under one
+//! roof: configuration space and the I/O interrupt controller. On the machine they are `arch`; in
 //! tests a small pretend bus (`fake`) that they fill and look at.
-
-use bulkhead_abi::Maddr;
+#![deny(unsafe_code)]
 
 #[cfg(not(test))]
-pub use crate::arch::{ioapic_mask, ioapic_set, map_device, msi_address_data, pci_read, pci_write};
+pub use crate::arch::{ioapic_mask, ioapic_set, pci_read, pci_write};
 #[cfg(test)]
-pub use fake::{ioapic_mask, ioapic_set, map_device, msi_address_data, pci_read, pci_write};
-
-/// Device registers in the core's uncached window.
-#[derive(Clone, Copy, Debug)]
-pub struct Registers {
-    base: *mut u8,
-    bytes: usize,
-}
-
-// SAFETY: the window is mapped for as long as the core runs, in every address space,
-// and all access is volatile by naturally aligned words.
-unsafe impl Send for Registers {}
-
-impl Registers {
-    /// Maps `bytes` of device memory from `maddr`, which must be 4-byte aligned and of
-    /// a BAR that no RAM overlaps. `None` when the window is full.
-    pub fn map(maddr: Maddr, bytes: usize) -> Option<Self> {
-        let base = map_device(maddr, bytes)?;
-        base.cast::<u32>()
-            .is_aligned()
-            .then_some(Self { base, bytes })
-    }
-
-    fn at(&self, offset: usize, width: usize) -> Option<*mut u8> {
-        let end = offset.checked_add(width)?;
-        (end <= self.bytes && offset.is_multiple_of(width)).then(|| self.base.wrapping_add(offset))
-    }
-
-    /// Writes a register; does nothing outside the range.
-    pub fn write_u32(&self, offset: usize, value: u32) {
-        if let Some(at) = self.at(offset, 4) {
-            // SAFETY: `at` lies in the range that `map` gave, aligned by the check.
-            unsafe { at.cast::<u32>().write_volatile(value) }
-        }
-    }
-
-    /// Reads a register; all ones outside the range, as the bus would answer.
-    pub fn read_u32(&self, offset: usize) -> u32 {
-        // SAFETY: as in `write_u32`.
-        self.at(offset, 4)
-            .map_or(u32::MAX, |at| unsafe { at.cast::<u32>().read_volatile() })
-    }
-
-    /// Writes a byte-wide register; does nothing outside the range.
-    pub fn write_u8(&self, offset: usize, value: u8) {
-        if let Some(at) = self.at(offset, 1) {
-            // SAFETY: `at` lies in the range that `map` gave.
-            unsafe { at.write_volatile(value) }
-        }
-    }
-
-    /// Reads a byte-wide register; all ones outside the range.
-    pub fn read_u8(&self, offset: usize) -> u8 {
-        // SAFETY: as in `write_u8`.
-        self.at(offset, 1)
-            .map_or(u8::MAX, |at| unsafe { at.read_volatile() })
-    }
-}
+pub use fake::{ioapic_mask, ioapic_set, pci_read, pci_write};
 
 /// A pretend bus: one per thread, so that tests do not meet.
 #[cfg(test)]
 pub mod fake {
-    use crate::state::CpuId;
-    use bulkhead_abi::Maddr;
     use std::{cell::RefCell, collections::BTreeMap};
 
     /// One function: its configuration space, which bits are writable, and what was written.
@@ -113,7 +53,6 @@ pub mod fake {
     pub struct Bus {
         pub functions: BTreeMap<u32, Function>,
         pub lines: BTreeMap<u32, Line>,
-        pub memory: BTreeMap<u64, &'static mut [u32]>,
         /// Configuration writes in order: function, offset, width, value.
         pub writes: Vec<(u32, u16, u8, u32)>,
     }
@@ -152,16 +91,6 @@ pub mod fake {
         })
     }
 
-    pub fn map_device(maddr: Maddr, bytes: usize) -> Option<*mut u8> {
-        with(|bus| {
-            let page = bus
-                .memory
-                .entry(maddr.get())
-                .or_insert_with(|| vec![0; bytes.div_ceil(4)].leak());
-            Some(page.as_mut_ptr().cast())
-        })
-    }
-
     pub fn ioapic_set(gsi: u32, vector: u8, level: bool, _low_active: bool, masked: bool) {
         with(|bus| {
             bus.lines.insert(
@@ -181,10 +110,5 @@ pub mod fake {
                 line.masked = masked;
             }
         })
-    }
-
-    /// Message that raises `vector` on the first CPU (Intel SDM 3A, 11.11).
-    pub fn msi_address_data(vector: u8, _cpu: CpuId) -> (u64, u32) {
-        (0xfee0_0000, u32::from(vector))
     }
 }

@@ -21,14 +21,13 @@
 pub mod config;
 pub mod intx;
 pub mod irq;
-#[allow(unsafe_code, reason = "register access behind checked offsets")]
 pub mod machine;
 pub mod msix;
 pub mod pci;
 pub mod reset;
 
 #[cfg(test)]
-mod tests;
+pub mod tests;
 
 use bulkhead_abi::{DomId, Errno, Mfn};
 use heapless::Vec;
@@ -130,6 +129,13 @@ pub struct Devices {
 }
 
 impl Devices {
+    pub const fn new() -> Self {
+        Self {
+            list: Vec::new(),
+            irqs: IrqTable::new(),
+        }
+    }
+
     /// Finds the functions of the machine and switches off what would act on its own:
     /// bus mastering, pin interrupts, MSI. Gives how many there are.
     pub fn scan(&mut self) -> usize {

@@ -1,10 +1,8 @@
 //! MSI-X: the table of messages in a device's memory, which only the core writes.
 //! Numbers: PCI Local Bus Specification 3.0, section 6.8.2.
 
-use super::{
-    machine::Registers,
-    pci::{Bar, Sbdf},
-};
+use super::pci::{Bar, Sbdf};
+use crate::arch::DeviceWindow;
 use bulkhead_abi::{Maddr, PAGE_SIZE};
 
 /// Bytes of a table entry: address low, address high, data, vector control.
@@ -17,7 +15,7 @@ const MASK_ALL: u32 = 1 << 14;
 pub struct Msix {
     capability: u16,
     entries: u16,
-    table: Registers,
+    table: DeviceWindow,
     bar: usize,
     /// Pages of that BAR which the table touches: first, and first past.
     pages: (u64, u64),
@@ -36,7 +34,7 @@ impl Msix {
         let end = offset
             .checked_add(bytes as u64)
             .filter(|&end| end <= bar.bytes)?;
-        let table = Registers::map(Maddr::new(bar.maddr.checked_add(offset)?), bytes)?;
+        let table = DeviceWindow::map(Maddr::new(bar.maddr.checked_add(offset)?), bytes)?;
         let page = PAGE_SIZE as u64;
         let pages = (offset / page, end.div_ceil(page));
         Some(Self {
@@ -62,9 +60,9 @@ impl Msix {
     pub fn program(&self, sbdf: Sbdf, entry: u16, address: u64, data: u32) {
         let at = usize::from(entry) * ENTRY_BYTES;
         self.set_masked(entry, true);
-        self.table.write_u32(at, address as u32);
-        self.table.write_u32(at + 4, (address >> 32) as u32);
-        self.table.write_u32(at + 8, data);
+        self.table.write(at, address as u32);
+        self.table.write(at + 4, (address >> 32) as u32);
+        self.table.write(at + 8, data);
         let control = sbdf.read(self.capability + 2, 2);
         if control & (ENABLE | MASK_ALL) != ENABLE {
             // Whatever the table held before must not fire.
@@ -77,7 +75,7 @@ impl Msix {
 
     pub fn set_masked(&self, entry: u16, masked: bool) {
         let at = usize::from(entry) * ENTRY_BYTES + 12;
-        self.table.write_u32(at, u32::from(masked));
+        self.table.write(at, u32::from(masked));
     }
 
     /// Switches MSI-X off.

@@ -7,9 +7,10 @@
 
 use super::{
     IoRange,
-    machine::{Registers, pci_read, pci_write},
+    machine::{pci_read, pci_write},
     msix::Msix,
 };
+use crate::arch::DeviceWindow;
 use bulkhead_abi::{DomId, Maddr, PAGE_SIZE};
 use core::fmt;
 
@@ -113,7 +114,7 @@ pub enum ResetMethod {
     /// Through D3hot, by the power management capability here.
     Power(u16),
     /// Zero into virtio's device status register, at this offset of the window.
-    Virtio(Registers, usize),
+    Virtio(DeviceWindow, usize),
     /// None known: bus mastering goes off, and that is all.
     None,
 }
@@ -251,7 +252,7 @@ fn bars(sbdf: Sbdf) -> [Bar; 6] {
 }
 
 /// Virtio's device status register, for functions that have no reset of their own.
-fn virtio_status(sbdf: Sbdf, bars: &[Bar; 6]) -> Option<(Registers, usize)> {
+fn virtio_status(sbdf: Sbdf, bars: &[Bar; 6]) -> Option<(DeviceWindow, usize)> {
     const COMMON_CONFIG: u32 = 1;
     const DEVICE_STATUS: u64 = 0x14;
     let (_, cap) = capabilities(sbdf).find(|&(id, at)| {
@@ -263,7 +264,7 @@ fn virtio_status(sbdf: Sbdf, bars: &[Bar; 6]) -> Option<(Registers, usize)> {
     let at = u64::from(sbdf.read(cap + 8, 4)).checked_add(DEVICE_STATUS)?;
     let page = at & !(PAGE_SIZE as u64 - 1);
     (at < bar.bytes).then_some(())?;
-    let window = Registers::map(Maddr::new(bar.maddr.checked_add(page)?), PAGE_SIZE)?;
+    let window = DeviceWindow::map(Maddr::new(bar.maddr.checked_add(page)?), PAGE_SIZE)?;
     Some((window, (at - page) as usize))
 }
 

@@ -3,9 +3,9 @@
 
 use super::{
     config,
-    machine::Registers,
     pci::{BARS, CMD_MASTER, CMD_MEMORY, COMMAND, PciDevice, ResetMethod, Sbdf},
 };
+use crate::arch::DeviceWindow;
 
 /// Most reads while waiting for a device. A read of configuration space takes about a
 /// microsecond on real machines, so this is a tenth of a second, which is what PCI
@@ -48,7 +48,7 @@ pub fn stop(device: &PciDevice) {
     config::disable(device);
 }
 
-fn virtio(sbdf: Sbdf, window: Registers, at: usize) {
+fn virtio(sbdf: Sbdf, window: DeviceWindow, at: usize) {
     let command = sbdf.read(COMMAND, 2);
     sbdf.write(COMMAND, 2, command | CMD_MEMORY);
     window.write_u8(at, 0);

@@ -4,13 +4,15 @@ use super::{
     machine::fake::{self, Function, Line},
     pci::{CMD_MASTER, CMD_MEMORY, CMD_NO_INTX, COMMAND, Sbdf},
 };
-use bulkhead_abi::{DomId, Mfn, device::INTX};
+use crate::arch::DeviceWindow;
+use bulkhead_abi::{DomId, Maddr, Mfn, device::INTX};
 
 const DRIVER: DomId = DomId::new(1);
 const OTHER: DomId = DomId::new(2);
-const DISK: u32 = 3 << 3;
+/// Where the first disk is.
+pub const DISK: u32 = 3 << 3;
 const MSIX_BAR: u64 = 0xfe00_0000;
-const MAIN_BAR: u64 = 0x8_0000_0000;
+pub const MAIN_BAR: u64 = 0x8_0000_0000;
 
 fn sbdf(raw: u32) -> Sbdf {
     Sbdf::new(raw).unwrap()
@@ -43,7 +45,8 @@ fn virtio_disk() -> Function {
     f
 }
 
-fn machine() -> Devices {
+/// A q35 with a disk at [`DISK`] and another behind a root port.
+pub fn machine() -> Devices {
     fake::with(|bus| {
         *bus = Default::default();
         let mut host = Function::default();
@@ -63,6 +66,16 @@ fn machine() -> Devices {
     let mut devices = Devices::default();
     assert_eq!(devices.scan(), 4);
     devices
+}
+
+/// The MSI-X table, as the device sees it.
+fn table() -> DeviceWindow {
+    DeviceWindow::map(Maddr::new(MSIX_BAR), 32).unwrap()
+}
+
+/// Virtio's common configuration.
+fn common() -> DeviceWindow {
+    DeviceWindow::map(Maddr::new(MAIN_BAR + 0x1000), 4096).unwrap()
 }
 
 fn command(raw: u32) -> u32 {
@@ -237,7 +250,7 @@ fn messages_are_masked_until_the_pirq_is_bound() {
     devices.assign(sbdf(DISK), DRIVER, &mut mine).unwrap();
     let pirq = devices.irq(DRIVER, sbdf(DISK), 1).unwrap().get();
     assert_eq!(devices.irq(DRIVER, sbdf(DISK), 1).unwrap().get(), pirq);
-    let entry = || fake::with(|bus| bus.memory[&MSIX_BAR][4..8].to_vec());
+    let entry = || [0, 4, 8, 12].map(|at| table().read(16 + at));
     let vector = u32::from(FIRST_VECTOR) + pirq;
     assert_eq!(entry(), [0xfee0_0000, 0, vector, 1]);
     assert_eq!(sbdf(DISK).read(0x42, 2) & 0xc000, 0x8000);
@@ -320,12 +333,11 @@ fn quiescing_stops_the_device_and_frees_its_interrupts() {
     devices.bind_pirq(DRIVER, pirq).unwrap();
     config::write(devices.find(sbdf(DISK)).unwrap(), COMMAND, 2, 7).unwrap();
     // The driver had brought it up: status 0x0f in the common configuration.
-    let status = MAIN_BAR + 0x1000;
-    fake::with(|bus| bus.memory.get_mut(&status).unwrap()[5] = 0x0f);
+    common().write_u8(0x14, 0x0f);
     devices.quiesce(DRIVER);
-    assert_eq!(fake::with(|bus| bus.memory[&status][5]), 0);
+    assert_eq!(common().read_u8(0x14), 0);
     assert_eq!(command(DISK) & (CMD_MASTER | CMD_NO_INTX), CMD_NO_INTX);
-    assert_eq!(fake::with(|bus| bus.memory[&MSIX_BAR][3]), 1);
+    assert_eq!(table().read(12), 1);
     assert!(devices.irqs.fired(FIRST_VECTOR + pirq as u8).is_none());
     assert_eq!(
         devices.bind_pirq(DRIVER, pirq),

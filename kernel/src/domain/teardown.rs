@@ -230,6 +230,7 @@ fn renew(core: &mut Core, dom: DomId) -> Result<(), Errno> {
     for id in (0..MAX_VCPUS as u32).map(VcpuId::new) {
         renew_vcpu(core, dom, id, incarnation)?;
     }
+    sched::time::publish_wallclock(core, dom);
     Ok(())
 }
 

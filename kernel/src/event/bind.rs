@@ -4,7 +4,7 @@ use super::{EventError, bit_of, mark_vcpu, mask_word, pending_word, set_pending,
 use crate::{
     Core,
     domain::{Domain, Life},
-    memory::{frame::table::Budget, teardown::Progress},
+    memory::teardown::Progress,
     sched::Wake,
 };
 use bulkhead_abi::{
@@ -220,7 +220,7 @@ pub fn close(core: &mut Core, dom: DomId, port: Port) -> Result<(), EventError> 
 /// Closes all ports of a domain that is reset or destroyed, each step taking one from `budget`;
 /// [`Progress::More`] when it ran out. Done, the table is as new and its memory given back.
 /// The domain is [`Life::Dying`], so that nothing is opened meanwhile.
-pub fn close_all(core: &mut Core, dom: DomId, budget: &mut Budget) -> Progress {
+pub fn close_all(core: &mut Core, dom: DomId, budget: &mut u32) -> Progress {
     if close_some(core, dom, budget) == Progress::More {
         return Progress::More;
     }
@@ -232,11 +232,12 @@ pub fn close_all(core: &mut Core, dom: DomId, budget: &mut Budget) -> Progress {
 }
 
 /// Closes open ports, each taking one from `budget`. `EVTCHNOP_reset` of a living domain.
-pub fn close_some(core: &mut Core, dom: DomId, budget: &mut Budget) -> Progress {
+pub fn close_some(core: &mut Core, dom: DomId, budget: &mut u32) -> Progress {
     while let Some(port) = core.domains.get_mut(dom).and_then(|domain| domain.events.first_open()) {
-        if !budget.step() {
+        if *budget == 0 {
             return Progress::More;
         }
+        *budget -= 1;
         if close(core, dom, port).is_err() {
             break;
         }

@@ -100,7 +100,7 @@ impl EventTable {
     }
 
     /// Ports in use.
-    pub const fn in_use(&self) -> u32 {
+    pub const fn open_ports(&self) -> u32 {
         self.open
     }
 

@@ -4,7 +4,7 @@ use super::Outcome;
 use crate::{
     Core,
     event::{self, EventError},
-    memory::{frame::table::Budget, teardown::Progress},
+    memory::teardown::Progress,
     sched::Wake,
     state::Caller,
 };
@@ -151,7 +151,7 @@ fn reset(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     let [op, at, a2, a3, a4, _] = args;
     let asked: Result<Reset, Errno> = read(core, caller, GuestVa::new(at));
     let dom = asked.and_then(|asked| event::named(core, caller.dom, asked.dom));
-    match dom.map(|dom| event::close_some(core, dom, &mut Budget::new(RESET_BUDGET))) {
+    match dom.map(|dom| event::close_some(core, dom, &mut { RESET_BUDGET })) {
         Ok(Progress::Done) => Outcome::Done(0),
         Ok(Progress::More) => Outcome::Again([op, at, a2, a3, a4]),
         Err(errno) => Outcome::Done(errno.to_rax()),

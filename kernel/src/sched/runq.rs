@@ -208,9 +208,8 @@ impl Scheduler {
         let ticket = self.next_ticket();
         let (queue, slots) = self.queue(cpu)?;
         let is_queued = queue.effective.contains(slots, id);
-        if is_queued {
-            queue.account(slots, now);
-        }
+        // First the running vCPU's time, which scheduler virtual time may follow.
+        queue.account(slots, now);
         let slot = slots.get_mut(id)?;
         match (is_queued, slot.is_runnable()) {
             (false, true) => {
@@ -313,10 +312,6 @@ impl Scheduler {
     /// The slot, for the rest of the room.
     pub(super) fn slot(&self, id: SlotId) -> Option<&Slot> {
         self.slots.get(id)
-    }
-
-    pub(super) fn slot_mut(&mut self, id: SlotId) -> Option<&mut Slot> {
-        self.slots.get_mut(id)
     }
 
     /// State, times, virtual time and dispatches, up to `now`; domid and vCPU are left 0.

@@ -28,7 +28,7 @@ use crate::{
     Core,
     domain::Life,
     memory::{
-        frame::{FrameError, table::Budget},
+        frame::FrameError,
         frame_box::FrameBox,
         teardown::Progress,
     },
@@ -148,14 +148,15 @@ pub fn set_entry(
 /// Lets go of everything a domain has mapped: it is reset or destroyed. Its page tables may
 /// still hold entries; they go with them, and no vCPU of it runs any more. Each mapping takes a step
 /// of `budget`.
-pub fn release_maps(core: &mut Core, dom: DomId, budget: &mut Budget) -> Progress {
+pub fn release_maps(core: &mut Core, dom: DomId, budget: &mut u32) -> Progress {
     loop {
         let Some(domain) = core.domains.get_mut(dom) else { return Progress::Done };
         let Some(tracks) = domain.grants.tracks.as_deref_mut() else { return Progress::Done };
         let Some(handle) = tracks.first_used() else { break };
-        if !budget.step() {
+        if *budget == 0 {
             return Progress::More;
         }
+        *budget -= 1;
         if map::release(core, dom, handle).is_err() {
             break;
         }
