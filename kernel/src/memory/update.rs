@@ -214,6 +214,9 @@ pub fn put_root(core: &mut Core, dom: DomId, mfn: Mfn) {
         matches!(core.frames.owner(mfn), Owner::Orphan)
             || core.frames.owner(mfn) == Owner::Domain(dom)
     );
+    // The frame may be free and something else before the next exit: the processor must not
+    // stand on it.
+    crate::arch::leave_root(mfn);
     core.frames.put_table(mfn);
 }
 

@@ -100,6 +100,7 @@ pvh_start:
     retf
 
 .code64
+.global boot_long
 boot_long:
     lea rax, [rip + 4f]
     movabs rcx, 0xffff820000000000 - 0x200000
@@ -117,10 +118,12 @@ boot_long:
     ud2
 
 .balign 8
+.global boot_gdt
 boot_gdt:
     .quad 0
     .quad 0x00af9b000000ffff
     .quad 0x00cf93000000ffff
+.global boot_gdt_pointer
 boot_gdt_pointer:
     .word 23
     .long boot_gdt_phys

@@ -31,8 +31,8 @@ struct Stack<const N: usize> {
 // SAFETY: written by the processor as a stack, never through Rust.
 unsafe impl<const N: usize> Sync for Stack<N> {}
 
-#[unsafe(no_mangle)]
-static boot_stack: Stack<STACK> = Stack { guard: [0; 4096], bytes: UnsafeCell::new([0; STACK]) };
+#[unsafe(export_name = "boot_stack")]
+static BOOT_STACK: Stack<STACK> = Stack { guard: [0; 4096], bytes: UnsafeCell::new([0; STACK]) };
 static INTERRUPT_STACKS: [Stack<INTERRUPT_STACK>; 4] =
     [const { Stack { guard: [0; 4096], bytes: UnsafeCell::new([0; INTERRUPT_STACK]) } }; 4];
 
@@ -45,8 +45,8 @@ struct SyscallArea {
     entry_stack: AtomicU64,
 }
 
-#[unsafe(no_mangle)]
-static syscall_area: SyscallArea = SyscallArea { rsp: AtomicU64::new(0), entry_stack: AtomicU64::new(0) };
+#[unsafe(export_name = "syscall_area")]
+static SYSCALL_AREA: SyscallArea = SyscallArea { rsp: AtomicU64::new(0), entry_stack: AtomicU64::new(0) };
 
 /// The interrupt that came in ring 0, plus one.
 static INTERRUPT: AtomicU32 = AtomicU32::new(0);
@@ -350,7 +350,7 @@ pub fn syscalls() -> (u64, u64) {
 /// Top of a CPU's stack.
 pub fn stack_top(cpu: CpuId) -> u64 {
     assert!(cpu.0 == 0, "one CPU runs guests");
-    boot_stack.bytes.get() as u64 + STACK as u64
+    BOOT_STACK.bytes.get() as u64 + STACK as u64
 }
 
 /// Tops of the interrupt stacks.
@@ -361,7 +361,7 @@ pub fn interrupt_stacks() -> [u64; 4] {
 /// Pages that are not to be mapped.
 pub fn guards() -> [u64; 5] {
     let [a, b, c, d] = INTERRUPT_STACKS.each_ref().map(|stack| stack.guard.as_ptr() as u64);
-    [boot_stack.guard.as_ptr() as u64, a, b, c, d]
+    [BOOT_STACK.guard.as_ptr() as u64, a, b, c, d]
 }
 
 /// Whether an address is on this CPU's stack or an interrupt stack.
@@ -373,7 +373,7 @@ pub fn is_on_stack(address: u64) -> bool {
 /// Makes the next entries save into these registers.
 pub fn set_entry(regs: *mut UserRegs) {
     let top = regs as u64 + FRAME_END as u64;
-    if syscall_area.entry_stack.swap(top, Ordering::Relaxed) != top {
+    if SYSCALL_AREA.entry_stack.swap(top, Ordering::Relaxed) != top {
         tables::set_entry_stack(CpuId(0), top);
     }
 }
