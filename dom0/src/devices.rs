@@ -169,7 +169,7 @@ pub fn add_ledger(store: &mut Store, driver: DomId, grefs: &[Gref]) -> Result<()
     store.write(&format!("{folder}/pages"), &format!("{}", grefs.len()))
 }
 
-/// Whether both ends of a device say that they are connected.
+/// Whether a front end says that it is connected to its back end.
 pub fn is_connected(store: &Store, front: &str) -> bool {
     let connected = Some(u64::from(xs_wire::XENBUS_CONNECTED));
     store.read_number(&format!("{front}/state")) == connected

@@ -162,7 +162,7 @@ impl Layout {
         inside("entry", kernel.entry)?;
         if let Some(page) = kernel.hypercall_page {
             let paddr = inside("hypercall page", page)?;
-            if paddr % PAGE != 0 {
+            if !paddr.is_multiple_of(PAGE) {
                 return Err(BuildError::BadAddress {
                     what: "hypercall page",
                     address: page,
@@ -232,7 +232,7 @@ fn plan_p2m_mapping(va: u64, frames: Frames, virt_base: u64) -> Result<Mapped, B
     let is_one_slot = va >> 39 == last >> 39 && va >> 39 != virt_base >> 39;
     let is_in_hole = va < HOLE_END && last >= HOLE_START;
     let is_canonical = GuestVa::new(va).is_canonical() && GuestVa::new(last).is_canonical();
-    if !is_one_slot || is_in_hole || !is_canonical || va % PAGE != 0 {
+    if !is_one_slot || is_in_hole || !is_canonical || !va.is_multiple_of(PAGE) {
         return Err(bad);
     }
     let first_table = frames.end;

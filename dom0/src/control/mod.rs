@@ -1,12 +1,7 @@
 //! The control server's side of the link: requests in, replies and events out.
 //! What the requests do to domains is behind [`Machine`]; the UART is not known here.
 
-use alloc::{
-    collections::VecDeque,
-    format,
-    string::{String, ToString},
-    vec::Vec,
-};
+use alloc::{collections::VecDeque, format, string::String, vec::Vec};
 use bulkhead_link::{
     Decoder, Event, FromDom0, Listing, Reply, Request, Sched, ToDom0, VERSION, encode,
 };
@@ -52,6 +47,11 @@ impl Outbox {
     pub fn reply(&mut self, number: u32, reply: Reply) {
         self.bytes
             .extend(encode(&FromDom0::Reply { number, reply }));
+    }
+
+    /// Queues all that is in `other`.
+    pub fn append(&mut self, mut other: Outbox) {
+        self.bytes.append(&mut other.bytes);
     }
 
     /// Bytes of console output that may be queued now.
@@ -137,9 +137,7 @@ pub fn no_such_domain(name: &str) -> String {
 
 /// "domain NAME has ended".
 pub fn has_ended(name: &str) -> String {
-    let mut text = "domain ".to_string();
-    text.push_str(&format!("{name:?} has ended"));
-    text
+    format!("domain {name:?} has ended")
 }
 
 #[cfg(test)]

@@ -63,6 +63,11 @@ impl Table {
         self.entries.push(entry);
     }
 
+    /// Takes a domain out again whose building failed at the last.
+    pub fn forget(&mut self, domid: DomId) {
+        self.entries.retain(|e| !(e.exists && e.domid == domid));
+    }
+
     /// All domains, oldest first.
     pub fn all(&self) -> &[Entry] {
         &self.entries
@@ -294,5 +299,7 @@ mod tests {
         assert!(table.by_domid(DomId::new(4)).unwrap().exists);
         assert!(table.by_domid(DomId::new(5)).is_none());
         assert!(table.by_name("writer").is_none());
+        table.forget(DomId::new(4));
+        assert_eq!(table.all().len(), 1);
     }
 }
