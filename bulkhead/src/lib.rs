@@ -6,4 +6,6 @@
 #![forbid(unsafe_code)]
 
 pub mod archive;
+pub mod builtin;
 pub mod kernel_image;
+pub mod setup;

@@ -17,12 +17,17 @@ const NAME_BYTES: usize = 120;
 /// # Errors
 /// [`PackError::Core`] if the file is no ELF64 file. One without symbols gives an empty table.
 pub fn symbol_table(core_elf: &[u8]) -> Result<Vec<u8>, PackError> {
+    Ok(encode(&functions(core_elf, CORE_BASE)?))
+}
+
+/// The functions of an ELF file that lie from `base` on, by their offset from it.
+pub(super) fn functions(core_elf: &[u8], base: u64) -> Result<BTreeMap<u32, String>, PackError> {
     let damaged = |e: elf::ParseError| PackError::Core(e.to_string());
     let file = ElfBytes::<LittleEndian>::minimal_parse(core_elf).map_err(damaged)?;
     let mut names = BTreeMap::new();
     if let Some((symbols, strings)) = file.symbol_table().map_err(damaged)? {
         for symbol in symbols.iter().filter(|s| s.st_symtype() == STT_FUNC) {
-            let offset = symbol.st_value.checked_sub(CORE_BASE);
+            let offset = symbol.st_value.checked_sub(base);
             let Some(Ok(offset)) = offset.map(u32::try_from) else {
                 continue;
             };
@@ -33,7 +38,7 @@ pub fn symbol_table(core_elf: &[u8]) -> Result<Vec<u8>, PackError> {
             }
         }
     }
-    Ok(encode(&names))
+    Ok(names)
 }
 
 fn readable(name: &str) -> String {
