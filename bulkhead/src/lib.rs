@@ -6,6 +6,9 @@
 #![forbid(unsafe_code)]
 
 pub mod archive;
+pub mod artifacts;
 pub mod builtin;
+pub mod images;
 pub mod kernel_image;
+pub mod needs;
 pub mod setup;
