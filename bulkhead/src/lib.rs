@@ -11,4 +11,6 @@ pub mod builtin;
 pub mod images;
 pub mod kernel_image;
 pub mod needs;
+pub mod plan;
+pub mod qemu;
 pub mod setup;

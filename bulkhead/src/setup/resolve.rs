@@ -192,7 +192,7 @@ impl Context<'_> {
     }
 
     fn path(&self, text: &str) -> PathBuf {
-        self.folder.join(text)
+        self.folder.join(text).components().collect()
     }
 
     fn driver(
