@@ -21,8 +21,14 @@ pub fn die(how: &str) -> ! {
             // A root without its own text: the next instruction can not be fetched.
             let own = mem::alloc_pages(1).expect("a page");
             for index in 0..512 {
-                let request = [MmuUpdate { ptr: root() + index * 8, val: 0 }];
-                let _ = call(MMU_UPDATE, [request.as_ptr() as u64, 1, 0, DomId::SELF.get().into(), 0]);
+                let request = [MmuUpdate {
+                    ptr: root() + index * 8,
+                    val: 0,
+                }];
+                let _ = call(
+                    MMU_UPDATE,
+                    [request.as_ptr() as u64, 1, 0, DomId::SELF.get().into(), 0],
+                );
             }
             drop(own);
         }
@@ -38,7 +44,9 @@ pub fn die(how: &str) -> ! {
             let _ = call(STACK_SWITCH, [0xe02b, 0xffff_8300_0000_0000, 0, 0, 0]);
             // SAFETY: the frame of the exception can not be stored at RSP, which is the
             // purpose.
-            unsafe { asm!("mov rsp, {}", "ud2", in(reg) 0xffff_8300_0000_0000u64, options(noreturn)) }
+            unsafe {
+                asm!("mov rsp, {}", "ud2", in(reg) 0xffff_8300_0000_0000u64, options(noreturn))
+            }
         }
         "bad-iret" => {
             // SAFETY: `iret` reads its frame from a stack that is not there, which is the
@@ -63,7 +71,10 @@ fn root() -> u64 {
     cr3
 }
 
-#[expect(unconditional_recursion, reason = "overflowing the stack is the purpose")]
+#[expect(
+    unconditional_recursion,
+    reason = "overflowing the stack is the purpose"
+)]
 fn overflow(depth: u64) -> u64 {
     let frame = [depth; 128];
     core::hint::black_box(&frame);
