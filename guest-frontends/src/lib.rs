@@ -6,14 +6,19 @@
 //! - [`blkfront`]: disks.
 //! - [`pattern`]: what a checkable disk holds, for guests and for the host that looks
 //!   at the image afterwards.
+//! - [`check`]: writes that and reads it back.
 //! - `listing` (feature `checks`): every file of an ext4 disk with its SHA-256.
+//! - `rt` (feature `domain-rt`): the traits of [`platform`] on Bulkhead's runtime.
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
 pub mod blkfront;
+pub mod check;
 #[cfg(feature = "checks")]
 pub mod listing;
 pub mod pattern;
 pub mod platform;
+#[cfg(feature = "domain-rt")]
+pub mod rt;

@@ -140,7 +140,9 @@ impl<S: BlockSource> Ext4Read for Cached<S> {
         let mut dst = dst;
         while !dst.is_empty() {
             let chunk = self.chunk(at / CHUNK as u64)?;
-            let part = chunk.get((at % CHUNK as u64) as usize..).unwrap_or_default();
+            let part = chunk
+                .get((at % CHUNK as u64) as usize..)
+                .unwrap_or_default();
             let bytes = part.len().min(dst.len());
             if bytes == 0 {
                 return Err("read past the end of the disk".into());

@@ -82,6 +82,13 @@ pub struct Done {
     bytes: usize,
 }
 
+impl Done {
+    /// Bytes that it moved, 0 for a flush.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
 /// Data pages of one request, and whether it has them.
 struct Slot<P> {
     pages: P,
@@ -305,7 +312,11 @@ fn request<P: Pages>(
     let (indirect, data) = pages.grefs().split_last()?;
     let count = bytes.div_ceil(PAGE_BYTES);
     let last = ((bytes - 1) % PAGE_BYTES / SECTOR_BYTES) as u8;
-    let mut segments: Vec<Segment> = data.get(..count)?.iter().map(|&g| Segment::page(g)).collect();
+    let mut segments: Vec<Segment> = data
+        .get(..count)?
+        .iter()
+        .map(|&g| Segment::page(g))
+        .collect();
     if let Some(end) = segments.last_mut() {
         *end = Segment::new(end.gref(), 0, last)?;
     }

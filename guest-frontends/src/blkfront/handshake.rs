@@ -110,7 +110,9 @@ pub async fn connect<P: Platform>(
     options: Options,
 ) -> Result<Disk<P>, ConnectError> {
     let nodes = Nodes::find(platform.store(), number).await?;
-    nodes.wait_for(|state| matches!(state, INIT_WAIT | CONNECTED)).await?;
+    nodes
+        .wait_for(|state| matches!(state, INIT_WAIT | CONNECTED))
+        .await?;
 
     let order: u32 = nodes.offer("max-ring-page-order", 0).await?;
     let order = order.min(options.ring_page_order).min(4);
@@ -128,6 +130,24 @@ pub async fn connect<P: Platform>(
         .collect();
     nodes.set_state(CONNECTED).await?;
     Ok(Disk::new(queue, channel, facts, slots?))
+}
+
+/// Closes a disk in good order: the back end lets go of every page first. What is in
+/// flight may or may not happen.
+pub async fn close<P: Platform>(
+    platform: &P,
+    number: u32,
+    disk: Disk<P>,
+) -> Result<(), ConnectError> {
+    let nodes = Nodes::find(platform.store(), number).await?;
+    nodes.set_state(CLOSING).await?;
+    // A back end that is gone altogether has let go, too.
+    match nodes.wait_for(|state| state == CLOSED).await {
+        Ok(()) | Err(ConnectError::Refused) => {}
+        Err(error) => return Err(error),
+    }
+    drop(disk);
+    nodes.set_state(CLOSED).await
 }
 
 /// The folders of one device.
@@ -160,7 +180,7 @@ impl<'a, S: Store> Nodes<'a, S> {
             let state = self.store.read(&path).await?;
             match state.and_then(|state| state.parse().ok()) {
                 Some(state) if wanted(state) => return Ok(()),
-                Some(CLOSING | CLOSED) => return Err(ConnectError::Refused),
+                Some(CLOSED) => return Err(ConnectError::Refused),
                 Some(_) | None => {}
             }
         }
@@ -195,7 +215,10 @@ impl<'a, S: Store> Nodes<'a, S> {
         let indirect: usize = self.offer("feature-max-indirect-segments", 0).await?;
         let flush: u32 = self.offer("feature-flush-cache", 0).await?;
         let discard: u32 = self.offer("feature-discard", 0).await?;
-        let segments = indirect.max(MAX_SEGMENTS).min(options.segments).clamp(1, 512);
+        let segments = indirect
+            .max(MAX_SEGMENTS)
+            .min(options.segments)
+            .clamp(1, 512);
         Ok(Facts {
             sectors,
             read_only: info & INFO_READ_ONLY != 0,

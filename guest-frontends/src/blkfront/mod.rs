@@ -7,4 +7,4 @@ mod handshake;
 pub mod queue;
 
 pub use disk::{Disk, DiskError, Done, Facts, PAGE_BYTES, SECTOR_BYTES, Ticket};
-pub use handshake::{ConnectError, Options, connect, disks, virtual_device};
+pub use handshake::{ConnectError, Options, close, connect, disks, virtual_device};
