@@ -13,4 +13,7 @@ pub mod kernel_image;
 pub mod needs;
 pub mod plan;
 pub mod qemu;
+pub mod report;
 pub mod setup;
+pub mod terminal;
+pub mod watch;
