@@ -54,6 +54,10 @@ pub enum Stop {
     Machine(Ended),
     /// Dom0 speaks another version of the link.
     Version(u32),
+    /// Dom0 never came up.
+    NoDom0,
+    /// The machine did not shut down when asked.
+    NoShutdown,
 }
 
 /// What is known of one domain.
@@ -198,7 +202,7 @@ impl Watch {
             Stop::Machine(Ended::Dom0Died) => return Outcome::Dom0Failed,
             Stop::Machine(Ended::Refused) => return Outcome::BadRequest,
             Stop::Machine(_) => return Outcome::CoreFault,
-            Stop::Version(_) => return Outcome::Dom0Failed,
+            Stop::Version(_) | Stop::NoDom0 | Stop::NoShutdown => return Outcome::Dom0Failed,
             Stop::Timeout => return Outcome::Timeout,
             Stop::Interrupted => return Outcome::Interrupted,
             Stop::Finished | Stop::Stuck { .. } => {}
