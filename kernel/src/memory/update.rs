@@ -1,0 +1,1 @@
+//! Batches of page-table updates, pin and unpin, continuation of long walks; carries out what [`super::validate`] allowed.
