@@ -5,6 +5,7 @@
 //! ([`bulkhead_abi::archive`]) and the control link ([`bulkhead_link`]) alone.
 #![forbid(unsafe_code)]
 
+pub mod accel;
 pub mod archive;
 pub mod artifacts;
 pub mod builtin;
@@ -16,6 +17,7 @@ pub mod plan;
 pub mod qemu;
 pub mod relay;
 pub mod report;
+pub mod run;
 pub mod session;
 pub mod setup;
 pub mod terminal;

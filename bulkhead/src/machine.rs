@@ -2,7 +2,7 @@
 //! and brings everything down again, whatever happens in between.
 
 use crate::{
-    qemu::{self, Ended},
+    qemu::Ended,
     relay::Relay,
     session::Session,
     watch::{Stop, Watch},
@@ -21,6 +21,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// The socket in a session's folder that the machine's second UART connects to.
+pub const LINK: &str = "link";
+/// The file there that gets what the core prints.
+pub const CORE_LOG: &str = "core.log";
+/// The file there that gets QEMU's complaints.
+pub const QEMU_LOG: &str = "qemu.log";
 /// How long Dom0 may take until it serves requests; TCG on a busy host is slow.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// How long the last listing and the shutdown may take, each.
@@ -82,21 +88,22 @@ impl Drop for Running<'_> {
 ///
 /// Holds: afterwards QEMU has ended. Call it from a thread that stays until then.
 ///
+/// `start` starts QEMU; its second UART connects to the socket [`LINK`] of the session.
+///
 /// # Errors
 /// If QEMU or a socket cannot be started; nothing runs then.
 pub fn run(
     session: &Session,
-    options: &qemu::Options<'_>,
+    start: impl FnOnce() -> io::Result<Child>,
     watch: Watch,
     limits: &Limits,
     observer: &mut dyn Observer,
 ) -> io::Result<Finished> {
-    let errors = session.file("qemu.log");
     let relay = Relay::listen(&session.control())?;
-    let listener = UnixListener::bind(options.link)?;
+    let listener = UnixListener::bind(session.file(LINK))?;
     listener.set_nonblocking(true)?;
     let started = Instant::now();
-    let mut child = options.start(&errors)?;
+    let mut child = start()?;
     let (stop, watch) = match connect(&listener, &mut child, limits) {
         Ok(Ok((link, messages))) => {
             let mut running = Running {
@@ -124,13 +131,16 @@ pub fn run(
             return Err(error);
         }
     };
-    let text = |path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
+    let text = |name| {
+        let bytes = fs::read(session.file(name)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
     Ok(Finished {
         stop,
         watch,
         elapsed: started.elapsed(),
-        core_log: text(options.debug_log.to_owned()),
-        qemu_errors: text(errors),
+        core_log: text(CORE_LOG),
+        qemu_errors: text(QEMU_LOG),
     })
 }
 
@@ -280,3 +290,6 @@ impl Running<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

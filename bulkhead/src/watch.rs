@@ -201,6 +201,8 @@ impl Watch {
         match stop {
             Stop::Machine(Ended::Dom0Died) => return Outcome::Dom0Failed,
             Stop::Machine(Ended::Refused) => return Outcome::BadRequest,
+            // Somebody at another terminal asked for it.
+            Stop::Machine(Ended::Properly) => return Outcome::Interrupted,
             Stop::Machine(_) => return Outcome::CoreFault,
             Stop::Version(_) | Stop::NoDom0 | Stop::NoShutdown => return Outcome::Dom0Failed,
             Stop::Timeout => return Outcome::Timeout,
