@@ -23,6 +23,7 @@ pub mod run;
 pub mod session;
 pub mod setup;
 pub mod size;
+pub mod solo;
 pub mod terminal;
 pub mod watch;
 pub mod wire;

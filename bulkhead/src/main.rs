@@ -36,6 +36,9 @@ enum Verb {
     /// Packs a boot archive with any PV kernel as Dom0.
     #[command(hide = true)]
     Pack(Pack),
+    /// Boots any PV kernel as Dom0, alone, and prints what the debug UART says.
+    #[command(hide = true)]
+    Boot(Boot),
 }
 
 #[derive(clap::Args)]
@@ -125,6 +128,21 @@ struct Pack {
     output: PathBuf,
 }
 
+#[derive(clap::Args)]
+struct Boot {
+    /// ELF file with Xen notes, or the name of a builtin kernel.
+    #[arg(long)]
+    dom0: PathBuf,
+    #[arg(long, default_value = "")]
+    cmdline: String,
+    /// MiB of memory of the domain.
+    #[arg(long, default_value_t = 64)]
+    memory: u64,
+    /// Seconds until the machine is ended.
+    #[arg(long, default_value_t = 60)]
+    timeout: u32,
+}
+
 fn main() -> ExitCode {
     let code = match Cli::parse().verb {
         Verb::Run(args) => verbs::run(args),
@@ -135,6 +153,7 @@ fn main() -> ExitCode {
         Verb::Doctor(args) => verbs::doctor(&args),
         Verb::Size(args) => verbs::size(&args),
         Verb::Pack(args) => verbs::pack(&args),
+        Verb::Boot(args) => verbs::boot(&args),
     };
     ExitCode::from(code)
 }

@@ -6,7 +6,7 @@ use crate::{
     images,
     machine::{self, CORE_LOG, Finished, LINK, Limits, Observer, QEMU_LOG},
     needs::{self, Need},
-    plan::Plan,
+    plan::{self, Plan},
     qemu,
     report::{self, Report},
     session::Session,
@@ -52,6 +52,8 @@ pub fn run_setup(
     options: &Options,
     observer: &mut dyn Observer,
 ) -> Result<Report, SetupError> {
+    // What the user can put right comes before minutes of building.
+    plan::check_early(setup)?;
     ensure(setup, observer)?;
     let images = images::prepare(setup)?;
     observer.say("building the core and the domains");
@@ -140,7 +142,7 @@ fn start(
         icount: options.icount,
         drives: &plan.drives,
         debug_log: &debug_log,
-        link: &link,
+        link: Some(&link),
     };
     let errors = session.file(QEMU_LOG);
     let watch = Watch::new(&plan.manifest.domains);

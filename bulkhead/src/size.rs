@@ -138,7 +138,8 @@ fn prefixed(text: &str) -> Option<usize> {
 fn char_literal(text: &str) -> Option<usize> {
     let body = &text[1..];
     if body.starts_with('\\') {
-        return body[2..].find('\'').map(|at| at + 4);
+        let mut after = body.char_indices().skip(2);
+        return after.find(|(_, c)| *c == '\'').map(|(at, _)| at + 2);
     }
     let first = body.chars().next()?;
     body[first.len_utf8()..]

@@ -1,17 +1,18 @@
 //! What each verb prints, and its exit code.
 
-use crate::{Doctor, List, Named, Pack, Run, Size, Test};
+use crate::{Boot, Doctor, List, Named, Pack, Run, Size, Test};
 use bulkhead::{
     accel,
     archive::{self, Dom0},
     artifacts, check,
     machine::{Limits, Observer},
     needs::Need,
+    qemu::Ended,
     remote::{self, RemoteError},
     report,
     run::{self, Options},
     setup::Accel,
-    size,
+    size, solo,
     terminal::{Guests, Terminal},
     watch::exit_word,
 };
@@ -326,4 +327,38 @@ fn try_pack(args: &Pack) -> Result<(), String> {
     let packed = archive::pack(dom0, core.as_deref(), &payload).map_err(|e| e.to_string())?;
     fs::write(&args.output, packed)
         .map_err(|e| format!("cannot write {}: {e}", args.output.display()))
+}
+
+pub fn boot(args: &Boot) -> u8 {
+    let request = solo::Request {
+        dom0: &args.dom0,
+        cmdline: &args.cmdline,
+        memory_mib: args.memory,
+        limit: Duration::from_secs(args.timeout.into()),
+    };
+    let print = |bytes: &[u8]| {
+        let _ = io::stdout()
+            .write_all(bytes)
+            .and_then(|()| io::stdout().flush());
+    };
+    match solo::boot(&request, &print) {
+        Ok(solo::Booted {
+            ended: Some(Ended::Properly),
+            ..
+        }) => 0,
+        Ok(solo::Booted {
+            ended: Some(ended), ..
+        }) => {
+            eprintln!("the machine ended: {ended:?}");
+            3
+        }
+        Ok(solo::Booted { ended: None, .. }) => {
+            eprintln!("the time limit was reached");
+            124
+        }
+        Err(why) => {
+            eprintln!("{why}");
+            WRONG
+        }
+    }
 }
