@@ -36,6 +36,13 @@ pub struct CpuState {
     pub entered_at: u64,
 }
 
+impl CpuState {
+    /// Idle, with nothing to do.
+    pub const fn new() -> Self {
+        Self { current: None, flush: Flush::None, need_resched: false, reload_tables: false, entered_at: 0 }
+    }
+}
+
 /// The caller of a hypercall or the origin of a trap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Caller {

@@ -12,6 +12,8 @@ pub struct DeviceWindow {
 
 // SAFETY: the mapping stays for ever, and every access below is one volatile word.
 unsafe impl Send for DeviceWindow {}
+// SAFETY: as above; a word is read or written whole, from any CPU.
+unsafe impl Sync for DeviceWindow {}
 
 impl DeviceWindow {
     /// Maps `bytes` bytes of registers at `at`, for ever; `None` when the range is empty or

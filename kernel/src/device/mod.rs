@@ -27,7 +27,7 @@ pub mod pci;
 pub mod reset;
 
 #[cfg(test)]
-mod tests;
+pub mod tests;
 
 use bulkhead_abi::{DomId, Errno, Mfn};
 use heapless::Vec;

@@ -9,9 +9,10 @@ use bulkhead_abi::{DomId, Maddr, Mfn, device::INTX};
 
 const DRIVER: DomId = DomId::new(1);
 const OTHER: DomId = DomId::new(2);
-const DISK: u32 = 3 << 3;
+/// Where the first disk is.
+pub const DISK: u32 = 3 << 3;
 const MSIX_BAR: u64 = 0xfe00_0000;
-const MAIN_BAR: u64 = 0x8_0000_0000;
+pub const MAIN_BAR: u64 = 0x8_0000_0000;
 
 fn sbdf(raw: u32) -> Sbdf {
     Sbdf::new(raw).unwrap()
@@ -44,7 +45,8 @@ fn virtio_disk() -> Function {
     f
 }
 
-fn machine() -> Devices {
+/// A q35 with a disk at [`DISK`] and another behind a root port.
+pub fn machine() -> Devices {
     fake::with(|bus| {
         *bus = Default::default();
         let mut host = Function::default();

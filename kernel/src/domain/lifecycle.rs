@@ -112,6 +112,7 @@ pub fn new_domain(core: &mut Core, plan: Plan) -> Result<(), Errno> {
             return Err(refused);
         }
     }
+    sched::time::publish_wallclock(core, plan.id);
     Ok(())
 }
 

@@ -104,7 +104,7 @@ fn run(core: &mut Core, dom: DomId, wanted: Ending) -> Result<Progress, Errno> {
                 Phase::Memory,
             ),
             Phase::Memory => done(
-                relinquish(&mut core.frames, dom, &mut Budget::default()),
+                relinquish(core, dom, usize::MAX),
                 Phase::Structures,
             ),
             Phase::Structures => {
@@ -167,14 +167,14 @@ fn stop_vcpu(core: &mut Core, dom: DomId, id: VcpuId) {
         },
     );
     release_context(core, dom, id);
-    release_roots(core, roots);
+    release_roots(core, dom, roots);
 }
 
-fn release_roots(core: &mut Core, roots: Roots) {
+fn release_roots(core: &mut Core, dom: DomId, roots: Roots) {
     for root in [roots.kernel, roots.user].into_iter().flatten() {
         // The CPU may still stand on it while it idles.
         arch::leave_root(root);
-        update::put_root(&mut core.frames, root);
+        update::put_root(core, dom, root);
     }
 }
 
@@ -230,6 +230,7 @@ fn renew(core: &mut Core, dom: DomId) -> Result<(), Errno> {
     for id in (0..MAX_VCPUS as u32).map(VcpuId::new) {
         renew_vcpu(core, dom, id, incarnation)?;
     }
+    sched::time::publish_wallclock(core, dom);
     Ok(())
 }
 

@@ -63,6 +63,8 @@ pub enum FrameError {
     Busy { mfn: Mfn },
     /// Not the domain's to give away: never allocated to it, or given away before.
     NotAllocated { mfn: Mfn },
+    /// Holds a segment descriptor that no guest may have.
+    BadDescriptor { mfn: Mfn },
     /// Pinned when it must not be, or the other way round.
     Pin { mfn: Mfn },
 }
@@ -162,6 +164,16 @@ impl Account {
     };
 }
 
+/// Frames on their way out of a reservation, threaded through the table.
+#[must_use = "its frames are nobody's until restored or freed"]
+pub(crate) struct Stolen(u32);
+
+impl Stolen {
+    pub(crate) const fn new() -> Self {
+        Self(NIL)
+    }
+}
+
 /// The account of frames without a domain.
 const ORPHANS: usize = MAX_DOMAINS;
 
@@ -244,10 +256,11 @@ impl FrameTable {
         self.get(mfn).map_or(Owner::Io, Frame::owner)
     }
 
-    /// Type and type count. The type means nothing while the count is zero.
-    pub fn kind(&self, mfn: Mfn) -> (FrameType, u32) {
+    /// What the frame is in use as; `None` while nobody uses it as anything.
+    pub fn frame_type(&self, mfn: Mfn) -> FrameType {
         self.get(mfn)
-            .map_or((FrameType::None, 0), |f| (f.kind, f.types))
+            .filter(|f| f.types > 0)
+            .map_or(FrameType::None, |f| f.kind)
     }
 
     /// Frames of RAM.
@@ -366,39 +379,25 @@ impl FrameTable {
         self.drop_plain(mfn);
     }
 
-    /// Takes a general and a `SegDesc` type reference on a frame that `dom` owns. On the
-    /// first, `check` judges each of the 512 descriptors: the value to store instead, or
-    /// `None` to refuse the frame (then some may have been replaced already).
-    pub fn get_segdesc(
+    /// Takes a general and a `SegDesc` type reference on a frame that `dom` owns. The first
+    /// asks `validate` whether it holds only descriptors that may exist; it may
+    /// rewrite them, for nobody else can any more.
+    pub fn get_descriptors(
         &mut self,
         mfn: Mfn,
         dom: DomId,
-        mut check: impl FnMut(u64) -> Option<u64>,
+        validate: impl FnOnce(PhysMem, Mfn) -> bool,
     ) -> Result<(), FrameError> {
         self.check_owner(mfn, dom)?;
-        if !self.take_plain(mfn, FrameType::SegDesc)? {
-            return Ok(());
-        }
-        for at in (0..512).map(|i| Maddr::new(mfn.maddr().get() + 8 * i)) {
-            let old = self.mem.read_u64(at);
-            match check(old) {
-                Some(new) if new == old => {}
-                Some(new) => self.mem.write_u64(at, new),
-                None => {
-                    self.drop_plain(mfn);
-                    return Err(FrameError::WrongType {
-                        mfn,
-                        is: FrameType::None,
-                        count: 0,
-                    });
-                }
-            }
+        if self.take_plain(mfn, FrameType::SegDesc)? && !validate(self.mem, mfn) {
+            self.drop_plain(mfn);
+            return Err(FrameError::BadDescriptor { mfn });
         }
         Ok(())
     }
 
-    /// Drops what [`Self::get_segdesc`] took.
-    pub fn put_segdesc(&mut self, mfn: Mfn) {
+    /// Drops what [`Self::get_descriptors`] took.
+    pub fn put_descriptors(&mut self, mfn: Mfn) {
         self.drop_plain(mfn);
     }
 
@@ -424,10 +423,61 @@ impl FrameTable {
         Ok(())
     }
 
-    /// Whether nothing but its reservation refers to the frame.
-    pub fn is_unreferenced(&self, mfn: Mfn) -> bool {
-        self.get(mfn)
-            .is_some_and(|f| f.refs == 1 && f.types == 0 && f.flags.contains(Flags::ALLOCATED))
+    /// Takes a frame out of its domain's reservation and onto a list, if nothing but the
+    /// reservation refers to it. [`Self::restore`] or [`Self::free_stolen`] ends it.
+    pub(crate) fn steal(
+        &mut self,
+        list: &mut Stolen,
+        mfn: Mfn,
+        dom: DomId,
+    ) -> Result<(), FrameError> {
+        self.check_let_go(mfn, dom)?;
+        let n = mfn.get() as u32;
+        let Frame {
+            refs, types, kind, ..
+        } = self.frames[n as usize];
+        if refs != 1 || types != 0 {
+            return Err(FrameError::WrongType {
+                mfn,
+                is: kind,
+                count: types,
+            });
+        }
+        self.unlink(n);
+        let next = core::mem::replace(&mut list.0, n);
+        self.frames[n as usize] = Frame {
+            owner: OWNER_CORE,
+            refs: 1,
+            next,
+            kind,
+            ..Frame::IO
+        };
+        self.core_frames += 1;
+        Ok(())
+    }
+
+    /// Gives stolen frames back to their domain, as they were.
+    pub(crate) fn restore(&mut self, list: Stolen, dom: DomId) {
+        self.each_stolen(list, |table, n| {
+            let kind = table.frames[n as usize].kind;
+            table.own(n, dom);
+            table.frames[n as usize].kind = kind;
+        });
+    }
+
+    /// Frees stolen frames.
+    pub(crate) fn free_stolen(&mut self, list: Stolen) {
+        self.each_stolen(list, |table, n| table.release(Mfn::new(u64::from(n))));
+    }
+
+    fn each_stolen(&mut self, list: Stolen, mut f: impl FnMut(&mut Self, u32)) {
+        let mut n = list.0;
+        while n != NIL {
+            let next = self.frames[n as usize].next;
+            self.core_frames -= 1;
+            f(self, n);
+            n = next;
+        }
     }
 
     /// For a dying domain: unpins and gives away one more of its frames. `false` when each
@@ -651,6 +701,15 @@ pub mod fake {
         pub fn counts(&self, mfn: Mfn) -> (u32, u32, FrameType) {
             let frame = self.get(mfn).unwrap();
             (frame.refs, frame.types, frame.kind)
+        }
+
+        /// Gives up on every half-done validation.
+        pub fn undo_partial(&mut self) {
+            for n in 0..self.frames.len() {
+                if self.frames[n].flags.contains(Flags::PARTIAL) {
+                    self.begin_undo(Mfn::new(n as u64));
+                }
+            }
         }
 
         /// Whether nothing is half done.

@@ -9,7 +9,7 @@
 use super::{
     flush::Flush,
     frame::{
-        FrameError, FrameTable,
+        FrameError, FrameTable, Owner,
         table::{Budget, TableError, Walk},
     },
     validate::{self, Level, Pte, Rule},
@@ -209,8 +209,15 @@ pub fn get_root(core: &mut Core, dom: DomId, mfn: Mfn) -> Result<(), Errno> {
 
 /// Drops what [`get_root`] took. If it was the last reference, the tables under it are taken
 /// apart by the domain's next call that changes tables, or by its teardown.
-pub fn put_root(frames: &mut FrameTable, mfn: Mfn) {
-    frames.put_table(mfn);
+pub fn put_root(core: &mut Core, dom: DomId, mfn: Mfn) {
+    debug_assert!(
+        matches!(core.frames.owner(mfn), Owner::Orphan)
+            || core.frames.owner(mfn) == Owner::Domain(dom)
+    );
+    // The frame may be free and something else before the next exit: the processor must not
+    // stand on it.
+    crate::arch::leave_root(mfn);
+    core.frames.put_table(mfn);
 }
 
 /// A guest's store to a live L1 table that its mapping forbids, done for it: replaces the entry by
@@ -268,16 +275,28 @@ pub fn grant_map(
         PteTarget::Pte(at) if at.offset().is_multiple_of(8) => at,
         PteTarget::Pte(_) => return Err(Errno::EINVAL),
     };
+    map_granted(frames, mapper, at, frame, writable, flags)?;
+    Ok(at)
+}
+
+fn map_granted(
+    frames: &mut FrameTable,
+    mapper: DomId,
+    at: Maddr,
+    frame: Mfn,
+    writable: bool,
+    flags: u32,
+) -> Result<(), Errno> {
     if !is_live_l1_of(frames, at.mfn(), mapper) {
         return Err(Errno::EINVAL);
     }
-    frames.take_granted(frame, writable).map_err(Errno::from)?;
-    let avail = u64::from(flags >> GNTMAP_AVAIL_SHIFT) << 9 & Pte::AVAIL;
+    frames.take_granted(frame, writable)?;
+    let avail = (u64::from(flags >> GNTMAP_AVAIL_SHIFT) << 9) & Pte::AVAIL;
     let rw = if writable { Pte::RW | Pte::DIRTY } else { 0 };
     let bits = Pte::PRESENT | Pte::ACCESSED | Pte::USER | Pte::GUEST_KERNEL | Pte::NX | rw | avail;
     let old = store_plain(frames, at, |_| frame.maddr().get() | bits);
     frames.drop_entry(Level::L1, Pte::new(old));
-    Ok(at)
+    Ok(())
 }
 
 /// Clears the entry that [`grant_map`] made, unless the mapper has put something else there, or
@@ -308,8 +327,7 @@ fn clear_grant_entry(frames: &mut FrameTable, pte: Maddr, frame: Mfn) {
 
 /// A frame of the mapper's that is a live L1 table. A grant entry goes nowhere else.
 pub fn is_live_l1_of(frames: &FrameTable, table: Mfn, mapper: DomId) -> bool {
-    frames.owner(table) == super::frame::Owner::Domain(mapper)
-        && frames.live_level(table) == Some(Level::L1)
+    frames.owner(table) == Owner::Domain(mapper) && frames.live_level(table) == Some(Level::L1)
 }
 
 impl From<FrameError> for Errno {
@@ -321,6 +339,7 @@ impl From<FrameError> for Errno {
             | FrameError::NotOwner { .. }
             | FrameError::WrongType { .. }
             | FrameError::NotAllocated { .. }
+            | FrameError::BadDescriptor { .. }
             | FrameError::Pin { .. } => Self::EINVAL,
         }
     }
@@ -335,3 +354,6 @@ impl From<TableError> for Errno {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

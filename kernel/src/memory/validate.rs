@@ -208,9 +208,8 @@ mod tests {
     #[test]
     fn the_hole_is_exactly_the_core_slots() {
         for slot in 0..512u64 {
-            let va = GuestVa::new(((slot << 39) as i64) << 16 >> 16 as u64);
             let va = GuestVa::new(if slot >= 256 {
-                va.get() | 0xffff_0000_0000_0000
+                (slot << 39) | 0xffff_0000_0000_0000
             } else {
                 slot << 39
             });

@@ -236,15 +236,15 @@ pub fn set_context(core: &mut Core, dom: DomId, id: VcpuId, context: &VcpuGuestC
     if let Some(user) = user
         && let Err(refused) = update::get_root(core, dom, user)
     {
-        update::put_root(&mut core.frames, kernel);
+        update::put_root(core, dom, kernel);
         return Err(refused);
     }
     let gdt = match descriptor::get_gdt(core, dom, &context.gdt_frames[..GDT_PAGES], context.gdt_ents) {
         Ok(gdt) => gdt,
         Err(refused) => {
-            update::put_root(&mut core.frames, kernel);
+            update::put_root(core, dom, kernel);
             if let Some(user) = user {
-                update::put_root(&mut core.frames, user);
+                update::put_root(core, dom, user);
             }
             return Err(refused);
         }

@@ -6,6 +6,7 @@ use crate::{
     Core,
     memory::{
         frame::{FrameError, FrameType},
+        phys::PhysMem,
         update,
     },
     state::Caller,
@@ -77,6 +78,24 @@ fn refused(error: FrameError) -> Errno {
     }
 }
 
+/// Checks every descriptor of a frame and puts the accepted form in its place; false, and nothing
+/// changed, if one may not exist. Nobody can write the frame meanwhile.
+pub fn validate_frame(mem: PhysMem, mfn: Mfn) -> bool {
+    let at = |n: u64| Maddr::new(mfn.maddr().get() + 8 * n);
+    let fine = (0..PER_PAGE).all(|n| acceptable(mem.read_u64(at(n))).is_some());
+    if !fine {
+        return false;
+    }
+    for n in 0..PER_PAGE {
+        let old = mem.read_u64(at(n));
+        match acceptable(old) {
+            Some(new) if new != old => mem.write_u64(at(n), new),
+            _ => {}
+        }
+    }
+    true
+}
+
 /// Takes a general and a type reference on each frame of a GDT of `entries` descriptors.
 ///
 /// Errors: `EINVAL` more entries than are a guest's, or a frame that is not the domain's,
@@ -94,7 +113,7 @@ pub fn get_gdt(
     let pages = entries.div_ceil(PER_PAGE) as usize;
     for (slot, raw) in held.iter_mut().zip(frames.get(..pages).ok_or(Errno::EINVAL)?) {
         let mfn = Mfn::new(*raw);
-        if let Err(error) = core.frames.get_segdesc(mfn, dom, acceptable) {
+        if let Err(error) = core.frames.get_descriptors(mfn, dom, validate_frame) {
             put_gdt(core, &held);
             return Err(refused(error));
         }
@@ -106,14 +125,14 @@ pub fn get_gdt(
 /// Drops what [`get_gdt`] took.
 pub fn put_gdt(core: &mut Core, frames: &[Option<Mfn>; GDT_PAGES]) {
     for mfn in frames.iter().flatten() {
-        core.frames.put_segdesc(*mfn);
+        core.frames.put_descriptors(*mfn);
     }
 }
 
 /// Drops the frames that an LDT has come to hold.
 pub fn put_ldt(core: &mut Core, ldt: Ldt) {
     for mfn in ldt.frames.iter().flatten() {
-        core.frames.put_segdesc(*mfn);
+        core.frames.put_descriptors(*mfn);
     }
 }
 
@@ -143,7 +162,7 @@ pub fn load_ldt_page(core: &mut Core, caller: Caller, page: usize) -> bool {
     let Some(entry) = update::l1_entry_of(&core.frames, root, va) else { return false };
     let pte = core.frames.mem().read_u64(entry);
     let mfn = Mfn::new(pte >> 12 & 0xff_ffff_ffff);
-    if pte & 1 == 0 || core.frames.get_segdesc(mfn, caller.dom, acceptable).is_err() {
+    if pte & 1 == 0 || core.frames.get_descriptors(mfn, caller.dom, validate_frame).is_err() {
         return false;
     }
     if let Some(vcpu) = core.vcpu_mut(caller)
@@ -164,11 +183,11 @@ pub fn update(core: &mut Core, caller: Caller, at: Maddr, descriptor: u64) -> Re
         return Err(Errno::EINVAL);
     }
     let mfn = at.mfn();
-    if matches!(core.frames.kind(mfn), (FrameType::SegDesc, 1..)) {
+    if core.frames.frame_type(mfn) == FrameType::SegDesc {
         let new = acceptable(descriptor).ok_or(Errno::EINVAL)?;
-        core.frames.get_segdesc(mfn, caller.dom, acceptable).map_err(refused)?;
+        core.frames.get_descriptors(mfn, caller.dom, validate_frame).map_err(refused)?;
         core.frames.mem().write_u64(at, new);
-        core.frames.put_segdesc(mfn);
+        core.frames.put_descriptors(mfn);
     } else {
         core.frames.get_writable(mfn, caller.dom).map_err(refused)?;
         core.frames.mem().write_u64(at, descriptor);

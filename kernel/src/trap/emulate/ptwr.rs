@@ -125,7 +125,7 @@ fn table_entry(core: &Core, caller: Caller, address: u64) -> Option<Maddr> {
     let at = update::l1_entry_of(&core.frames, root, GuestVa::new(address))?;
     let pte = core.frames.mem().read_u64(at);
     let mfn = Mfn::new(pte >> 12 & 0xff_ffff_ffff);
-    let is_table = pte & 1 != 0 && matches!(core.frames.kind(mfn), (FrameType::L1, 1..));
+    let is_table = pte & 1 != 0 && core.frames.frame_type(mfn) == FrameType::L1;
     is_table.then(|| Maddr::new(mfn.maddr().get() + (address & 0xff8)))
 }
 

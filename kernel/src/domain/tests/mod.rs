@@ -1,6 +1,8 @@
 //! Domains from creation to destruction, on plain memory: with a Dom0 built from an
 //! archive, whose own page tables carry the arguments of the control calls.
 
+mod guest;
+
 use super::{
     Life,
     dom0::{self, BootError},
@@ -503,6 +505,9 @@ fn a_reset_keeps_the_name_and_nothing_else() {
             .mem()
             .read_u64(Maddr::new(shared.maddr().get() + at));
         // The mask byte of each vcpu_info is set.
+        if (3072..3088).contains(&at) {
+            continue; // The wall clock.
+        }
         assert!(
             word == 0 || at % 64 == 0 && word == 0x100,
             "{at}: {word:#x}"
