@@ -80,8 +80,9 @@ fn stepped(core: &mut Core, caller: Caller) {
 
 fn protection(core: &mut Core, caller: Caller, error: u32) {
     // Bit 1: the error code names an IDT entry; bit 0: an interrupt, not an instruction.
-    if error & 3 == 2 && software_interrupt(core, caller, (error >> 3) as u8) {
-        return;
+    if error & 3 == 2 {
+        let number = emulate::software_interrupt(core, caller).unwrap_or((error >> 3) as u8);
+        return software_interrupt(core, caller, number);
     }
     if error == 0 && emulate::privileged(core, caller) {
         return stepped(core, caller);
@@ -90,17 +91,16 @@ fn protection(core: &mut Core, caller: Caller, error: u32) {
 }
 
 /// `INT n`: taken to the guest's handler if it may be called from where it was.
-fn software_interrupt(core: &mut Core, caller: Caller, number: u8) -> bool {
-    let Some(vcpu) = core.vcpu_mut(caller) else { return false };
+fn software_interrupt(core: &mut Core, caller: Caller, number: u8) {
+    let Some(vcpu) = core.vcpu_mut(caller) else { return };
     let trap = vcpu.guest.traps[usize::from(number)];
     let allowed = vcpu.guest.mode == Mode::Kernel || trap.flags & 3 == 3;
     if trap.address == 0 || !allowed {
-        return false;
+        return inject(core, caller, vector::PROTECTION, Some(u32::from(number) << 3 | 2));
     }
     let regs = vcpu.regs_mut();
     regs.rip = regs.rip.wrapping_add(2);
     bounce::enter_kernel(core, caller, Entry::trap(&trap, None));
-    true
 }
 
 fn page_fault(core: &mut Core, caller: Caller, error: u32, address: u64) {

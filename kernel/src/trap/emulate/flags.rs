@@ -7,6 +7,8 @@ const PF: u64 = 1 << 2;
 const AF: u64 = 1 << 4;
 pub const ZF: u64 = 1 << 6;
 const SF: u64 = 1 << 7;
+/// Direction of string instructions.
+pub const DF: u64 = 1 << 10;
 const OF: u64 = 1 << 11;
 const ALL: u64 = CF | PF | AF | ZF | SF | OF;
 

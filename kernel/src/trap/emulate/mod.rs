@@ -8,7 +8,7 @@ pub mod msr;
 pub mod privileged;
 pub mod ptwr;
 
-pub use privileged::{forced, privileged};
+pub use privileged::{forced, privileged, software_interrupt};
 pub use ptwr::page_table_write;
 
 use crate::{Core, memory::guest::GuestSpace, state::Caller, trap::context::Mode};

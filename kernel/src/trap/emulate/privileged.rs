@@ -9,10 +9,12 @@ use super::{
 use crate::{
     Core, arch,
     hypercall::dispatch,
+    memory::{flush::Flush, update},
     state::Caller,
-    trap::{bounce, context::Mode, vector},
+    trap::{bounce, context::Mode, debug, vector},
 };
 use bulkhead_abi::{
+    Maddr,
     hypercall::SCHED_OP,
     sched::SCHEDOP_BLOCK,
     trap::{FORCED_EMULATION_PREFIX, VMASST_ARCHITECTURAL_IOPL},
@@ -38,6 +40,17 @@ pub fn forced(core: &mut Core, caller: Caller) -> bool {
     run_cpuid(core, caller);
     advance(core, caller, 7);
     true
+}
+
+/// The vector of the `INT n` at RIP, if that is what is there. The error code of the #GP names it too,
+/// but QEMU's TCG multiplies it by 16 where the manual says 8.
+pub fn software_interrupt(core: &Core, caller: Caller) -> Option<u8> {
+    let mut bytes = [0; MAX_INSTRUCTION];
+    let fetched = fetch(core, caller, &mut bytes);
+    match bytes[..fetched] {
+        [0xcd, number, ..] => Some(number),
+        _ => None,
+    }
 }
 
 fn run_cpuid(core: &mut Core, caller: Caller) {
@@ -90,8 +103,8 @@ fn two_byte(core: &mut Core, caller: Caller, decoder: &mut Decoder<'_>, prefixes
     match decoder.byte()? {
         // CLTS
         0x06 => core.vcpu_mut(caller)?.guest.task_switched = false,
-        // INVD and WBINVD
-        0x08 | 0x09 => {}
+        // WBINVD
+        0x09 => {}
         0x01 => match decoder.byte()? {
             0xd1 => set_xcr0(core, caller)?,
             _ => return None,
@@ -106,6 +119,18 @@ fn two_byte(core: &mut Core, caller: Caller, decoder: &mut Decoder<'_>, prefixes
             let value = decode::register(core.vcpu(caller)?.regs(), register);
             write_control(core, caller, number, value)?;
         }
+        0x21 => {
+            let (number, register) = control_operands(decoder, prefixes)?;
+            let value = debug::get(&core.vcpu(caller)?.guest, number.into()).ok()?;
+            decode::write(core.vcpu_mut(caller)?.regs_mut(), register, 8, prefixes, value);
+        }
+        0x23 => {
+            let (number, register) = control_operands(decoder, prefixes)?;
+            let vcpu = core.vcpu_mut(caller)?;
+            let value = decode::register(vcpu.regs(), register);
+            debug::set(&mut vcpu.guest, number.into(), value).ok()?;
+            arch::load_debug(&vcpu.guest.debug);
+        }
         0x30 => write_msr(core, caller)?,
         0x32 => read_msr(core, caller)?,
         _ => return None,
@@ -113,7 +138,7 @@ fn two_byte(core: &mut Core, caller: Caller, decoder: &mut Decoder<'_>, prefixes
     Some(())
 }
 
-/// Of MOV to and from a control register: its number, and the general register. The mod field
+/// Of MOV to and from a control or debug register: its number, and the general register. The mod field
 /// of ModRM is ignored.
 fn control_operands(decoder: &mut Decoder<'_>, prefixes: Prefixes) -> Option<(u8, u8)> {
     let modrm = decoder.byte()?;
@@ -136,9 +161,27 @@ fn write_control(core: &mut Core, caller: Caller, number: u8, value: u64) -> Opt
     match number {
         0 if (value ^ CR0_VALUE) & !CR0_TS == 0 => guest.task_switched = value & CR0_TS != 0,
         2 => bounce::store_fault_address(core, caller, value),
+        3 => write_root(core, caller, Maddr::new(value))?,
         4 => guest.cr4 = value & CR4_GUEST,
         _ => return None,
     }
+    Some(())
+}
+
+/// MOV to CR3: another root, or the same one, which flushes. One that takes several steps to
+/// validate is refused: there is `MMUEXT_NEW_BASEPTR` for it.
+fn write_root(core: &mut Core, caller: Caller, at: Maddr) -> Option<()> {
+    let old = core.vcpu(caller)?.roots.kernel?;
+    let new = at.mfn();
+    if at.offset() != 0 {
+        return None;
+    }
+    if new != old {
+        update::get_root(core, caller.dom, new).ok()?;
+        core.vcpu_mut(caller)?.roots.kernel = Some(new);
+        update::put_root(core, caller.dom, old);
+    }
+    core.request_flush(caller.cpu, Flush::All);
     Some(())
 }
 

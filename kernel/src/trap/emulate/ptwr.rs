@@ -22,6 +22,8 @@ use bulkhead_abi::{GuestVa, Maddr, Mfn, vcpu::UserRegs};
 enum Op {
     /// Stores the value.
     Store(u64),
+    /// Stores the value; RDI moves on.
+    StoreString(u64),
     /// Stores the value; the old one goes to this register.
     Exchange(u64, u8),
     And(u64),
@@ -50,7 +52,7 @@ impl Op {
     /// What memory holds afterwards.
     fn apply(self, old: u64) -> u64 {
         match self {
-            Self::Store(value) | Self::Exchange(value, _) => value,
+            Self::Store(value) | Self::StoreString(value) | Self::Exchange(value, _) => value,
             Self::And(value) => old & value,
             Self::Or(value) => old | value,
             Self::Xor(value) => old ^ value,
@@ -82,6 +84,11 @@ impl Store {
         let old = entry >> (8 * (self.address & 7)) & mask(self.width);
         match self.op {
             Op::Store(_) => {}
+            Op::StoreString(_) => {
+                let step = u64::from(self.width);
+                let down = regs.rflags & flags::DF != 0;
+                regs.rdi = if down { regs.rdi.wrapping_sub(step) } else { regs.rdi.wrapping_add(step) };
+            }
             Op::Exchange(_, register) => decode::write(regs, register, self.width, self.prefixes, old),
             Op::And(_) | Op::Or(_) | Op::Xor(_) => {
                 regs.rflags = flags::logic(regs.rflags, self.op.apply(old), self.width);
@@ -134,6 +141,11 @@ fn decode_store(bytes: &[u8], regs: &UserRegs) -> Option<Store> {
     let (prefixes, opcode) = decoder.prefixes()?;
     if prefixes.repeat || prefixes.based_segment {
         return None;
+    }
+    if matches!(opcode, 0xaa | 0xab) && !prefixes.address32 {
+        let width = if opcode == 0xaa { 1 } else { prefixes.width() };
+        let op = Op::StoreString(regs.rax & mask(width));
+        return Some(Store { address: regs.rdi, width, op, length: decoder.length(), prefixes });
     }
     let (modrm, width, op) = if opcode == 0x0f {
         let opcode = decoder.byte()?;
