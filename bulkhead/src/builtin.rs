@@ -47,6 +47,12 @@ pub const DOMAINS: &[Builtin] = &[
         purpose: "burns CPU time",
     },
     Builtin {
+        name: "hostile",
+        package: "bulkhead-tests",
+        binary: "hostile",
+        purpose: "tries to get at what is not its own, and prints TAP",
+    },
+    Builtin {
         name: "conformance",
         package: "bulkhead-tests",
         binary: "conformance",

@@ -80,6 +80,33 @@ impl Plan {
     }
 }
 
+/// What can be known before anything is built: the kernels that are files, and memory.
+///
+/// # Errors
+/// A kernel that is missing or broken, or too little memory.
+pub fn check_early(setup: &Setup) -> Result<(), SetupError> {
+    let guests = setup.guests.iter().map(|g| &g.domain);
+    for domain in setup.drivers.iter().chain(guests) {
+        if let Kernel::File(path) = &domain.kernel {
+            let bytes = fs::read(path).map_err(|e| no_kernel(setup, domain, path, &e))?;
+            check_kernel(setup, domain, path, &bytes)?;
+        }
+    }
+    memory(setup, 0).map(drop)
+}
+
+fn no_kernel(setup: &Setup, domain: &Domain, path: &Path, why: &std::io::Error) -> SetupError {
+    let message = format!(
+        "cannot read the kernel {} of `{}`: {why}",
+        path.display(),
+        domain.name
+    );
+    setup
+        .source
+        .error(domain.kernel_span.clone(), message)
+        .help("correct the path, or name a builtin kernel; docs/set-up-file.md lists them")
+}
+
 fn broken(error: archive::PackError) -> SetupError {
     SetupError::plain(error.to_string())
 }
@@ -154,18 +181,9 @@ fn domain(
         Kernel::Builtin(found) => program(built, found)?,
         Kernel::File(path) => path,
     };
-    let missing = |e| {
-        at(
-            &domain.kernel_span,
-            format!(
-                "cannot read the kernel {} of `{}`: {e}",
-                path.display(),
-                domain.name
-            ),
-        )
-        .help("correct the path, or name a builtin kernel; docs/set-up-file.md lists them")
-    };
-    let kernel = files.add(path).map_err(missing)?;
+    let kernel = files
+        .add(path)
+        .map_err(|e| no_kernel(setup, domain, path, &e))?;
     check_kernel(setup, domain, path, &files.contents[kernel as usize])?;
     let ramdisk = match &domain.ramdisk {
         None => None,
@@ -380,11 +398,7 @@ disks = ["b", { disk = "a", offset = "512K" }]
             ("xvdb", 1024, 1024, true)
         );
         assert_eq!(a.driver, "one");
-        assert_eq!(
-            files.contents.len(),
-            2,
-            "one file named in two ways; equal paths once"
-        );
+        assert_eq!(files.contents.len(), 1, "one file, named in two ways");
         assert_eq!(drives(&setup)[1].slot, 5);
     }
 

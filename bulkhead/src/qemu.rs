@@ -24,8 +24,8 @@ pub struct Options<'a> {
     pub drives: &'a [Drive],
     /// File that gets what the core prints.
     pub debug_log: &'a Path,
-    /// Socket that the tool listens on; Dom0's control link.
-    pub link: &'a Path,
+    /// Socket that the tool listens on; Dom0's control link. None leaves it unconnected.
+    pub link: Option<&'a Path>,
 }
 
 impl Options<'_> {
@@ -52,7 +52,9 @@ impl Options<'_> {
         add("-initrd", self.archive.into());
         add("-chardev", chardev("file,id=debug", self.debug_log));
         add("-serial", "chardev:debug".into());
-        add("-chardev", chardev("socket,id=link", self.link));
+        let unconnected = || OsString::from("null,id=link");
+        let link = self.link.map(|path| chardev("socket,id=link", path));
+        add("-chardev", link.unwrap_or_else(unconnected));
         add("-serial", "chardev:link".into());
         add("-device", exit_device().into());
         if self.icount && !self.kvm {
@@ -243,7 +245,7 @@ mod tests {
             icount: true,
             drives: &drives,
             debug_log: Path::new("/run/a,b/core.log"),
-            link: Path::new("/run/link"),
+            link: Some(Path::new("/run/link")),
         };
         let line: Vec<_> = options
             .arguments()

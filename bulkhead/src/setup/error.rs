@@ -6,40 +6,44 @@ use std::ops::Range;
 
 /// A set-up that cannot be run. Every one leads to exit code 2.
 #[derive(Debug, thiserror::Error, Diagnostic)]
+#[error(transparent)]
+#[diagnostic(transparent)]
+pub struct SetupError(Box<Told>);
+
+/// What is told; boxed, since it is large and every step may fail with it.
+#[derive(Debug, thiserror::Error, Diagnostic)]
 #[error("{message}")]
-pub struct SetupError {
+struct Told {
     message: String,
     #[help]
     help: Option<String>,
     #[source_code]
     source_code: Option<NamedSource<String>>,
-    #[label("{label}")]
+    #[label("here")]
     span: Option<SourceSpan>,
-    label: String,
 }
 
 impl SetupError {
     /// An error that is not at any place in the file.
     pub fn plain(message: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Told {
             message: message.into(),
             help: None,
             source_code: None,
             span: None,
-            label: "here".into(),
-        }
+        }))
     }
 
     /// Adds what the user can do.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
+        self.0.help = Some(help.into());
         self
     }
 
     /// The remedy, if one is known.
     pub fn remedy(&self) -> Option<&str> {
-        self.help.as_deref()
+        self.0.help.as_deref()
     }
 }
 
@@ -53,13 +57,11 @@ pub struct Source {
 impl Source {
     /// An error at a place in this text.
     pub fn error(&self, span: Range<usize>, message: impl Into<String>) -> SetupError {
-        SetupError {
-            source_code: Some(
-                NamedSource::new(&self.name, self.text.clone()).with_language("TOML"),
-            ),
-            span: Some(span.into()),
-            ..SetupError::plain(message)
-        }
+        let mut error = SetupError::plain(message);
+        let text = NamedSource::new(&self.name, self.text.clone());
+        error.0.source_code = Some(text.with_language("TOML"));
+        error.0.span = Some(span.into());
+        error
     }
 }
 

@@ -169,7 +169,7 @@ impl Context<'_> {
         let usual = Sched::default();
         let weight = domain.weight.as_ref();
         if let Some(weight) = weight
-            && !(1..=65_536).contains(weight.get_ref())
+            && !(1..=65_535).contains(weight.get_ref())
         {
             return Err(self
                 .source
@@ -178,7 +178,7 @@ impl Context<'_> {
                     format!("a weight of {weight} is out of range"),
                 )
                 .help(format!(
-                    "weights go from 1 to 65536; {} is usual",
+                    "weights go from 1 to 65535; {} is usual",
                     usual.weight
                 )));
         }
