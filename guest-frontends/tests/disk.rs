@@ -22,6 +22,9 @@ const BACK: &str = "/local/domain/7/backend/vbd/3/51728";
 /// A page that both ends see.
 type Page = Rc<Vec<Cell<u32>>>;
 
+/// The segments of a request.
+type Buffer = Vec<(Page, Segment)>;
+
 /// Pages in a row.
 #[derive(Clone)]
 struct Run(Vec<Page>);
@@ -162,7 +165,7 @@ impl Notifier for Nothing {
 struct Grants(Rc<World>);
 
 impl GuestMemory for Grants {
-    type Buffer = Vec<(Page, Segment)>;
+    type Buffer = Buffer;
     fn map(&mut self, segments: &[Segment], _: Direction) -> Result<Self::Buffer, GrantRefused> {
         let granted = self.0.granted.borrow();
         let page = |s: &Segment| granted.get(&s.gref().get()).cloned().ok_or(GrantRefused);
@@ -180,14 +183,14 @@ impl GuestMemory for Grants {
 struct MemoryDisk {
     image: Rc<RefCell<Vec<u8>>>,
     read_only: bool,
-    queue: Vec<(Token, Job<Vec<(Page, Segment)>>)>,
+    queue: Vec<(Token, Job<Buffer>)>,
     /// How long the queue was when last looked at: it works once no more comes.
     seen: usize,
     most: Rc<Cell<usize>>,
 }
 
 impl BlockDevice for MemoryDisk {
-    type Buffer = Vec<(Page, Segment)>;
+    type Buffer = Buffer;
     fn facts(&self) -> DeviceFacts {
         DeviceFacts {
             sectors: self.image.borrow().len() as u64 / 512,
