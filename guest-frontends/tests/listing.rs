@@ -37,7 +37,9 @@ fn make_files(root: &Path) -> BTreeMap<String, (u64, String)> {
     put("a/b/c/deep", vec![7; 100]);
     put(
         "big",
-        (0..700_001_u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect(),
+        (0..700_001_u32)
+            .map(|i| (i.wrapping_mul(i) >> 7) as u8)
+            .collect(),
     );
     for i in 0..300 {
         put(&format!("many/file-{i}"), vec![i as u8; i * 7]);
