@@ -15,6 +15,7 @@ pub mod builder;
 pub mod console;
 pub mod control;
 pub mod devices;
+pub mod payload;
 pub mod shared;
 pub mod store;
 pub mod supervisor;

@@ -79,7 +79,7 @@ impl<W: AsMut<[u64]> + AsRef<[u64]>> Bitmap<W> {
     /// The first number from `index` on whose word is not full.
     fn skip(&self, mut index: usize) -> usize {
         let words = self.words.as_ref();
-        while index % 64 == 0 && index < self.len && words[index / 64] == u64::MAX {
+        while index.is_multiple_of(64) && index < self.len && words[index / 64] == u64::MAX {
             index += 64;
         }
         index

@@ -198,6 +198,22 @@ pub fn bind_pirq(pirq: u32) -> Result<Channel> {
     Ok(Channel::adopt(Port::new(arg.port)))
 }
 
+/// The id of this domain, as the core knows it: the far end of a channel to itself.
+///
+/// # Errors
+/// `ENOSPC` when ports run out.
+pub fn own_domid() -> Result<DomId> {
+    let near = alloc_unbound(DomId::SELF)?;
+    let far = bind_interdomain(DomId::SELF, near.port())?;
+    let mut arg = event::Status {
+        dom: DomId::SELF.get(),
+        port: far.port().get(),
+        ..Default::default()
+    };
+    event_channel_op(event::EVTCHNOP_STATUS, &mut arg)?;
+    Ok(DomId::new(arg.arg0 as u16))
+}
+
 /// Re-enables a level-triggered interrupt after it was served.
 ///
 /// # Errors

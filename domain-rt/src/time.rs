@@ -85,7 +85,7 @@ fn scale(delta: u64, mul: u32, shift: i8) -> u64 {
     } else {
         delta << shift
     };
-    (u128::from(delta) * u128::from(mul) >> 32) as u64
+    ((u128::from(delta) * u128::from(mul)) >> 32) as u64
 }
 
 /// `at` plus a span.

@@ -1,15 +1,14 @@
 //! The area where things that are not own memory are mapped: 4 GiB of linear
 //! addresses in L4 slot 274, page tables made as needed and kept.
 
-use super::{alloc_pages, mfn_of, pte};
+use super::{alloc_pages, pte, root};
 use crate::bitmap::Bitmap;
-use crate::entry::{VIRT_BASE, boot};
 use crate::hypercall;
 use alloc::vec;
 use alloc::vec::Vec;
 use bulkhead_abi::errno::Errno;
 use bulkhead_abi::mmu::{self, MmuUpdate, MmuextOp};
-use bulkhead_abi::{DomId, Maddr, Mfn, PAGE_SIZE, Pfn};
+use bulkhead_abi::{DomId, Maddr, Mfn, PAGE_SIZE};
 use spin::Mutex;
 
 /// First linear address of the area.
@@ -66,8 +65,7 @@ impl State {
     fn new() -> Result<Self, Errno> {
         let mut pages = Bitmap::new_full(vec![0; PAGES / 64], PAGES);
         pages.release(0, PAGES);
-        let l4_pfn = Pfn::new((boot().pt_base - VIRT_BASE) / PAGE_SIZE as u64);
-        let l4 = mfn_of(l4_pfn).ok_or(Errno::ENOENT)?;
+        let l4 = root().ok_or(Errno::ENOENT)?;
         Ok(Self {
             pages,
             l3: Table::new(l4, L4_SLOT)?,

@@ -53,7 +53,7 @@ struct Facts {
     p2m: u64,
     /// Entries in it.
     nr_frames: usize,
-    /// First and last + 1 pfn that only page tables of the start occupy.
+    /// First frame and bytes of the ramdisk.
     ramdisk: Option<(Pfn, usize)>,
 }
 
@@ -105,6 +105,12 @@ fn machphys(mfn: Mfn) -> u64 {
     // SAFETY: the core maps the table readable; entries of our own frames exist, and
     // callers ask only for frames that the core or the builder named to us.
     unsafe { entry.read_volatile() }
+}
+
+/// The frame of the L4 that this domain runs on.
+pub fn root() -> Option<Mfn> {
+    let pfn = (crate::entry::boot().pt_base - crate::entry::VIRT_BASE) / PAGE_SIZE as u64;
+    mfn_of(Pfn::new(pfn))
 }
 
 /// Linear address of `pfn` in the direct map.
