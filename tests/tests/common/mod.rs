@@ -1,13 +1,24 @@
 //! Runs set-ups for the system tests and keeps what was seen.
 
+// Each test program uses its own part of this.
+#![allow(dead_code)]
+
 use bulkhead::{
     machine::{Limits, Observer},
+    remote::{self, RunListing},
     report::Report,
     run::{self, Options},
+    session,
     setup::Accel,
 };
 use bulkhead_link::{Event, FromDom0};
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
 
 /// TCG on a busy host of two cores is slow; a test that is stuck ends all the same.
 const LIMIT: Duration = Duration::from_secs(240);
@@ -82,6 +93,59 @@ pub fn run_text(folder: &Path, text: &str) -> Ran {
     let file = folder.join("set-up.toml");
     fs::write(&file, text).expect("the set-up is written");
     run_file(&file, &[])
+}
+
+/// A run on a thread of its own, to be talked to as other terminals would.
+pub struct Background {
+    file: PathBuf,
+    thread: JoinHandle<Ran>,
+}
+
+impl Background {
+    /// Starts a set-up given as text.
+    pub fn start(folder: &Path, text: &str) -> Self {
+        let file = folder.join("background.toml");
+        fs::write(&file, text).expect("the set-up is written");
+        let ours = file.clone();
+        let thread = thread::spawn(move || run_file(&ours, &[]));
+        Self { file, thread }
+    }
+
+    /// The number of the run, once it is there.
+    fn id(&self) -> Option<String> {
+        let runs = session::running().expect("the folder of runs");
+        let ours = self.file.display().to_string();
+        runs.into_iter()
+            .find(|(info, _)| info.setup == ours)
+            .map(|(info, _)| info.id)
+    }
+
+    /// Asks for listings until `done` takes one.
+    ///
+    /// # Panics
+    /// If the run ends or the limit is reached before.
+    pub fn wait_for<T>(&self, mut done: impl FnMut(&RunListing) -> Option<T>) -> T {
+        let deadline = Instant::now() + LIMIT;
+        while Instant::now() < deadline && !self.thread.is_finished() {
+            let listed = self.id().and_then(|id| remote::list(Some(&id)).ok());
+            if let Some(found) = listed.as_ref().and_then(|l| done(l.first()?)) {
+                return found;
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
+        panic!("the run did not get there");
+    }
+
+    /// Destroys a domain.
+    pub fn kill(&self, domain: &str) {
+        let id = self.id().expect("the run goes on");
+        remote::kill(Some(&id), domain).expect("killed");
+    }
+
+    /// Waits for the end of the run.
+    pub fn finish(self) -> Ran {
+        self.thread.join().expect("the run ended")
+    }
 }
 
 impl Ran {
