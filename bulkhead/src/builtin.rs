@@ -53,6 +53,18 @@ pub const DOMAINS: &[Builtin] = &[
         purpose: "tries to get at what is not its own, and prints TAP",
     },
     Builtin {
+        name: "hostile-front",
+        package: "bulkhead-tests",
+        binary: "hostile-front",
+        purpose: "a disk front end that breaks the rules of the ring",
+    },
+    Builtin {
+        name: "rt-check",
+        package: "bulkhead-tests",
+        binary: "rt-check",
+        purpose: "checks the runtime of the domains",
+    },
+    Builtin {
         name: "conformance",
         package: "bulkhead-tests",
         binary: "conformance",
