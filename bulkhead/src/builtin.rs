@@ -47,6 +47,12 @@ pub const DOMAINS: &[Builtin] = &[
         purpose: "burns CPU time",
     },
     Builtin {
+        name: "nap",
+        package: "bulkhead-tests",
+        binary: "nap",
+        purpose: "measures how late it wakes",
+    },
+    Builtin {
         name: "hostile",
         package: "bulkhead-tests",
         binary: "hostile",

@@ -74,3 +74,41 @@ fn a_guest_killed_from_another_terminal_ends_the_run_as_killed() {
         .expect("g");
     assert_eq!(guest.exit, Some("killed"), "{}", ran.story());
 }
+
+/// "mean N us late" of a napping guest.
+fn mean_lateness(console: &str) -> Option<u64> {
+    let words = console.split("mean ").nth(1)?;
+    words.split(' ').next()?.parse().ok()
+}
+
+#[test]
+fn a_woken_guest_with_warp_preempts_those_that_spin() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut text = String::new();
+    for n in 0..3 {
+        text +=
+            &format!("[guest.hog{n}]\nkernel = \"spin\"\nmemory = \"16M\"\nallowance = \"10ms\"\n");
+    }
+    for (name, warp) in [("warped", "50ms"), ("plain", "0ms")] {
+        text += &format!("[guest.{name}]\nkernel = \"nap\"\nmemory = \"16M\"\nwarp = \"{warp}\"\n");
+    }
+    let run = Background::start(folder.path(), &text);
+    run.wait_for(|listing| {
+        let ended = |name| {
+            listing
+                .domains
+                .iter()
+                .any(|d| d.name == name && d.state == "stopped")
+        };
+        (ended("warped") && ended("plain")).then_some(())
+    });
+    (0..3).for_each(|n| run.kill(&format!("hog{n}")));
+    let ran = run.finish();
+    let late = |name| mean_lateness(ran.console(name)).unwrap_or_else(|| panic!("{}", ran.story()));
+    let (warped, plain) = (late("warped"), late("plain"));
+    assert!(
+        warped * 4 < plain,
+        "warped {warped} us, plain {plain} us late\n{}",
+        ran.story()
+    );
+}
