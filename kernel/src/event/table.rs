@@ -28,8 +28,13 @@ const PER_VCPU: [u32; 4] = [VIRQ_TIMER, VIRQ_DEBUG, 7, 13];
 pub enum Binding {
     Closed,
     /// `remote` may bind to it.
-    Unbound { remote: DomId },
-    Interdomain { remote: DomId, port: Port },
+    Unbound {
+        remote: DomId,
+    },
+    Interdomain {
+        remote: DomId,
+        port: Port,
+    },
     Pirq(u32),
     Virq(u32),
     Ipi,
@@ -45,7 +50,10 @@ pub struct Channel {
 const _: () = assert!(size_of::<[Channel; PER_BUCKET]>() <= PAGE_SIZE);
 
 impl Channel {
-    const CLOSED: Self = Self { binding: Binding::Closed, vcpu: 0 };
+    const CLOSED: Self = Self {
+        binding: Binding::Closed,
+        vcpu: 0,
+    };
 
     pub const fn binding(&self) -> Binding {
         self.binding
@@ -123,12 +131,18 @@ impl EventTable {
     /// The port's state; `None` for one that was never in use.
     pub fn channel(&self, port: Port) -> Option<&Channel> {
         let n = port.get() as usize;
-        self.buckets.get(n / PER_BUCKET)?.as_deref()?.get(n % PER_BUCKET)
+        self.buckets
+            .get(n / PER_BUCKET)?
+            .as_deref()?
+            .get(n % PER_BUCKET)
     }
 
     fn channel_mut(&mut self, port: Port) -> Option<&mut Channel> {
         let n = port.get() as usize;
-        self.buckets.get_mut(n / PER_BUCKET)?.as_deref_mut()?.get_mut(n % PER_BUCKET)
+        self.buckets
+            .get_mut(n / PER_BUCKET)?
+            .as_deref_mut()?
+            .get_mut(n % PER_BUCKET)
     }
 
     /// What the port is bound to; closed for any number that is no port.
@@ -139,7 +153,9 @@ impl EventTable {
     /// The lowest free port, without taking it.
     pub fn lowest_free(&self) -> Option<Port> {
         let is_free = |&port: &Port| self.binding(port) == Binding::Closed;
-        (self.free_hint..EVTCHN_2L_PORTS).map(Port::new).find(is_free)
+        (self.free_hint..EVTCHN_2L_PORTS)
+            .map(Port::new)
+            .find(is_free)
     }
 
     /// Makes sure that a port's state has a frame. Gives how many frames it took.
@@ -154,9 +170,14 @@ impl EventTable {
 
     /// Opens a free port whose frame is reserved.
     pub(super) fn open(&mut self, port: Port, binding: Binding, vcpu: VcpuId) {
-        let Some(channel) = self.channel_mut(port) else { return };
+        let Some(channel) = self.channel_mut(port) else {
+            return;
+        };
         // vCPU numbers are below MAX_VCPUS.
-        *channel = Channel { binding, vcpu: vcpu.get() as u16 };
+        *channel = Channel {
+            binding,
+            vcpu: vcpu.get() as u16,
+        };
         self.open += 1;
         self.open_hint = self.open_hint.min(port.get());
         self.valid = self.valid.max(port.get() / RUN * RUN + RUN);
@@ -167,7 +188,9 @@ impl EventTable {
 
     /// Closes a port; what it was bound to.
     pub(super) fn shut(&mut self, port: Port) -> Binding {
-        let Some(channel) = self.channel_mut(port) else { return Binding::Closed };
+        let Some(channel) = self.channel_mut(port) else {
+            return Binding::Closed;
+        };
         let Channel { binding, vcpu } = core::mem::replace(channel, Channel::CLOSED);
         if binding != Binding::Closed {
             self.open -= 1;
@@ -218,7 +241,10 @@ impl EventTable {
     /// The port of a virtual interrupt. A global one has no vCPU of its own.
     pub fn virq(&self, vcpu: Option<VcpuId>, virq: u32) -> Option<Port> {
         match PER_VCPU.iter().position(|&one| one == virq) {
-            Some(n) => *self.vcpu_virqs.get(vcpu.map_or(0, VcpuId::get) as usize)?.get(n)?,
+            Some(n) => *self
+                .vcpu_virqs
+                .get(vcpu.map_or(0, VcpuId::get) as usize)?
+                .get(n)?,
             None => *self.global_virqs.get(virq as usize)?,
         }
     }
@@ -241,7 +267,11 @@ impl EventTable {
     /// Notes that a vCPU polls, or no longer.
     pub fn set_polling(&mut self, vcpu: VcpuId, polls: bool) {
         let bit = 1u32.checked_shl(vcpu.get()).unwrap_or(0);
-        self.polling = if polls { self.polling | bit } else { self.polling & !bit };
+        self.polling = if polls {
+            self.polling | bit
+        } else {
+            self.polling & !bit
+        };
     }
 
     /// Gives back all frames of a table without open ports; it is as new afterwards. Gives how
@@ -254,7 +284,10 @@ impl EventTable {
             given += 1;
         }
         // `polling` is the scheduler's to clear; the rest is as in a new table.
-        *self = Self { polling: self.polling, ..Self::new() };
+        *self = Self {
+            polling: self.polling,
+            ..Self::new()
+        };
         given
     }
 }

@@ -39,7 +39,11 @@ pub fn vcpu_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     else {
         return Outcome::Done(Errno::ENOENT.to_rax());
     };
-    let who = VcpuRef { dom: caller.dom, vcpu: id, incarnation };
+    let who = VcpuRef {
+        dom: caller.dom,
+        vcpu: id,
+        incarnation,
+    };
     match op {
         VCPUOP_IS_UP => return Outcome::Done(is_up(core, who).into()),
         VCPUOP_INITIALISE => initialise(core, caller, who, at),
@@ -74,7 +78,11 @@ fn is_up(core: &mut Core, who: VcpuRef) -> bool {
 
 /// Gives a vCPU its first context. Once only.
 fn initialise(core: &mut Core, caller: Caller, who: VcpuRef, at: GuestVa) -> Result<(), Errno> {
-    if core.domains.resolve(who).is_none_or(|vcpu| vcpu.initialised) {
+    if core
+        .domains
+        .resolve(who)
+        .is_none_or(|vcpu| vcpu.initialised)
+    {
         return Err(Errno::EEXIST);
     }
     let wanted: VcpuGuestContext = core.guest(caller).read(at)?;
@@ -98,7 +106,9 @@ fn up(core: &mut Core, who: VcpuRef) -> Result<(), Errno> {
 
 /// Takes a vCPU down; the last one takes the domain with it.
 fn down(core: &mut Core, who: VcpuRef) {
-    let Some(vcpu) = core.domains.resolve(who) else { return };
+    let Some(vcpu) = core.domains.resolve(who) else {
+        return;
+    };
     vcpu.online = false;
     let is_any_up = core.domains.get(who.dom).is_some_and(|domain| {
         let mut vcpus = (0..MAX_VCPUS as u32).filter_map(|n| domain.vcpu(VcpuId::new(n)));
@@ -144,7 +154,9 @@ fn register_info(core: &mut Core, caller: Caller, who: VcpuRef, at: GuestVa) -> 
     if vcpu.info_registered || (who.vcpu != caller.vcpu && vcpu.online) {
         return Err(Errno::EINVAL);
     }
-    core.frames.get_writable(new.mfn(), who.dom).map_err(|_| Errno::EINVAL)?;
+    core.frames
+        .get_writable(new.mfn(), who.dom)
+        .map_err(|_| Errno::EINVAL)?;
     let old = core::mem::replace(&mut vcpu.info, new);
     vcpu.info_registered = true;
     core.frames.mem().copy(old, new, size_of::<VcpuInfo>());
@@ -162,7 +174,9 @@ fn info_address(asked: &RegisterVcpuInfo) -> Result<Maddr, Errno> {
     if !fits || !is_frame {
         return Err(Errno::EINVAL);
     }
-    Ok(Maddr::new(Mfn::new(asked.mfn).maddr().get() + u64::from(asked.offset)))
+    Ok(Maddr::new(
+        Mfn::new(asked.mfn).maddr().get() + u64::from(asked.offset),
+    ))
 }
 
 fn set_periodic(core: &mut Core, caller: Caller, who: VcpuRef, at: GuestVa) -> Result<(), Errno> {

@@ -113,14 +113,23 @@ impl Params {
         allowance: Ns,
     ) -> Result<Self, Errno> {
         let weight = Weight::new(weight).ok_or(Errno::EINVAL)?;
-        if [warp, warp_limit, unwarp, allowance].iter().any(|&span| span > MAX_SPAN) {
+        if [warp, warp_limit, unwarp, allowance]
+            .iter()
+            .any(|&span| span > MAX_SPAN)
+        {
             return Err(Errno::EINVAL);
         }
         let allowance = match allowance.get() {
             0 => Self::DEFAULT.allowance,
             _ => allowance.max(MIN_ALLOWANCE),
         };
-        Ok(Self { weight, warp, warp_limit, unwarp, allowance })
+        Ok(Self {
+            weight,
+            warp,
+            warp_limit,
+            unwarp,
+            allowance,
+        })
     }
 
     /// Real ns as virtual ns of this weight, rounded up.
@@ -157,7 +166,13 @@ pub struct Account {
 impl Account {
     /// A newcomer: it stands where the others are.
     pub const fn new(svt: VirtTime) -> Self {
-        Self { actual: svt, remainder: 0, warp: Warp::Off { again_at: Ns::new(0) } }
+        Self {
+            actual: svt,
+            remainder: 0,
+            warp: Warp::Off {
+                again_at: Ns::new(0),
+            },
+        }
     }
 
     /// `A`: how much CPU it has had, by its weight.
@@ -182,7 +197,8 @@ impl Account {
     /// ends.
     pub fn ran(&mut self, params: &Params, ran: Ns, now: Ns) {
         let weight = u128::from(params.weight.get());
-        let scaled = u128::from(ran.get()) * u128::from(Weight::DEFAULT.get()) + u128::from(self.remainder);
+        let scaled =
+            u128::from(ran.get()) * u128::from(Weight::DEFAULT.get()) + u128::from(self.remainder);
         // Both fit: the quotient wraps by design, the remainder is below the weight.
         self.actual = self.actual.forward((scaled / weight) as u64);
         self.remainder = (scaled % weight) as u64;
@@ -200,7 +216,7 @@ impl Account {
     pub fn woke(&mut self, params: &Params, svt: VirtTime, now: Ns) {
         // Further ahead than any vCPU can get: it slept so long that the clock went round.
         let ahead = self.actual.since(svt);
-        if ahead < 0 || ahead > 1 << 62 {
+        if !(0..=1 << 62).contains(&ahead) {
             self.actual = svt;
             self.remainder = 0;
         }
@@ -220,7 +236,9 @@ impl Account {
     }
 
     fn end_warp(&mut self, params: &Params, now: Ns) {
-        self.warp = Warp::Off { again_at: Ns::new(now.get().saturating_add(params.unwarp.get())) };
+        self.warp = Warp::Off {
+            again_at: Ns::new(now.get().saturating_add(params.unwarp.get())),
+        };
     }
 
     /// Weight or warp changed. What it has run stands; a warp ends where none is allowed any more.
@@ -238,7 +256,8 @@ impl Account {
     }
 
     /// How long it may run before something is to be decided: until it is ahead of `rival` by the
-    /// allowance, or its warp is used up. `None`: nothing to decide. Never 0.
+    /// allowance, or its warp is used up. `None`: nothing to decide. Never below
+    /// [`MIN_ALLOWANCE`], so that no choice of parameters makes a storm of timer interrupts.
     pub fn slice(&self, params: &Params, rival: Option<VirtTime>) -> Option<Ns> {
         let to_rival = rival.map(|rival| {
             let lag = rival.since(self.effective_vt(params));
@@ -252,6 +271,6 @@ impl Account {
             _ => None,
         };
         let least = [to_rival, to_limit].into_iter().flatten().min()?;
-        Some(Ns::new(least.max(1)))
+        Some(Ns::new(least).max(MIN_ALLOWANCE))
     }
 }

@@ -24,9 +24,20 @@ pub struct Heap<O> {
     order: PhantomData<O>,
 }
 
+impl<O: Order> Default for Heap<O> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<O: Order> Heap<O> {
+    /// Without members.
     pub const fn new() -> Self {
-        Self { len: 0, ids: [SlotId::FIRST; MAX_SLOTS], order: PhantomData }
+        Self {
+            len: 0,
+            ids: [SlotId::FIRST; MAX_SLOTS],
+            order: PhantomData,
+        }
     }
 
     fn members(&self) -> &[SlotId] {
@@ -46,7 +57,10 @@ impl<O: Order> Heap<O> {
     /// The earliest of the members at `from..to`.
     fn earliest(&self, slots: &Slots, from: usize, to: usize) -> Option<SlotId> {
         let candidates = self.members().get(from..to.min(self.len))?;
-        candidates.iter().copied().reduce(|a, b| if Self::ordered(slots, b, a) { b } else { a })
+        candidates
+            .iter()
+            .copied()
+            .reduce(|a, b| if Self::ordered(slots, b, a) { b } else { a })
     }
 
     fn ordered(slots: &Slots, a: SlotId, b: SlotId) -> bool {
@@ -75,7 +89,9 @@ impl<O: Order> Heap<O> {
         let place = match self.place_of(slots, id) {
             Some(place) => place,
             None => {
-                let Some(end) = self.ids.get_mut(self.len) else { return };
+                let Some(end) = self.ids.get_mut(self.len) else {
+                    return;
+                };
                 *end = id;
                 self.len += 1;
                 self.len - 1
@@ -87,12 +103,16 @@ impl<O: Order> Heap<O> {
 
     /// Takes a slot out; nothing happens if it is not in.
     pub fn remove(&mut self, slots: &mut Slots, id: SlotId) {
-        let Some(place) = self.place_of(slots, id) else { return };
+        let Some(place) = self.place_of(slots, id) else {
+            return;
+        };
         if let Some(slot) = slots.get_mut(id) {
             O::set_place(slot, NOWHERE);
         }
         self.len -= 1;
-        let Some(&last) = self.ids.get(self.len) else { return };
+        let Some(&last) = self.ids.get(self.len) else {
+            return;
+        };
         if last != id {
             let place = self.sift_up(slots, place, last);
             self.sift_down(slots, place, last);
@@ -109,7 +129,9 @@ impl<O: Order> Heap<O> {
     fn sift_up(&mut self, slots: &mut Slots, mut place: usize, id: SlotId) -> usize {
         while place > 0 {
             let up = (place - 1) / 2;
-            let Some(&parent) = self.ids.get(up) else { break };
+            let Some(&parent) = self.ids.get(up) else {
+                break;
+            };
             if !Self::ordered(slots, id, parent) {
                 break;
             }
@@ -125,7 +147,9 @@ impl<O: Order> Heap<O> {
             if !Self::ordered(slots, child, id) {
                 break;
             }
-            let Some(down) = self.place_of(slots, child) else { break };
+            let Some(down) = self.place_of(slots, child) else {
+                break;
+            };
             self.set(slots, place, child);
             place = down;
         }

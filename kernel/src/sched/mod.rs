@@ -51,7 +51,11 @@ pub enum Wake {
     Nobody,
     Vcpu(VcpuRef),
     /// Several vCPUs of one domain: bit n is vCPU n.
-    Vcpus { dom: DomId, incarnation: Incarnation, mask: u32 },
+    Vcpus {
+        dom: DomId,
+        incarnation: Incarnation,
+        mask: u32,
+    },
 }
 
 const _: () = assert!(MAX_VCPUS <= u32::BITS as usize);
@@ -62,9 +66,17 @@ impl Core {
         match wake {
             Wake::Nobody => {}
             Wake::Vcpu(who) => self.wake_one(who),
-            Wake::Vcpus { dom, incarnation, mask } => {
+            Wake::Vcpus {
+                dom,
+                incarnation,
+                mask,
+            } => {
                 for n in (0..u32::BITS).filter(|n| mask & 1 << n != 0) {
-                    self.wake_one(VcpuRef { dom, vcpu: VcpuId::new(n), incarnation });
+                    self.wake_one(VcpuRef {
+                        dom,
+                        vcpu: VcpuId::new(n),
+                        incarnation,
+                    });
                 }
             }
         }
@@ -117,8 +129,12 @@ pub fn add(core: &mut Core, who: VcpuRef) -> Result<(), Errno> {
 /// Forgets a vCPU: it never runs again, its timers and registrations are gone. Any CPU that ran
 /// it chooses anew.
 pub fn remove(core: &mut Core, who: VcpuRef) {
-    let Some(vcpu) = core.domains.resolve(who) else { return };
-    let Some(id) = core::mem::take(&mut vcpu.sched).slot else { return };
+    let Some(vcpu) = core.domains.resolve(who) else {
+        return;
+    };
+    let Some(id) = core::mem::take(&mut vcpu.sched).slot else {
+        return;
+    };
     let cpu = core.sched.set_eligible(id, false, arch::now());
     core.sched.remove(id, arch::now());
     core.reschedule_if(cpu);
@@ -129,9 +145,13 @@ pub fn remove(core: &mut Core, who: VcpuRef) {
 pub fn refresh(core: &mut Core, dom: DomId) {
     let now = arch::now();
     for n in 0..MAX_VCPUS as u32 {
-        let Some(domain) = core.domains.get(dom) else { return };
+        let Some(domain) = core.domains.get(dom) else {
+            return;
+        };
         let may_run = domain.life == Life::Alive && domain.pauses == 0;
-        let Some(vcpu) = domain.vcpu(VcpuId::new(n)) else { continue };
+        let Some(vcpu) = domain.vcpu(VcpuId::new(n)) else {
+            continue;
+        };
         let Some(id) = vcpu.sched.slot else { continue };
         let eligible = may_run && vcpu.online;
         let cpu = core.sched.set_eligible(id, eligible, now);
@@ -174,7 +194,9 @@ pub fn yield_(core: &mut Core, caller: Caller) {
 
 /// The caller waits for ports or until a system time.
 pub fn poll(core: &mut Core, caller: Caller, what: Polling, until: Option<Ns>) {
-    let Some(id) = slot_in(core, caller.dom, caller.vcpu) else { return };
+    let Some(id) = slot_in(core, caller.dom, caller.vcpu) else {
+        return;
+    };
     if let Some(domain) = core.domains.get_mut(caller.dom) {
         domain.events.set_polling(caller.vcpu, true);
     }
@@ -255,7 +277,8 @@ pub fn set_params(core: &mut Core, wanted: &SchedParams) -> Result<(), Errno> {
 ///
 /// Errors: `ENOENT` for an unknown domain or vCPU.
 pub fn get_params(core: &Core, about: &SchedParams) -> Result<SchedParams, Errno> {
-    let id = slot_in(core, DomId::new(about.domid), VcpuId::new(about.vcpu)).ok_or(Errno::ENOENT)?;
+    let id =
+        slot_in(core, DomId::new(about.domid), VcpuId::new(about.vcpu)).ok_or(Errno::ENOENT)?;
     let params = core.sched.params(id).ok_or(Errno::ENOENT)?;
     Ok(SchedParams {
         weight: params.weight.get(),
@@ -273,5 +296,9 @@ pub fn get_params(core: &Core, about: &SchedParams) -> Result<SchedParams, Errno
 pub fn times(core: &mut Core, dom: DomId, vcpu: VcpuId) -> Result<VcpuTimes, Errno> {
     let id = slot_in(core, dom, vcpu).ok_or(Errno::ENOENT)?;
     let times = core.sched.times(id, arch::now()).ok_or(Errno::ENOENT)?;
-    Ok(VcpuTimes { domid: dom.get(), vcpu: vcpu.get(), ..times })
+    Ok(VcpuTimes {
+        domid: dom.get(),
+        vcpu: vcpu.get(),
+        ..times
+    })
 }

@@ -76,7 +76,9 @@ impl RunQueue {
         let ran = Ns::new(now.get().saturating_sub(self.accounted.get()));
         self.accounted = self.accounted.max(now);
         let Some(id) = self.running else { return };
-        let Some(slot) = slots.get_mut(id) else { return };
+        let Some(slot) = slots.get_mut(id) else {
+            return;
+        };
         slot.account.ran(&slot.params, ran, now);
         if self.effective.contains(slots, id) {
             self.put(slots, id);
@@ -94,13 +96,19 @@ impl RunQueue {
     /// Whom the CPU goes to.
     fn choose(&self, slots: &mut Slots) -> Option<SlotId> {
         let first = self.effective.first()?;
-        let Some(running) = self.running else { return Some(first) };
+        let Some(running) = self.running else {
+            return Some(first);
+        };
         let rival = self.rival_of(slots, running);
         let rival_vt = rival.and_then(|id| slots.get(id)).map(Slot::effective_vt);
         let slot = slots.get_mut(running)?;
         let gives_way = core::mem::take(&mut slot.yielded)
             || rival_vt.is_some_and(|rival| slot.account.yields_to(&slot.params, rival));
-        if gives_way { rival.or(Some(running)) } else { Some(running) }
+        if gives_way {
+            rival.or(Some(running))
+        } else {
+            Some(running)
+        }
     }
 }
 
@@ -142,7 +150,9 @@ impl Scheduler {
         if queue.is_none() {
             *queue = Some(FrameBox::new(frames, RunQueue::new()).ok_or(Errno::ENOMEM)?);
         }
-        let svt = queue.as_deref().map_or_else(VirtTime::default, |queue| queue.svt);
+        let svt = queue
+            .as_deref()
+            .map_or_else(VirtTime::default, |queue| queue.svt);
         let id = self.slots.take(frames, who)?;
         if let Some(slot) = self.slots.get_mut(id) {
             slot.cpu = cpu;
@@ -239,7 +249,11 @@ impl Scheduler {
 
     const fn idle_state(slot: &Slot) -> RunState {
         // A vCPU that waits stays "blocked" while its domain is paused.
-        if slot.blocked { RunState::Blocked } else { RunState::Offline }
+        if slot.blocked {
+            RunState::Blocked
+        } else {
+            RunState::Offline
+        }
     }
 
     fn next_ticket(&mut self) -> u32 {
@@ -258,11 +272,18 @@ impl Scheduler {
     ///
     /// Cost: logarithmic in the number of runnable vCPUs.
     pub fn pick(&mut self, cpu: CpuId, now: Ns) -> Decision {
-        const IDLE: Decision = Decision { next: None, until: None };
+        const IDLE: Decision = Decision {
+            next: None,
+            until: None,
+        };
         let ticket = self.next_ticket();
-        let Some((queue, slots)) = self.queue(cpu) else { return IDLE };
+        let Some((queue, slots)) = self.queue(cpu) else {
+            return IDLE;
+        };
         queue.account(slots, now);
-        let Some(next) = queue.choose(slots) else { return IDLE };
+        let Some(next) = queue.choose(slots) else {
+            return IDLE;
+        };
         if queue.running != Some(next) {
             if let Some(previous) = queue.running.and_then(|id| slots.get_mut(id)) {
                 previous.times.enter(RunState::Runnable, now);
@@ -278,11 +299,19 @@ impl Scheduler {
                 slot.yielded = false;
             }
         }
-        let rival = queue.rival_of(slots, next).and_then(|id| slots.get(id)).map(Slot::effective_vt);
-        let Some(slot) = slots.get(next) else { return IDLE };
+        let rival = queue
+            .rival_of(slots, next)
+            .and_then(|id| slots.get(id))
+            .map(Slot::effective_vt);
+        let Some(slot) = slots.get(next) else {
+            return IDLE;
+        };
         let slice = slot.account.slice(&slot.params, rival);
         queue.slice_end = slice.map(|slice| Ns::new(now.get().saturating_add(slice.get())));
-        Decision { next: slot.owner, until: queue.slice_end }
+        Decision {
+            next: slot.owner,
+            until: queue.slice_end,
+        }
     }
 
     /// When this CPU is to choose again.

@@ -23,7 +23,13 @@ fn field(base: Maddr, offset: usize) -> Maddr {
 /// its `vcpu_info` moves.
 pub fn publish(core: &mut Core, dom: DomId, vcpu: VcpuId) {
     let mem = core.frames.mem();
-    let Some(vcpu) = core.domains.get_mut(dom).and_then(|domain| domain.vcpu_mut(vcpu)) else { return };
+    let Some(vcpu) = core
+        .domains
+        .get_mut(dom)
+        .and_then(|domain| domain.vcpu_mut(vcpu))
+    else {
+        return;
+    };
     let version = vcpu.sched.time_version;
     vcpu.sched.time_version = version.wrapping_add(2);
     let tsc = arch::tsc();
@@ -47,24 +53,40 @@ pub fn publish(core: &mut Core, dom: DomId, vcpu: VcpuId) {
 
 /// Tells a domain what the wall clock showed when system time was 0. Once is enough.
 pub fn publish_wallclock(core: &Core, dom: DomId) {
-    let Some(domain) = core.domains.get(dom) else { return };
+    let Some(domain) = core.domains.get(dom) else {
+        return;
+    };
     let mem = core.frames.mem();
     let base = domain.shared_info.maddr();
     let boot = arch::wallclock_ns_at_boot();
     let seconds = boot / NS_PER_SECOND;
     mem.write_u32(field(base, offset_of!(SharedInfo, wc_version)), 1);
     mem.write_u32(field(base, offset_of!(SharedInfo, wc_sec)), seconds as u32);
-    mem.write_u32(field(base, offset_of!(SharedInfo, wc_sec_hi)), (seconds >> 32) as u32);
-    mem.write_u32(field(base, offset_of!(SharedInfo, wc_nsec)), (boot % NS_PER_SECOND) as u32);
+    mem.write_u32(
+        field(base, offset_of!(SharedInfo, wc_sec_hi)),
+        (seconds >> 32) as u32,
+    );
+    mem.write_u32(
+        field(base, offset_of!(SharedInfo, wc_nsec)),
+        (boot % NS_PER_SECOND) as u32,
+    );
     mem.write_u32(field(base, offset_of!(SharedInfo, wc_version)), 2);
 }
 
 /// Shows a vCPU its run state where it asked for it. A bad address is the guest's own loss.
 pub fn publish_runstate(core: &Core, who: VcpuRef) {
-    let Some(domain) = core.domains.get(who.dom) else { return };
-    let Some(vcpu) = domain.vcpu(who.vcpu) else { return };
-    let Some(slot) = vcpu.sched.slot.and_then(|id| core.sched.slot(id)) else { return };
-    let (Some(va), Some(root)) = (vcpu.sched.runstate_area, vcpu.roots.kernel) else { return };
+    let Some(domain) = core.domains.get(who.dom) else {
+        return;
+    };
+    let Some(vcpu) = domain.vcpu(who.vcpu) else {
+        return;
+    };
+    let Some(slot) = vcpu.sched.slot.and_then(|id| core.sched.slot(id)) else {
+        return;
+    };
+    let (Some(va), Some(root)) = (vcpu.sched.runstate_area, vcpu.roots.kernel) else {
+        return;
+    };
     let space = GuestSpace::new(&core.frames, root);
     let flagged = domain.assists & ASSIST_RUNSTATE_UPDATE != 0;
     // All three or none: the guest has unmapped it if the first fails.
@@ -80,9 +102,18 @@ fn write_runstate(
     if !flagged {
         return space.write(va, &info);
     }
-    let entry_time = GuestVa::new(va.get().wrapping_add(offset_of!(RunstateInfo, state_entry_time) as u64));
+    let entry_time = GuestVa::new(
+        va.get()
+            .wrapping_add(offset_of!(RunstateInfo, state_entry_time) as u64),
+    );
     let marked = info.state_entry_time | RUNSTATE_UPDATE;
     space.write(entry_time, &marked)?;
-    space.write(va, &RunstateInfo { state_entry_time: marked, ..info })?;
+    space.write(
+        va,
+        &RunstateInfo {
+            state_entry_time: marked,
+            ..info
+        },
+    )?;
     space.write(entry_time, &info.state_entry_time)
 }

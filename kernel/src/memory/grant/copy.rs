@@ -46,7 +46,13 @@ impl Held {
 ///
 /// Errors: `BadRange`, `NotPermitted`, `NoDomain`, `BadGref`, `NotGranted`, `BadFrame`, `NotWritable`;
 /// on error nothing was copied.
-pub fn copy(core: &mut Core, caller: DomId, from: End, to: End, len: u16) -> Result<(), GrantError> {
+pub fn copy(
+    core: &mut Core,
+    caller: DomId,
+    from: End,
+    to: End,
+    len: u16,
+) -> Result<(), GrantError> {
     check(caller, from, len)?;
     check(caller, to, len)?;
     let source = hold(core, caller, from, false)?;
@@ -59,7 +65,9 @@ pub fn copy(core: &mut Core, caller: DomId, from: End, to: End, len: u16) -> Res
     };
     if len > 0 {
         // Both offsets are within their frames: checked above, with at least a byte behind them.
-        core.frames.mem().copy(source.at(from.offset), dest.at(to.offset), usize::from(len));
+        core.frames
+            .mem()
+            .copy(source.at(from.offset), dest.at(to.offset), usize::from(len));
     }
     dest.release(core);
     source.release(core);

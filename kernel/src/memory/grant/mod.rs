@@ -27,11 +27,7 @@ mod tests;
 use crate::{
     Core,
     domain::Life,
-    memory::{
-        frame::FrameError,
-        frame_box::FrameBox,
-        teardown::Progress,
-    },
+    memory::{frame::FrameError, frame_box::FrameBox, teardown::Progress},
 };
 use bulkhead_abi::{DomId, Errno, Gref, Mfn, grant};
 use table::{MAX_FRAMES, Table};
@@ -107,7 +103,11 @@ pub fn grow(core: &mut Core, dom: DomId, nr_frames: u32) -> Result<u32, Errno> {
     if nr_frames > MAX_FRAMES {
         return Err(Errno::EINVAL);
     }
-    let domain = core.domains.get_mut(dom).filter(|d| d.life != Life::Dying).ok_or(Errno::ESRCH)?;
+    let domain = core
+        .domains
+        .get_mut(dom)
+        .filter(|d| d.life != Life::Dying)
+        .ok_or(Errno::ESRCH)?;
     if domain.grants.table.is_none() {
         let table = FrameBox::new(&mut core.frames, Table::new()).ok_or(Errno::ENOMEM)?;
         domain.grants.table = Some(table);
@@ -138,9 +138,18 @@ pub fn set_entry(
 ) -> Result<(), Errno> {
     let frame = u32::try_from(mfn.get()).map_err(|_| Errno::EINVAL)?;
     grow(core, dom, 1)?;
-    let table = core.domains.get(dom).and_then(|domain| domain.grants.table.as_deref());
-    let at = table.and_then(|table| table.entry_at(gref)).ok_or(Errno::EINVAL)?;
-    let entry = table::Entry { flags: grant::GTF_PERMIT_ACCESS, domid: grantee.get(), frame };
+    let table = core
+        .domains
+        .get(dom)
+        .and_then(|domain| domain.grants.table.as_deref());
+    let at = table
+        .and_then(|table| table.entry_at(gref))
+        .ok_or(Errno::EINVAL)?;
+    let entry = table::Entry {
+        flags: grant::GTF_PERMIT_ACCESS,
+        domid: grantee.get(),
+        frame,
+    };
     core.frames.mem().write_u64(at, entry.word());
     Ok(())
 }
@@ -150,9 +159,15 @@ pub fn set_entry(
 /// of `budget`.
 pub fn release_maps(core: &mut Core, dom: DomId, budget: &mut u32) -> Progress {
     loop {
-        let Some(domain) = core.domains.get_mut(dom) else { return Progress::Done };
-        let Some(tracks) = domain.grants.tracks.as_deref_mut() else { return Progress::Done };
-        let Some(handle) = tracks.first_used() else { break };
+        let Some(domain) = core.domains.get_mut(dom) else {
+            return Progress::Done;
+        };
+        let Some(tracks) = domain.grants.tracks.as_deref_mut() else {
+            return Progress::Done;
+        };
+        let Some(handle) = tracks.first_used() else {
+            break;
+        };
         if *budget == 0 {
             return Progress::More;
         }
@@ -201,12 +216,24 @@ fn acquire(
     writable: bool,
 ) -> Result<Use, GrantError> {
     let mem = core.frames.mem();
-    let domain = core.domains.get_mut(granter).filter(|d| d.life != Life::Dying);
+    let domain = core
+        .domains
+        .get_mut(granter)
+        .filter(|d| d.life != Life::Dying);
     let domain = domain.ok_or(GrantError::NoDomain { dom: granter })?;
-    let table = domain.grants.table.as_deref_mut().ok_or(GrantError::BadGref { gref })?;
+    let table = domain
+        .grants
+        .table
+        .as_deref_mut()
+        .ok_or(GrantError::BadGref { gref })?;
     let frame = table.acquire(mem, gref, by, writable)?;
     match take_frame(core, granter, frame, writable) {
-        Ok(()) => Ok(Use { granter, gref, writable, frame }),
+        Ok(()) => Ok(Use {
+            granter,
+            gref,
+            writable,
+            frame,
+        }),
         Err(refused) => {
             unmark(core, granter, gref, writable);
             Err(refused)
@@ -222,7 +249,10 @@ fn release_use(core: &mut Core, used: Use) {
 
 fn unmark(core: &mut Core, granter: DomId, gref: Gref, writable: bool) {
     let mem = core.frames.mem();
-    let table = core.domains.get_mut(granter).and_then(|domain| domain.grants.table.as_deref_mut());
+    let table = core
+        .domains
+        .get_mut(granter)
+        .and_then(|domain| domain.grants.table.as_deref_mut());
     if let Some(table) = table {
         table.release(mem, gref, writable);
     }
@@ -235,7 +265,9 @@ fn take_frame(core: &mut Core, owner: DomId, mfn: Mfn, writable: bool) -> Result
         core.frames.get_page(mfn, owner)
     };
     taken.map_err(|refused| match refused {
-        FrameError::NoFrame { mfn } | FrameError::NotOwner { mfn, .. } => GrantError::BadFrame { mfn },
+        FrameError::NoFrame { mfn } | FrameError::NotOwner { mfn, .. } => {
+            GrantError::BadFrame { mfn }
+        }
         _ => GrantError::NotWritable { mfn },
     })
 }

@@ -54,7 +54,13 @@ const END_OF_LIST: u32 = u32::MAX;
 
 impl Tracks {
     pub(super) const fn new() -> Self {
-        Self { chunks: [const { None }; CHUNKS], free: END_OF_LIST, end: 0, in_use: 0, first: 0 }
+        Self {
+            chunks: [const { None }; CHUNKS],
+            free: END_OF_LIST,
+            end: 0,
+            in_use: 0,
+            first: 0,
+        }
     }
 
     pub(super) const fn in_use(&self) -> u32 {
@@ -62,7 +68,10 @@ impl Tracks {
     }
 
     fn place_mut(&mut self, handle: u32) -> Option<&mut Place> {
-        let chunk = self.chunks.get_mut((handle / PER_CHUNK) as usize)?.as_deref_mut()?;
+        let chunk = self
+            .chunks
+            .get_mut((handle / PER_CHUNK) as usize)?
+            .as_deref_mut()?;
         chunk.get_mut((handle % PER_CHUNK) as usize)
     }
 
@@ -96,7 +105,9 @@ impl Tracks {
     pub(super) fn insert(&mut self, track: Track) -> Option<u32> {
         let handle = self.free;
         let place = self.place_mut(handle)?;
-        let Place::Free(next) = *place else { return None };
+        let Place::Free(next) = *place else {
+            return None;
+        };
         *place = Place::Used(track);
         self.free = next;
         self.in_use += 1;
@@ -108,7 +119,9 @@ impl Tracks {
     pub(super) fn remove(&mut self, handle: u32) -> Option<Track> {
         let next = self.free;
         let place = self.place_mut(handle)?;
-        let Place::Used(track) = *place else { return None };
+        let Place::Used(track) = *place else {
+            return None;
+        };
         *place = Place::Free(next);
         self.free = handle;
         self.in_use -= 1;
