@@ -45,7 +45,7 @@ pub fn memory_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
             .into(),
         nr::XENMEM_MEMORY_MAP => memory_map(core, caller, argument).into(),
         nr::XENMEM_MACHPHYS_MAPPING => machphys_mapping(core, caller, argument).into(),
-        _ => Err(Errno::ENOSYS).into(),
+        _ => Errno::ENOSYS.into(),
     }
 }
 
@@ -77,7 +77,7 @@ type Extent = fn(&mut Core, Caller, &Extents, u64) -> Result<(), Errno>;
 fn reservation(core: &mut Core, caller: Caller, args: [u64; 6], one: Extent) -> Outcome {
     let asked: MemoryReservation = match core.guest(caller).read(GuestVa::new(args[1])) {
         Ok(asked) => asked,
-        Err(fault) => return Err(Errno::from(fault)).into(),
+        Err(fault) => return Errno::from(fault).into(),
     };
     let start = args[0] >> nr::MEMOP_EXTENT_SHIFT;
     let is_sane =
@@ -152,10 +152,10 @@ fn exchange(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     let at = GuestVa::new(args[1]);
     let mut asked: MemoryExchange = match core.guest(caller).read(at) {
         Ok(asked) => asked,
-        Err(fault) => return Err(Errno::from(fault)).into(),
+        Err(fault) => return Errno::from(fault).into(),
     };
     if let Err(refused) = check_exchange(core, caller, &asked) {
-        return Err(refused).into();
+        return refused.into();
     }
     if asked.nr_exchanged == asked.input.nr_extents {
         return Ok(0).into();

@@ -95,7 +95,7 @@ fn batch<T: FromBytes>(
     };
     let owners = match owners(core, caller, dom) {
         Ok(owners) => owners,
-        Err(refused) => return Err(refused).into(),
+        Err(refused) => return refused.into(),
     };
     let mut budget = Budget::default();
     let mut result = Ok(());
@@ -258,7 +258,7 @@ fn set_mapping(
     });
     match result {
         Ok(()) => flush_mapping(core, caller, va, flags).into(),
-        Err(Stop::Refused(errno)) => Err(errno).into(),
+        Err(Stop::Refused(errno)) => errno.into(),
         Err(Stop::Again) => Outcome::Again([args[0], args[1], args[2], args[3], args[4]]),
     }
 }

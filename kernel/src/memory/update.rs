@@ -214,6 +214,9 @@ pub fn put_root(core: &mut Core, dom: DomId, mfn: Mfn) {
         matches!(core.frames.owner(mfn), Owner::Orphan)
             || core.frames.owner(mfn) == Owner::Domain(dom)
     );
+    // The frame may be free and something else before the next exit: the processor must not
+    // stand on it.
+    crate::arch::leave_root(mfn);
     core.frames.put_table(mfn);
 }
 
@@ -323,7 +326,7 @@ fn clear_grant_entry(frames: &mut FrameTable, pte: Maddr, frame: Mfn) {
 }
 
 /// A frame of the mapper's that is a live L1 table. A grant entry goes nowhere else.
-fn is_live_l1_of(frames: &FrameTable, table: Mfn, mapper: DomId) -> bool {
+pub fn is_live_l1_of(frames: &FrameTable, table: Mfn, mapper: DomId) -> bool {
     frames.owner(table) == Owner::Domain(mapper) && frames.live_level(table) == Some(Level::L1)
 }
 

@@ -1,0 +1,36 @@
+//! The global allocator: `talc` over runs of frames from [`crate::mem`].
+
+#[cfg(target_os = "none")]
+mod machine {
+    use bulkhead_abi::PAGE_SIZE;
+    use core::alloc::Layout;
+    use talc::base::{Talc, binning::Binning};
+    use talc::source::Source;
+
+    /// Least frames taken from the frame allocator at once.
+    const GROW_FRAMES: usize = 64;
+
+    /// Asks the frame allocator for more. What it gave is never given back.
+    #[derive(Debug)]
+    struct Frames;
+
+    // SAFETY: `mem::take_frames` is a bitmap under its own lock and allocates nothing.
+    unsafe impl Source for Frames {
+        fn acquire<B: Binning>(talc: &mut Talc<Self, B>, layout: Layout) -> Result<(), ()> {
+            // Room for the block, its alignment and the allocator's own bookkeeping.
+            let bytes = layout.size().checked_add(layout.align()).ok_or(())?;
+            let wanted = bytes.div_ceil(PAGE_SIZE) + 2;
+            let (start, count) = crate::mem::take_frames(wanted.max(GROW_FRAMES))
+                .map(|at| (at, wanted.max(GROW_FRAMES)))
+                .or_else(|| crate::mem::take_frames(wanted).map(|at| (at, wanted)))
+                .ok_or(())?;
+            // SAFETY: the frames are mapped, ours alone, and never released.
+            unsafe { talc.claim(start, count * PAGE_SIZE) }
+                .map(drop)
+                .ok_or(())
+        }
+    }
+
+    #[global_allocator]
+    static HEAP: talc::TalcLock<spin::Mutex<()>, Frames> = talc::TalcLock::new(Frames);
+}

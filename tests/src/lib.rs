@@ -1,0 +1,2 @@
+//! System tests of Bulkhead; the guests are in `src/bin`.
+#![no_std]
