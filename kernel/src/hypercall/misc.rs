@@ -7,8 +7,9 @@ use bulkhead_abi::{
     physdev::{PHYSDEVOP_EOI, PHYSDEVOP_SET_IOBITMAP, PHYSDEVOP_SET_IOPL},
     sched::{SCHEDOP_BLOCK, SCHEDOP_SHUTDOWN, SCHEDOP_YIELD},
     trap::{
-        VMASST_4GB_SEGMENTS, VMASST_4GB_SEGMENTS_NOTIFY, VMASST_ARCHITECTURAL_IOPL, VMASST_CMD_DISABLE,
-        VMASST_CMD_ENABLE, VMASST_PAE_EXTENDED_CR3, VMASST_RUNSTATE_UPDATE_FLAG, VMASST_WRITABLE_PAGETABLES,
+        VMASST_4GB_SEGMENTS, VMASST_4GB_SEGMENTS_NOTIFY, VMASST_ARCHITECTURAL_IOPL,
+        VMASST_CMD_DISABLE, VMASST_CMD_ENABLE, VMASST_PAE_EXTENDED_CR3,
+        VMASST_RUNSTATE_UPDATE_FLAG, VMASST_WRITABLE_PAGETABLES,
     },
 };
 
@@ -26,8 +27,13 @@ const ASSISTS: u64 = 1 << VMASST_4GB_SEGMENTS
 /// Errors: `EINVAL` unknown type; `ENOSYS` unknown `cmd`.
 pub fn vm_assist(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     let [cmd, kind, ..] = args;
-    let bit = u32::try_from(kind).ok().and_then(|n| 1u64.checked_shl(n)).unwrap_or(0);
-    let Some(domain) = core.domains.get_mut(caller.dom) else { return Errno::ESRCH.into() };
+    let bit = u32::try_from(kind)
+        .ok()
+        .and_then(|n| 1u64.checked_shl(n))
+        .unwrap_or(0);
+    let Some(domain) = core.domains.get_mut(caller.dom) else {
+        return Errno::ESRCH.into();
+    };
     match cmd & 0xffff_ffff {
         _ if bit & ASSISTS == 0 => return Errno::EINVAL.into(),
         VMASST_CMD_ENABLE => domain.assists |= bit,

@@ -33,7 +33,9 @@ const CR4_GUEST: u64 = 1 << 2 | 1 << 3;
 pub fn forced(core: &mut Core, caller: Caller) -> bool {
     let mut bytes = [0; MAX_INSTRUCTION];
     let fetched = fetch(core, caller, &mut bytes);
-    let Some(rest) = bytes[..fetched].strip_prefix(&FORCED_EMULATION_PREFIX) else { return false };
+    let Some(rest) = bytes[..fetched].strip_prefix(&FORCED_EMULATION_PREFIX) else {
+        return false;
+    };
     if !rest.starts_with(&[0x0f, 0xa2]) {
         return false;
     }
@@ -55,8 +57,15 @@ pub fn software_interrupt(core: &Core, caller: Caller) -> Option<u8> {
 
 fn run_cpuid(core: &mut Core, caller: Caller) {
     let incarnation = core.domains.get(caller.dom).map_or(0, |d| d.incarnation.0);
-    let Some(vcpu) = core.vcpu_mut(caller) else { return };
-    let view = View { features: arch::features(), xcr0: vcpu.guest.xcr0, tsc_khz: arch::tsc_khz(), incarnation };
+    let Some(vcpu) = core.vcpu_mut(caller) else {
+        return;
+    };
+    let view = View {
+        features: arch::features(),
+        xcr0: vcpu.guest.xcr0,
+        tsc_khz: arch::tsc_khz(),
+        incarnation,
+    };
     let regs = vcpu.regs_mut();
     let [a, b, c, d] = cpuid::leaf(arch::cpuid, &view, regs.rax as u32, regs.rcx as u32);
     (regs.rax, regs.rbx, regs.rcx, regs.rdx) = (a.into(), b.into(), c.into(), d.into());
@@ -75,11 +84,15 @@ pub fn privileged(core: &mut Core, caller: Caller) -> bool {
     let mut bytes = [0; MAX_INSTRUCTION];
     let fetched = fetch(core, caller, &mut bytes);
     let mut decoder = Decoder::new(&bytes[..fetched]);
-    let Some((prefixes, opcode)) = decoder.prefixes() else { return false };
+    let Some((prefixes, opcode)) = decoder.prefixes() else {
+        return false;
+    };
     if prefixes.lock {
         return false;
     }
-    let from_kernel = core.vcpu(caller).is_some_and(|vcpu| vcpu.guest.mode == Mode::Kernel);
+    let from_kernel = core
+        .vcpu(caller)
+        .is_some_and(|vcpu| vcpu.guest.mode == Mode::Kernel);
     let done = match opcode {
         0xe4..=0xe7 | 0xec..=0xef => port(core, caller, &mut decoder, prefixes, opcode),
         // CLI and STI: events are masked by the byte in vcpu_info, and only there.
@@ -99,7 +112,12 @@ pub fn privileged(core: &mut Core, caller: Caller) -> bool {
     done.is_some()
 }
 
-fn two_byte(core: &mut Core, caller: Caller, decoder: &mut Decoder<'_>, prefixes: Prefixes) -> Option<()> {
+fn two_byte(
+    core: &mut Core,
+    caller: Caller,
+    decoder: &mut Decoder<'_>,
+    prefixes: Prefixes,
+) -> Option<()> {
     match decoder.byte()? {
         // CLTS
         0x06 => core.vcpu_mut(caller)?.guest.task_switched = false,
@@ -112,7 +130,13 @@ fn two_byte(core: &mut Core, caller: Caller, decoder: &mut Decoder<'_>, prefixes
         0x20 => {
             let (number, register) = control_operands(decoder, prefixes)?;
             let value = read_control(core, caller, number)?;
-            decode::write(core.vcpu_mut(caller)?.regs_mut(), register, 8, prefixes, value);
+            decode::write(
+                core.vcpu_mut(caller)?.regs_mut(),
+                register,
+                8,
+                prefixes,
+                value,
+            );
         }
         0x22 => {
             let (number, register) = control_operands(decoder, prefixes)?;
@@ -122,7 +146,13 @@ fn two_byte(core: &mut Core, caller: Caller, decoder: &mut Decoder<'_>, prefixes
         0x21 => {
             let (number, register) = control_operands(decoder, prefixes)?;
             let value = debug::get(&core.vcpu(caller)?.guest, number.into()).ok()?;
-            decode::write(core.vcpu_mut(caller)?.regs_mut(), register, 8, prefixes, value);
+            decode::write(
+                core.vcpu_mut(caller)?.regs_mut(),
+                register,
+                8,
+                prefixes,
+                value,
+            );
         }
         0x23 => {
             let (number, register) = control_operands(decoder, prefixes)?;
@@ -142,7 +172,10 @@ fn two_byte(core: &mut Core, caller: Caller, decoder: &mut Decoder<'_>, prefixes
 /// of ModRM is ignored.
 fn control_operands(decoder: &mut Decoder<'_>, prefixes: Prefixes) -> Option<(u8, u8)> {
     let modrm = decoder.byte()?;
-    Some((modrm >> 3 & 7 | prefixes.rex << 1 & 8, modrm & 7 | prefixes.rex << 3 & 8))
+    Some((
+        modrm >> 3 & 7 | prefixes.rex << 1 & 8,
+        modrm & 7 | prefixes.rex << 3 & 8,
+    ))
 }
 
 fn read_control(core: &Core, caller: Caller, number: u8) -> Option<u64> {
@@ -151,7 +184,15 @@ fn read_control(core: &Core, caller: Caller, number: u8) -> Option<u64> {
         0 => CR0_VALUE | if vcpu.guest.task_switched { CR0_TS } else { 0 },
         2 => bounce::fault_address(core, caller),
         3 => vcpu.roots.kernel?.maddr().get(),
-        4 => CR4_VALUE | vcpu.guest.cr4 | if arch::features().xcr0 != 0 { CR4_OSXSAVE } else { 0 },
+        4 => {
+            CR4_VALUE
+                | vcpu.guest.cr4
+                | if arch::features().xcr0 != 0 {
+                    CR4_OSXSAVE
+                } else {
+                    0
+                }
+        }
         _ => return None,
     })
 }
@@ -188,7 +229,8 @@ fn write_root(core: &mut Core, caller: Caller, at: Maddr) -> Option<()> {
 /// Before the guest has a #GP handler, a register that it may not use reads as 0 and takes any
 /// value: there is nobody yet who could make sense of the fault.
 fn has_handler(core: &Core, caller: Caller) -> bool {
-    core.vcpu(caller).is_some_and(|vcpu| vcpu.guest.traps[usize::from(vector::PROTECTION)].address != 0)
+    core.vcpu(caller)
+        .is_some_and(|vcpu| vcpu.guest.traps[usize::from(vector::PROTECTION)].address != 0)
 }
 
 fn read_msr(core: &mut Core, caller: Caller) -> Option<()> {
@@ -237,8 +279,10 @@ fn set_xcr0(core: &mut Core, caller: Caller) -> Option<()> {
 
 /// Whether the virtual I/O privilege level lets the current mode touch ports.
 fn may_use_ports(core: &Core, caller: Caller) -> bool {
-    let assisted =
-        core.domains.get(caller.dom).is_some_and(|d| d.assists >> VMASST_ARCHITECTURAL_IOPL & 1 != 0);
+    let assisted = core
+        .domains
+        .get(caller.dom)
+        .is_some_and(|d| d.assists >> VMASST_ARCHITECTURAL_IOPL & 1 != 0);
     core.vcpu(caller).is_some_and(|vcpu| {
         let level = match vcpu.guest.mode {
             Mode::User => 3,
@@ -251,16 +295,30 @@ fn may_use_ports(core: &Core, caller: Caller) -> bool {
 /// What an absent device answers. The counters of the PIT read as zero: all ones would make a
 /// stock kernel poll them for seconds (ABI notes 0.7).
 fn absent(port: u16, width: u32) -> u64 {
-    if matches!(port, 0x40 | 0x42 | 0x61) { 0 } else { decode::mask(width) }
+    if matches!(port, 0x40 | 0x42 | 0x61) {
+        0
+    } else {
+        decode::mask(width)
+    }
 }
 
-fn port(core: &mut Core, caller: Caller, decoder: &mut Decoder<'_>, prefixes: Prefixes, opcode: u8) -> Option<()> {
+fn port(
+    core: &mut Core,
+    caller: Caller,
+    decoder: &mut Decoder<'_>,
+    prefixes: Prefixes,
+    opcode: u8,
+) -> Option<()> {
     let width = match (opcode & 1, prefixes.operand16) {
         (0, _) => 1,
         (_, true) => 2,
         _ => 4,
     };
-    let immediate = if opcode < 0xe8 { Some(decoder.byte()?) } else { None };
+    let immediate = if opcode < 0xe8 {
+        Some(decoder.byte()?)
+    } else {
+        None
+    };
     if !may_use_ports(core, caller) {
         return None;
     }
@@ -279,7 +337,12 @@ mod tests {
 
     #[test]
     fn extended_state_must_be_offered_and_whole() {
-        assert!(is_valid_xcr0(3, 7) && is_valid_xcr0(7, 7) && is_valid_xcr0(1, 7) && is_valid_xcr0(0xe7, 0xe7));
+        assert!(
+            is_valid_xcr0(3, 7)
+                && is_valid_xcr0(7, 7)
+                && is_valid_xcr0(1, 7)
+                && is_valid_xcr0(0xe7, 0xe7)
+        );
         for value in [0, 2, 6, 5, 0xe7, 1 << 9 | 3, 0x27] {
             assert!(!is_valid_xcr0(value, 7), "{value:#x}");
         }
