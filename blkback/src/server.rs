@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 pub const QUANTUM: usize = 8;
 
 /// Names a virtual disk; never names another one later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VbdId {
     slot: u32,
     generation: u32,

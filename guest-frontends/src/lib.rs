@@ -3,12 +3,12 @@
 //! hypercalls nor how a guest keeps its memory; and it trusts the back end with
 //! nothing but the data it was given.
 //!
-//! - [`blkfront`]: disks.
-//! - [`pattern`]: what a checkable disk holds, for guests and for the host that looks
-//!   at the image afterwards.
-//! - [`check`]: writes that and reads it back.
-//! - `listing` (feature `checks`): every file of an ext4 disk with its SHA-256.
-//! - `rt` (feature `domain-rt`): the traits of [`platform`] on Bulkhead's runtime.
+//! - disks: [`blkfront`];
+//! - what a checkable disk holds, for guests and for the host that looks at the image
+//!   afterwards: [`pattern`];
+//! - writing that and reading it back: [`check`];
+//! - every file of an ext4 disk with its SHA-256: `listing` (feature `checks`);
+//! - the traits of [`platform`] on Bulkhead's runtime: `rt` (feature `domain-rt`).
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -118,7 +118,7 @@ impl<S: BlockSource> Cached<S> {
             self.chunks.push(chunk);
         } else {
             let offset = number * CHUNK as u64;
-            let left = self.source.bytes().checked_sub(offset).unwrap_or_default();
+            let left = self.source.bytes().saturating_sub(offset);
             let mut bytes = vec![0; left.min(CHUNK as u64) as usize].into_boxed_slice();
             self.source.read(offset, &mut bytes)?;
             if self.chunks.len() == KEPT {

@@ -59,12 +59,12 @@ mod tests {
         assert_eq!((word(0), word(1)), (3, 7));
         // The oracle: the same in 128-bit arithmetic.
         let mask = u128::from(u64::MAX);
-        let mut x = 7 ^ (4 * 0x9e37_79b9_7f4a_7c15_u128 & mask);
+        let mut x = 7 ^ ((4 * 0x9e37_79b9_7f4a_7c15_u128) & mask);
         for i in 2..64 {
             x ^= x >> 12;
             x = (x ^ x << 25) & mask;
             x ^= x >> 27;
-            assert_eq!(u128::from(word(i)), x * 0x2545_f491_4f6c_dd1d & mask);
+            assert_eq!(u128::from(word(i)), (x * 0x2545_f491_4f6c_dd1d) & mask);
         }
     }
 

@@ -690,7 +690,8 @@ pub mod fake {
     pub fn table(frames: usize) -> FrameTable {
         let mem = phys::fake::memory(frames);
         let storage = Box::leak(vec![Frame::IO; frames].into_boxed_slice());
-        let mut table = FrameTable::new(mem, storage, Maddr::new(0), &[0..frames as u64]);
+        let ram = 0..frames as u64;
+        let mut table = FrameTable::new(mem, storage, Maddr::new(0), core::slice::from_ref(&ram));
         let used = (frames * 8).div_ceil(4096) as u64;
         table.free_core(Mfn::new(used), frames - used as usize);
         table
