@@ -439,6 +439,15 @@ proptest! {
             prop_assert_eq!(heap.first().map(key_of), keys.first().copied());
             prop_assert_eq!(heap.second(&slots).map(key_of), keys.get(1).copied());
         }
+        // What is left comes out in order.
+        let mut keys: Vec<u64> = list.iter().flatten().copied().collect();
+        keys.sort_unstable();
+        for key in keys {
+            let first = heap.first().unwrap();
+            prop_assert_eq!(slots.get(first).unwrap().deadline(), Some(Ns::new(key)));
+            heap.remove(&mut slots, first);
+        }
+        prop_assert_eq!(heap.first(), None);
     }
 }
 

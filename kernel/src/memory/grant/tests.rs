@@ -476,6 +476,28 @@ fn lifecycle_destroy(core: &mut Core, dom: DomId) -> Progress {
 }
 
 #[test]
+fn a_mapping_of_an_earlier_life_does_not_count_for_the_new_one() {
+    let mut m = machine();
+    let gref = m.grant(5, 0);
+    let old = m.map(gref, HOLE, 0).unwrap();
+    free_table(&mut m.core, m.a.dom);
+    m.core.domains.get_mut(m.a.dom).unwrap().incarnation = Incarnation(77);
+    grow(&mut m.core, m.a.dom, 1).unwrap();
+    assert_eq!(m.grant(6, 0), gref + 1);
+    m.write_entry(m.a, gref, GTF_PERMIT_ACCESS, m.b, m.granted(6));
+    let new = m.map(gref, HOLE + 0x1000, 0).unwrap();
+    assert_eq!(m.unmap(old, HOLE), GNTST_OKAY);
+    assert_eq!(
+        m.marks(gref),
+        GTF_READING | GTF_WRITING,
+        "the new mapping's"
+    );
+    assert_eq!(m.refs(m.granted(5)), (2, 1));
+    assert_eq!(m.unmap(new, HOLE + 0x1000), GNTST_OKAY);
+    assert_eq!(m.marks(gref), 0);
+}
+
+#[test]
 fn copies_go_both_ways_and_leave_no_trace() {
     let mut m = machine();
     let gref = m.grant(5, 0);
