@@ -65,12 +65,10 @@ fn setup(set: &Set) {
     check(
         "setup_table: one frame",
         format!("{result} status {}", arg[0].status),
-        "?",
     );
     check(
         "setup_table: the frame can be mapped",
         set.table.remap(Mfn::new(frames[0]).maddr().get() | RW),
-        "?",
     );
     let mut arg = [QuerySize {
         dom: SELF,
@@ -85,7 +83,6 @@ fn setup(set: &Set) {
     check(
         "query_size: at least 32 frames",
         format!("{result} {found:?}"),
-        "?",
     );
     let mut arg = [SetupTable {
         dom: SELF,
@@ -97,7 +94,6 @@ fn setup(set: &Set) {
     check(
         "setup_table: refuses more than the most",
         format!("{result} status {}", arg[0].status),
-        "?",
     );
     let mut arg = [SetupTable {
         dom: 0x1234,
@@ -108,7 +104,6 @@ fn setup(set: &Set) {
     check(
         "setup_table: refuses a domain that is not there",
         format!("{result} status {}", arg[0].status),
-        "?",
     );
     let page = set.page.mfn();
     set.put(GOOD, 1, set.me, page);
@@ -173,76 +168,68 @@ impl Set {
     }
 
     /// Tries a mapping that should fail; takes it back if it did not.
-    fn refuse(&self, name: &str, gref: u32, flags: u32, at: u64, expected: &str) {
+    fn refuse(&self, name: &str, gref: u32, flags: u32, at: u64) {
         let (found, handle) = self.map_at(gref, flags, at);
-        check(&format!("map_grant_ref: refuses {name}"), found, expected);
+        check(&format!("map_grant_ref: refuses {name}"), found);
         if let Some(handle) = handle {
             self.unmap_at(at, handle);
         }
     }
 
+    /// The window stays unmapped between mappings: the core flushes nothing when it
+    /// replaces an entry.
     fn map_cases(&self) {
+        self.window.remap(0);
         self.page.write(1, 0x4711);
         let (found, handle) = self.map(GOOD, GNTMAP_HOST_MAP);
-        check("map_grant_ref: writable", found, "?");
+        check("map_grant_ref: writable", found);
         check(
             "map_grant_ref: shows the page",
             format!("{:#x}", self.window.read(1)),
-            "?",
         );
         self.window.write(1, 0x4712);
         check(
             "map_grant_ref: writes arrive",
             format!("{:#x}", self.page.read(1)),
-            "?",
         );
         check(
             "map_grant_ref: marks the entry as read and written",
             format!("{:#x}", self.flags(GOOD)),
-            "?",
         );
-        check("unmap_grant_ref: gives it back", self.unmap(handle), "?");
+        check("unmap_grant_ref: gives it back", self.unmap(handle));
         check(
             "unmap_grant_ref: clears the marks",
             format!("{:#x}", self.flags(GOOD)),
-            "?",
         );
         let o = attempt!("mov rax, [{a}]", a = in(reg) self.window.va(), out("rax") _);
-        check("unmap_grant_ref: the address is unmapped", o, "?");
+        check("unmap_grant_ref: the address is unmapped", o);
         let (found, handle) = self.map(GOOD, GNTMAP_HOST_MAP | GNTMAP_READONLY);
         check(
             "map_grant_ref: read-only",
             format!("{found} flags {:#x}", self.flags(GOOD)),
-            "?",
         );
         let o = attempt!("mov [{a}], rax", a = in(reg) self.window.va());
-        check(
-            "map_grant_ref: a read-only mapping cannot be written",
-            o,
-            "?",
-        );
+        check("map_grant_ref: a read-only mapping cannot be written", o);
         self.unmap(handle);
         let (found, handle) = self.map(READ_ONLY, GNTMAP_HOST_MAP | GNTMAP_READONLY);
         check(
             "map_grant_ref: a read-only grant, read-only",
             format!("{found} flags {:#x}", self.flags(READ_ONLY)),
-            "?",
         );
         self.unmap(handle);
         self.by_entry();
-        self.window.remap(self.window.data());
+        self.window.remap(0);
     }
 
     /// The address of the page-table entry instead of the linear address.
     fn by_entry(&self) {
         let (entry, _) = leaf(self.window.va());
         let (found, handle) = self.map_at(GOOD, GNTMAP_HOST_MAP | GNTMAP_CONTAINS_PTE, entry);
-        check("map_grant_ref: by page-table entry", found, "?");
+        check("map_grant_ref: by page-table entry", found);
         if let Some(handle) = handle {
             check(
                 "unmap_grant_ref: by page-table entry",
                 self.unmap_at(entry, handle),
-                "?",
             );
         }
     }
@@ -254,57 +241,34 @@ impl Set {
             READ_ONLY,
             GNTMAP_HOST_MAP,
             window,
-            "?",
         );
-        self.refuse(
-            "a grant for another",
-            FOR_ANOTHER,
-            GNTMAP_HOST_MAP,
-            window,
-            "?",
-        );
-        self.refuse("an empty entry", EMPTY, GNTMAP_HOST_MAP, window, "?");
+        self.refuse("a grant for another", FOR_ANOTHER, GNTMAP_HOST_MAP, window);
+        self.refuse("an empty entry", EMPTY, GNTMAP_HOST_MAP, window);
         self.refuse(
             "a reference past the table",
             1 << 20,
             GNTMAP_HOST_MAP,
             window,
-            "?",
         );
-        self.refuse(
-            "the highest reference",
-            u32::MAX,
-            GNTMAP_HOST_MAP,
-            window,
-            "?",
-        );
+        self.refuse("the highest reference", u32::MAX, GNTMAP_HOST_MAP, window);
         self.refuse(
             "a page table, writable",
             OF_A_TABLE,
             GNTMAP_HOST_MAP,
             window,
-            "?",
         );
-        self.refuse(
-            "a frame of the core",
-            OF_THE_CORE,
-            GNTMAP_HOST_MAP,
-            window,
-            "?",
-        );
-        self.refuse("to map nowhere", GOOD, 0, window, "?");
-        self.refuse("an address in the hole", GOOD, GNTMAP_HOST_MAP, HOLE, "?");
+        self.refuse("a frame of the core", OF_THE_CORE, GNTMAP_HOST_MAP, window);
+        self.refuse("to map nowhere", GOOD, 0, window);
+        self.refuse("an address in the hole", GOOD, GNTMAP_HOST_MAP, HOLE);
         self.refuse(
             "an address without a table",
             GOOD,
             GNTMAP_HOST_MAP,
             UNMAPPED,
-            "?",
         );
         check(
             "map_grant_ref: refusals leave no mark",
             format!("{:#x} {:#x}", self.flags(GOOD), self.flags(OF_A_TABLE)),
-            "?",
         );
         let mut arg = [MapGrantRef {
             host_addr: window,
@@ -317,40 +281,35 @@ impl Set {
         check(
             "map_grant_ref: refuses a domain that is not there",
             format!("{result} status {}", arg[0].status),
-            "?",
         );
-        self.window.remap(self.window.data());
+        self.window.remap(0);
     }
 
     fn unmap_cases(&self) {
+        let other = Scratch::new();
         let (_, handle) = self.map(GOOD, GNTMAP_HOST_MAP);
         let handle = handle.unwrap_or(0);
         check(
             "unmap_grant_ref: refuses the wrong address",
-            self.unmap_at(self.page.va(), handle),
-            "?",
+            self.unmap_at(other.va(), handle),
         );
         check(
             "unmap_grant_ref: gives back after that",
             self.unmap_at(self.window.va(), handle),
-            "?",
         );
         check(
             "unmap_grant_ref: refuses a second time",
             self.unmap_at(self.window.va(), handle),
-            "?",
         );
         check(
             "unmap_grant_ref: refuses a handle that never was",
             self.unmap_at(self.window.va(), 12345),
-            "?",
         );
         check(
             "unmap_grant_ref: refuses the highest handle",
             self.unmap_at(self.window.va(), u32::MAX),
-            "?",
         );
-        self.window.remap(self.window.data());
+        self.window.remap(0);
         self.two_mappings();
     }
 
@@ -365,9 +324,8 @@ impl Set {
         check(
             "unmap_grant_ref: marks follow the last mapping of their kind",
             format!("{between:#x} {:#x}", self.flags(GOOD)),
-            "?",
         );
-        self.window.remap(self.window.data());
+        self.window.remap(0);
         let _ = uvm(other.va(), other.data());
     }
 
@@ -407,64 +365,52 @@ impl Set {
         check(
             "copy: from a grant",
             format!("{found} {:#x}", local.read(8)),
-            "?",
         );
         let found = self.copy(own(64), self.gref(GOOD, 80), 8, dest);
         check(
             "copy: to a grant",
             format!("{found} {:#x}", self.page.read(10)),
-            "?",
         );
         let found = self.copy(own(64), own(72), 8, 0);
         check(
             "copy: between own frames",
             format!("{found} {:#x}", local.read(9)),
-            "?",
         );
         check(
             "copy: of nothing",
             self.copy(own(0), self.gref(GOOD, 0), 0, dest),
-            "?",
         );
         check(
             "copy: refuses to cross a page at the source",
             self.copy(self.gref(GOOD, 4090), own(0), 8, source),
-            "?",
         );
         check(
             "copy: refuses to cross a page at the target",
             self.copy(self.gref(GOOD, 0), own(4090), 8, source),
-            "?",
         );
         check(
             "copy: from a read-only grant",
             self.copy(self.gref(READ_ONLY, 0), own(0), 8, source),
-            "?",
         );
         check(
             "copy: refuses to write to a read-only grant",
             self.copy(own(0), self.gref(READ_ONLY, 0), 8, dest),
-            "?",
         );
         check(
             "copy: refuses a grant for another",
             self.copy(self.gref(FOR_ANOTHER, 0), own(0), 8, source),
-            "?",
         );
         check(
             "copy: refuses an empty entry",
             self.copy(self.gref(EMPTY, 0), own(0), 8, source),
-            "?",
         );
         check(
             "copy: refuses a reference past the table",
             self.copy(self.gref(1 << 20, 0), own(0), 8, source),
-            "?",
         );
         check(
             "copy: refuses a page table as target",
             self.copy(own(0), self.gref(OF_A_TABLE, 0), 8, dest),
-            "?",
         );
         let core = CopyPtr {
             gref_or_gmfn: frame_of_the_core().get(),
@@ -474,12 +420,10 @@ impl Set {
         check(
             "copy: refuses a frame of the core as source",
             self.copy(core, own(0), 8, 0),
-            "?",
         );
         check(
             "copy: refuses a frame of the core as target",
             self.copy(own(0), core, 8, 0),
-            "?",
         );
         let table = CopyPtr {
             gref_or_gmfn: root().get(),
@@ -489,12 +433,10 @@ impl Set {
         check(
             "copy: refuses an own page table as target",
             self.copy(own(0), table, 8, 0),
-            "?",
         );
         check(
             "copy: leaves no mark",
             format!("{:#x} {:#x}", self.flags(GOOD), self.flags(READ_ONLY)),
-            "?",
         );
     }
 }
@@ -503,7 +445,6 @@ fn refusals() {
     check(
         "grant_table_op: refuses an unknown operation",
         said(GRANT_TABLE_OP, &[99, 0, 0]),
-        "?",
     );
     check(
         "grant_table_op: refuses an unmapped list",
@@ -511,16 +452,13 @@ fn refusals() {
             GRANT_TABLE_OP,
             &[grant::GNTTABOP_MAP_GRANT_REF, UNMAPPED, 1],
         ),
-        "?",
     );
     check(
         "grant_table_op: refuses a list in the hole",
         said(GRANT_TABLE_OP, &[grant::GNTTABOP_COPY, HOLE, 1]),
-        "?",
     );
     check(
         "grant_table_op: of nothing",
         said(GRANT_TABLE_OP, &[grant::GNTTABOP_MAP_GRANT_REF, 0, 0]),
-        "?",
     );
 }

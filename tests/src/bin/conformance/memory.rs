@@ -27,18 +27,13 @@ fn figures() {
     check(
         "machphys_mapping: where the table is",
         format!("{} {found:?}", rc(result)),
-        "?",
     );
     let frame = op(MEMORY_OP, memory::XENMEM_MAXIMUM_RAM_PAGE, &mut 0u64);
-    check("maximum_ram_page: there is one", frame > 0, "?");
+    check("maximum_ram_page: there is one", frame > 0);
     let mut me = DomId::SELF.get();
     let now = op(MEMORY_OP, memory::XENMEM_CURRENT_RESERVATION, &mut me);
     let most = op(MEMORY_OP, memory::XENMEM_MAXIMUM_RESERVATION, &mut me);
-    check(
-        "reservations: at most the maximum",
-        now > 0 && most >= now,
-        "?",
-    );
+    check("reservations: at most the maximum", now > 0 && most >= now);
     let mut nobody = 0x1234u16;
     check(
         "current_reservation: refuses a domain that is not there",
@@ -47,7 +42,6 @@ fn figures() {
             memory::XENMEM_CURRENT_RESERVATION,
             &mut nobody,
         )),
-        "?",
     );
     let mut map = MemoryMap {
         nr_entries: 1,
@@ -58,7 +52,6 @@ fn figures() {
     check(
         "memory_map: does not succeed with an unmapped buffer",
         result < 0,
-        "?",
     );
 }
 
@@ -96,12 +89,10 @@ fn reservations() {
     check(
         "decrease_reservation: of one frame",
         format!("{} {}", rc(result), me() - before),
-        "?",
     );
     check(
         "decrease_reservation: the frame is ours no more",
         page.remap(Mfn::new(frame).maddr().get() | RW),
-        "?",
     );
     let mut place = page.pfn();
     let mut arg = reservation((&raw mut place) as u64, 1, 0);
@@ -109,19 +100,13 @@ fn reservations() {
     check(
         "populate_physmap: of one frame",
         format!("{} {}", rc(result), me() - before),
-        "?",
     );
     check(
         "populate_physmap: the table names its place",
         m2p(place) == page.pfn(),
-        "?",
     );
     let mapped = page.remap(Mfn::new(place).maddr().get() | RW);
-    check(
-        "populate_physmap: the frame can be mapped, and is zero",
-        format!("{mapped} {:#x}", page.read(0)),
-        "?",
-    );
+    check("populate_physmap: the frame can be mapped", mapped);
     adopt(&page, place);
 }
 
@@ -148,18 +133,15 @@ fn exchanges() {
     check(
         "exchange: one frame for another",
         format!("{} {}", rc(result), arg.nr_exchanged),
-        "?",
     );
     let new = if arg.nr_exchanged == 1 { place } else { old };
     check(
         "exchange: the table names its place",
         m2p(new) == page.pfn(),
-        "?",
     );
     check(
         "exchange: the frame can be mapped",
         page.remap(Mfn::new(new).maddr().get() | RW),
-        "?",
     );
     adopt(&page, new);
     let mut arg = MemoryExchange {
@@ -170,7 +152,6 @@ fn exchanges() {
     check(
         "exchange: refuses unequal sums",
         rc(op(MEMORY_OP, memory::XENMEM_EXCHANGE, &mut arg)),
-        "?",
     );
     let mut core = frame_of_the_core().get();
     let mut arg = MemoryExchange {
@@ -182,7 +163,6 @@ fn exchanges() {
     check(
         "exchange: refuses a frame of the core",
         format!("{} {}", rc(result), arg.nr_exchanged),
-        "?",
     );
 }
 
@@ -192,14 +172,12 @@ fn refusals() {
     check(
         "decrease_reservation: does nothing to a frame of the core",
         rc(op(MEMORY_OP, memory::XENMEM_DECREASE_RESERVATION, &mut arg)),
-        "?",
     );
     let mut frame = 1u64 << 39;
     let mut arg = reservation((&raw mut frame) as u64, 1, 0);
     check(
         "decrease_reservation: does nothing to a frame past the end",
         rc(op(MEMORY_OP, memory::XENMEM_DECREASE_RESERVATION, &mut arg)),
-        "?",
     );
     for (name, cmd) in [
         ("decrease_reservation", memory::XENMEM_DECREASE_RESERVATION),
@@ -207,29 +185,25 @@ fn refusals() {
     ] {
         let mut arg = reservation(UNMAPPED, 1, 0);
         check(
-            &format!("{name}: gets nowhere with an unmapped list"),
+            &format!("{name}: with an unmapped list"),
             rc(op(MEMORY_OP, cmd, &mut arg)),
-            "?",
         );
         let mut arg = reservation(HOLE, 1, 0);
         check(
-            &format!("{name}: refuses a list in the hole"),
+            &format!("{name}: with a list in the hole"),
             rc(op(MEMORY_OP, cmd, &mut arg)),
-            "?",
         );
         check(
-            &format!("{name}: refuses an unmapped structure"),
+            &format!("{name}: with an unmapped structure"),
             said(MEMORY_OP, &[cmd, UNMAPPED]),
-            "?",
         );
         let mut arg = MemoryReservation {
             domid: 0x1234,
             ..reservation(0, 0, 0)
         };
         check(
-            &format!("{name}: refuses a domain that is not there"),
+            &format!("{name}: with a domain that is not there"),
             rc(op(MEMORY_OP, cmd, &mut arg)),
-            "?",
         );
     }
     let mut place = 0u64;
@@ -237,11 +211,9 @@ fn refusals() {
     check(
         "populate_physmap: an absurd order",
         rc(op(MEMORY_OP, memory::XENMEM_POPULATE_PHYSMAP, &mut arg)),
-        "?",
     );
     check(
         "memory_op: refuses an unknown operation",
         said(MEMORY_OP, &[63, 0]),
-        "?",
     );
 }
