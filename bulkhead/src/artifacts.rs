@@ -1,0 +1,132 @@
+//! Builds the core and the domains with Cargo and says where the files are.
+
+use crate::{builtin::Builtin, needs::TARGET};
+use serde::Deserialize;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+/// The files of what was built, by the name of the binary.
+#[derive(Clone, Debug, Default)]
+pub struct Built {
+    files: BTreeMap<String, PathBuf>,
+}
+
+impl Built {
+    /// The ELF file of a program.
+    pub fn file(&self, program: &Builtin) -> Option<&Path> {
+        self.files.get(program.binary).map(PathBuf::as_path)
+    }
+}
+
+/// The root of the workspace this tool was built from.
+pub fn workspace() -> &'static Path {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.parent().unwrap_or(package)
+}
+
+/// Builds programs for the machine, all with one call of Cargo.
+///
+/// With `show`, Cargo's own progress goes to the standard error.
+///
+/// # Errors
+/// What Cargo printed.
+pub fn build(programs: &[&Builtin], show: bool) -> Result<Built, String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let stderr = if show {
+        Stdio::inherit()
+    } else {
+        Stdio::piped()
+    };
+    let done = Command::new(cargo)
+        .args(arguments(programs))
+        .current_dir(workspace())
+        .stderr(stderr)
+        .stdout(Stdio::piped())
+        .spawn()
+        .and_then(std::process::Child::wait_with_output)
+        .map_err(|e| format!("cannot run cargo: {e}"))?;
+    if !done.status.success() {
+        let printed = String::from_utf8_lossy(&done.stderr);
+        return Err(format!(
+            "building the core and the domains failed\n{}",
+            printed.trim()
+        ));
+    }
+    let built = read(&done.stdout);
+    match programs.iter().find(|p| built.file(p).is_none()) {
+        Some(missing) => Err(format!("cargo built no binary `{}`", missing.binary)),
+        None => Ok(built),
+    }
+}
+
+fn arguments(programs: &[&Builtin]) -> Vec<String> {
+    let text = [
+        "build",
+        "--release",
+        "--target",
+        TARGET,
+        "--message-format=json-render-diagnostics",
+    ];
+    let mut arguments: Vec<_> = text.iter().map(|&a| a.to_owned()).collect();
+    let packages: BTreeSet<_> = programs.iter().map(|p| p.package).collect();
+    for package in &packages {
+        arguments.extend(["--package".to_owned(), (*package).to_owned()]);
+    }
+    for program in programs {
+        arguments.extend(["--bin".to_owned(), program.binary.to_owned()]);
+    }
+    let features: Vec<_> = packages.iter().map(|p| format!("{p}/machine")).collect();
+    arguments.extend(["--features".to_owned(), features.join(",")]);
+    arguments
+}
+
+#[derive(Deserialize)]
+struct Message {
+    executable: Option<PathBuf>,
+    target: Option<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+}
+
+/// Takes the paths of executables out of Cargo's messages.
+fn read(messages: &[u8]) -> Built {
+    let files = messages
+        .split(|&b| b == b'\n')
+        .filter_map(|line| serde_json::from_slice::<Message>(line).ok())
+        .filter_map(|message| Some((message.target?.name, message.executable?)))
+        .collect();
+    Built { files }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builtin::{CORE, DOM0};
+
+    #[test]
+    fn asks_cargo_for_each_package_once_with_its_machine_feature() {
+        let line = arguments(&[&CORE, &DOM0]).join(" ");
+        assert!(
+            line.contains(
+                "--package bulkhead-kernel --package dom0 --bin bulkhead-core --bin dom0"
+            )
+        );
+        assert!(line.ends_with("--features bulkhead-kernel/machine,dom0/machine"));
+    }
+
+    #[test]
+    fn finds_executables_among_cargos_messages() {
+        let text = br#"{"reason":"compiler-artifact","target":{"name":"dom0"},"executable":null}
+{"reason":"compiler-artifact","target":{"name":"dom0"},"executable":"/t/dom0"}
+not json
+{"reason":"build-finished","success":true}"#;
+        assert_eq!(read(text).file(&DOM0), Some(Path::new("/t/dom0")));
+        assert_eq!(read(text).file(&CORE), None);
+    }
+}

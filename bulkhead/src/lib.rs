@@ -1,0 +1,29 @@
+//! The host tool as a library: everything that `bulkhead` does on the host, so that
+//! tests can do the same. It reads set-up files, builds and packs what boots, starts
+//! and watches the machine, and judges how a run ended. It knows nothing of how the
+//! core or a domain works inside: it meets them through the boot archive
+//! ([`bulkhead_abi::archive`]) and the control link ([`bulkhead_link`]) alone.
+#![forbid(unsafe_code)]
+
+pub mod accel;
+pub mod archive;
+pub mod artifacts;
+pub mod builtin;
+pub mod check;
+pub mod images;
+pub mod kernel_image;
+pub mod machine;
+pub mod needs;
+pub mod plan;
+pub mod qemu;
+pub mod relay;
+pub mod remote;
+pub mod report;
+pub mod run;
+pub mod session;
+pub mod setup;
+pub mod size;
+pub mod solo;
+pub mod terminal;
+pub mod watch;
+pub mod wire;

@@ -1,0 +1,295 @@
+//! One run of a machine: starts QEMU, holds the link to Dom0, serves other terminals,
+//! and brings everything down again, whatever happens in between.
+
+use crate::{
+    qemu::Ended,
+    relay::Relay,
+    session::Session,
+    watch::{Stop, Watch},
+    wire::{self, Sender},
+};
+use bulkhead_link::{FromDom0, Request, ToDom0};
+use std::{
+    fs, io,
+    os::unix::net::UnixListener,
+    process::Child,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+/// The socket in a session's folder that the machine's second UART connects to.
+pub const LINK: &str = "link";
+/// The file there that gets what the core prints.
+pub const CORE_LOG: &str = "core.log";
+/// The file there that gets QEMU's complaints.
+pub const QEMU_LOG: &str = "qemu.log";
+/// How long Dom0 may take until it serves requests; TCG on a busy host is slow.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+/// How long the last listing and the shutdown may take, each.
+const CLOSING_LIMIT: Duration = Duration::from_secs(10);
+/// How often other things than messages are looked at.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Who is told what happens.
+pub trait Observer {
+    /// A message from Dom0.
+    fn message(&mut self, message: &FromDom0);
+    /// A line of the tool's own.
+    fn say(&mut self, text: &str);
+}
+
+/// Limits of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    /// The run is stopped after this long.
+    pub timeout: Option<Duration>,
+    /// Times the user has asked to stop: once to shut down, twice to end at once.
+    pub interrupts: Arc<AtomicU32>,
+}
+
+/// What a run came to.
+#[derive(Debug)]
+pub struct Finished {
+    pub stop: Stop,
+    pub watch: Watch,
+    pub elapsed: Duration,
+    /// What the core printed.
+    pub core_log: String,
+    /// What QEMU complained about.
+    pub qemu_errors: String,
+}
+
+/// A machine that runs. Dropping it ends QEMU.
+struct Running<'a> {
+    child: Child,
+    link: Sender,
+    messages: Receiver<Option<FromDom0>>,
+    link_is_open: bool,
+    relay: Relay,
+    next: u32,
+    watch: Watch,
+    started: Instant,
+    limits: &'a Limits,
+    observer: &'a mut dyn Observer,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a machine until it is over, one way or another.
+///
+/// Holds: afterwards QEMU has ended. Call it from a thread that stays until then.
+///
+/// `start` starts QEMU; its second UART connects to the socket [`LINK`] of the session.
+///
+/// # Errors
+/// If QEMU or a socket cannot be started; nothing runs then.
+pub fn run(
+    session: &Session,
+    start: impl FnOnce() -> io::Result<Child>,
+    watch: Watch,
+    limits: &Limits,
+    observer: &mut dyn Observer,
+) -> io::Result<Finished> {
+    let relay = Relay::listen(&session.control())?;
+    let listener = UnixListener::bind(session.file(LINK))?;
+    listener.set_nonblocking(true)?;
+    let started = Instant::now();
+    let mut child = start()?;
+    let (stop, watch) = match connect(&listener, &mut child, limits) {
+        Ok(Ok((link, messages))) => {
+            let mut running = Running {
+                child,
+                link,
+                messages,
+                link_is_open: true,
+                relay,
+                next: 0,
+                watch,
+                started,
+                limits,
+                observer,
+            };
+            let stop = running.serve();
+            let stop = running.close(stop);
+            (stop, std::mem::replace(&mut running.watch, Watch::new(&[])))
+        }
+        Ok(Err(stop)) => {
+            end(&mut child);
+            (stop, watch)
+        }
+        Err(error) => {
+            end(&mut child);
+            return Err(error);
+        }
+    };
+    let text = |name| {
+        let bytes = fs::read(session.file(name)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    Ok(Finished {
+        stop,
+        watch,
+        elapsed: started.elapsed(),
+        core_log: text(CORE_LOG),
+        qemu_errors: text(QEMU_LOG),
+    })
+}
+
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+type Link = (Sender, Receiver<Option<FromDom0>>);
+
+/// Waits for QEMU to connect the second UART, or to leave.
+fn connect(
+    listener: &UnixListener,
+    child: &mut Child,
+    limits: &Limits,
+) -> io::Result<Result<Link, Stop>> {
+    let deadline = Instant::now() + BOOT_LIMIT;
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                let (give, messages) = mpsc::channel();
+                let link = wire::split(stream, move |m| give.send(m).is_ok())?;
+                return Ok(Ok((link, messages)));
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(e),
+        }
+        if let Some(status) = child.try_wait()? {
+            return Ok(Err(Stop::Machine(Ended::from_status(status))));
+        }
+        if limits.interrupts.load(Ordering::Relaxed) > 0 {
+            return Ok(Err(Stop::Interrupted));
+        }
+        if Instant::now() > deadline {
+            return Ok(Err(Stop::Machine(Ended::Unasked(None))));
+        }
+        std::thread::sleep(TICK / 5);
+    }
+}
+
+impl Running<'_> {
+    /// Passes messages until there is a reason to stop.
+    fn serve(&mut self) -> Stop {
+        loop {
+            self.receive(Instant::now() + TICK);
+            self.relay_requests();
+            if let Some(stop) = self.reason_to_stop() {
+                return stop;
+            }
+        }
+    }
+
+    fn reason_to_stop(&mut self) -> Option<Stop> {
+        let elapsed = self.started.elapsed();
+        if let Ok(Some(status)) = self.child.try_wait() {
+            self.drain();
+            return Some(Stop::Machine(Ended::from_status(status)));
+        }
+        if self.limits.interrupts.load(Ordering::Relaxed) > 0 {
+            return Some(Stop::Interrupted);
+        }
+        if let Some(stop) = self.watch.stop(elapsed) {
+            return Some(stop);
+        }
+        if self.limits.timeout.is_some_and(|limit| elapsed >= limit) {
+            return Some(Stop::Timeout);
+        }
+        (!self.watch.ready && elapsed > BOOT_LIMIT).then_some(Stop::NoDom0)
+    }
+
+    /// Takes messages until a deadline, and those that are there already.
+    fn receive(&mut self, deadline: Instant) {
+        while self.link_is_open {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.messages.recv_timeout(left) {
+                Ok(Some(message)) => self.take(&message),
+                Ok(None) | Err(RecvTimeoutError::Disconnected) => self.link_is_open = false,
+                Err(RecvTimeoutError::Timeout) => return,
+            }
+            if left.is_zero() {
+                return;
+            }
+        }
+        std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+    }
+
+    /// What QEMU had still sent when it left.
+    fn drain(&mut self) {
+        while let Ok(Some(message)) = self.messages.recv_timeout(TICK) {
+            self.take(&message);
+        }
+    }
+
+    fn take(&mut self, message: &FromDom0) {
+        self.watch.take(message, self.started.elapsed());
+        self.relay.pass(message);
+        self.observer.message(message);
+    }
+
+    fn relay_requests(&mut self) {
+        for request in self.relay.requests(&mut self.next) {
+            // A link that broke shows as the end of the machine.
+            let _ = self.link.send(&request);
+        }
+    }
+
+    fn send(&mut self, request: Request) {
+        self.next += 1;
+        let _ = self.link.send(&ToDom0 {
+            number: self.next,
+            request,
+        });
+    }
+
+    /// Asks for the last listing and for the shutdown, and ends QEMU if that takes too long.
+    fn close(&mut self, stop: Stop) -> Stop {
+        if matches!(stop, Stop::Machine(_)) || !self.watch.ready {
+            return stop;
+        }
+        self.watch.listing = None;
+        self.send(Request::List);
+        self.wait(|s| s.watch.listing.is_some());
+        self.send(Request::Shutdown);
+        let mut status = None;
+        self.wait(|s| {
+            status = s.child.try_wait().ok().flatten();
+            status.is_some()
+        });
+        self.drain();
+        match status.map(Ended::from_status) {
+            Some(Ended::Properly) => stop,
+            Some(ended) => Stop::Machine(ended),
+            None if stop == Stop::Finished => Stop::NoShutdown,
+            None => stop,
+        }
+    }
+
+    /// Passes messages until `done`, for at most [`CLOSING_LIMIT`], or a second Ctrl-C.
+    fn wait(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
+        let deadline = Instant::now() + CLOSING_LIMIT;
+        while !done(self) && Instant::now() < deadline {
+            if self.limits.interrupts.load(Ordering::Relaxed) > 1 {
+                return;
+            }
+            self.receive(Instant::now() + TICK);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

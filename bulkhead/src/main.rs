@@ -1,0 +1,159 @@
+//! The command line of `bulkhead`: one verb, one function of the library.
+#![forbid(unsafe_code)]
+
+mod verbs;
+
+use clap::{Parser, Subcommand};
+use std::{path::PathBuf, process::ExitCode};
+
+/// Builds, boots and watches Bulkhead set-ups.
+///
+/// Exit codes: 0 all well; 1 a guest or a test failed; 2 the request was wrong;
+/// 3 the core or Dom0 failed; 124 the time limit was reached; 130 interrupted.
+#[derive(Parser)]
+#[command(name = "bulkhead", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Runs a set-up until its guests have ended.
+    Run(Run),
+    /// Tests the workspace: host tests, then set-ups in QEMU.
+    Test(Test),
+    /// Lists the domains of running machines.
+    List(List),
+    /// Joins a domain's console; Ctrl-] leaves.
+    Console(Named),
+    /// Destroys a domain at once.
+    Kill(Named),
+    /// Checks that everything needed is there.
+    Doctor(Doctor),
+    /// Counts the lines of the ring-0 core; fails at 10,000.
+    Size(Size),
+    /// Packs a boot archive with any PV kernel as Dom0.
+    #[command(hide = true)]
+    Pack(Pack),
+    /// Boots any PV kernel as Dom0, alone, and prints what the debug UART says.
+    #[command(hide = true)]
+    Boot(Boot),
+}
+
+#[derive(clap::Args)]
+struct Run {
+    /// The set-up file.
+    file: PathBuf,
+    /// Replaces a value of the file, like guest.reader.disk=PATH; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Prints one JSON object at the end, and nothing else, on the standard output.
+    #[arg(long)]
+    json: bool,
+    /// Stops the run after this many seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    timeout: Option<u32>,
+    /// What executes the machine, in place of what the file says.
+    #[arg(long, value_enum)]
+    accel: Option<bulkhead::setup::Accel>,
+    /// Makes time repeatable: one instruction is one nanosecond (TCG).
+    #[arg(long)]
+    icount: bool,
+    /// Keeps the run's folder with its logs and the boot archive.
+    #[arg(long)]
+    keep: bool,
+}
+
+#[derive(clap::Args)]
+struct Test {
+    /// Only tests whose name contains this.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Only format, lints and host tests.
+    #[arg(long)]
+    quick: bool,
+}
+
+#[derive(clap::Args)]
+struct List {
+    /// Number of the run, if several are going on.
+    #[arg(long, value_name = "ID")]
+    run: Option<String>,
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+struct Named {
+    /// Name of the domain.
+    name: String,
+    /// Number of the run, if several are going on.
+    #[arg(long, value_name = "ID")]
+    run: Option<String>,
+}
+
+#[derive(clap::Args)]
+struct Doctor {
+    #[arg(long)]
+    json: bool,
+    /// Installs what is missing, where that is possible.
+    #[arg(long)]
+    fix: bool,
+}
+
+#[derive(clap::Args)]
+struct Size {
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+struct Pack {
+    /// ELF file with Xen notes.
+    #[arg(long)]
+    dom0: PathBuf,
+    /// ELF file of the core, for its symbols.
+    #[arg(long)]
+    core: Option<PathBuf>,
+    /// File that becomes Dom0's ramdisk.
+    #[arg(long)]
+    payload: Option<PathBuf>,
+    #[arg(long, default_value = "")]
+    cmdline: String,
+    /// MiB of memory besides the ramdisk.
+    #[arg(long, default_value_t = 64)]
+    memory: u64,
+    #[arg(short, long)]
+    output: PathBuf,
+}
+
+#[derive(clap::Args)]
+struct Boot {
+    /// ELF file with Xen notes, or the name of a builtin kernel.
+    #[arg(long)]
+    dom0: PathBuf,
+    #[arg(long, default_value = "")]
+    cmdline: String,
+    /// MiB of memory of the domain.
+    #[arg(long, default_value_t = 64)]
+    memory: u64,
+    /// Seconds until the machine is ended.
+    #[arg(long, default_value_t = 60)]
+    timeout: u32,
+}
+
+fn main() -> ExitCode {
+    let code = match Cli::parse().verb {
+        Verb::Run(args) => verbs::run(args),
+        Verb::Test(args) => verbs::test(args),
+        Verb::List(args) => verbs::list(&args),
+        Verb::Console(args) => verbs::console(&args),
+        Verb::Kill(args) => verbs::kill(&args),
+        Verb::Doctor(args) => verbs::doctor(&args),
+        Verb::Size(args) => verbs::size(&args),
+        Verb::Pack(args) => verbs::pack(&args),
+        Verb::Boot(args) => verbs::boot(&args),
+    };
+    ExitCode::from(code)
+}

@@ -1,0 +1,442 @@
+//! From a set-up to what boots: the manifest for Dom0, the archive, the machine's
+//! memory and its drives. Reads kernels; starts nothing.
+
+use crate::{
+    archive::{self, Dom0},
+    artifacts::Built,
+    builtin,
+    images::Image,
+    kernel_image::KernelImage,
+    setup::{Domain, Kernel, Setup, SetupError, Size},
+};
+use bulkhead_link::{self as link, DomainSpec, Kind, Manifest};
+use std::{
+    fs,
+    ops::Range,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+/// What the core takes for itself: its image, the frame table and the machine-to-phys
+/// table at 2 % of memory, and room for what firmware keeps.
+const CORE_MEMORY: Size = Size::from_mib(24);
+/// What a domain needs past its kernel: page tables, stack, rings, a heap.
+const LEAST_SPARE: Size = Size::from_mib(4);
+/// First PCI device number for disks; QEMU's q35 has its own devices below.
+const FIRST_SLOT: u32 = 4;
+
+/// A virtio disk of the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drive {
+    pub name: String,
+    pub image: PathBuf,
+    pub read_only: bool,
+    /// PCI device number on bus 0.
+    pub slot: u32,
+}
+
+/// Everything that a machine is started from.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub core: PathBuf,
+    pub archive: Vec<u8>,
+    pub manifest: Manifest,
+    pub memory: Size,
+    pub drives: Vec<Drive>,
+}
+
+impl Plan {
+    /// Puts a set-up together with what was built for it.
+    ///
+    /// # Errors
+    /// A kernel that is missing or broken, or too little memory.
+    pub fn new(setup: &Setup, built: &Built, images: &[Image]) -> Result<Self, SetupError> {
+        let mut files = Files::default();
+        let domains = domains(setup, built, images, &mut files)?;
+        let mut manifest = Manifest {
+            version: link::VERSION,
+            images: files.named,
+            domains,
+            wallclock_ns: wallclock_ns(),
+        };
+        let contents: Vec<_> = files.contents.iter().map(Vec::as_slice).collect();
+        let payload = archive::payload(&mut manifest, &contents).map_err(broken)?;
+        let core = program(built, &builtin::CORE)?;
+        let dom0_file = read(program(built, &builtin::DOM0)?)?;
+        let dom0 = Dom0 {
+            elf: &dom0_file,
+            cmdline: &setup.machine.dom0_cmdline,
+            frames: setup.machine.dom0_memory.kib() / 4,
+        };
+        let archive = archive::pack(dom0, Some(&read(core)?), &payload).map_err(broken)?;
+        let memory = memory(setup, archive.len() as u64)?;
+        Ok(Self {
+            core: core.into(),
+            archive,
+            manifest,
+            memory,
+            drives: drives(setup),
+        })
+    }
+}
+
+/// What can be known before anything is built: the kernels that are files, and memory.
+///
+/// # Errors
+/// A kernel that is missing or broken, or too little memory.
+pub fn check_early(setup: &Setup) -> Result<(), SetupError> {
+    let guests = setup.guests.iter().map(|g| &g.domain);
+    for domain in setup.drivers.iter().chain(guests) {
+        if let Kernel::File(path) = &domain.kernel {
+            let bytes = fs::read(path).map_err(|e| no_kernel(setup, domain, path, &e))?;
+            check_kernel(setup, domain, path, &bytes)?;
+        }
+    }
+    memory(setup, 0).map(drop)
+}
+
+fn no_kernel(setup: &Setup, domain: &Domain, path: &Path, why: &std::io::Error) -> SetupError {
+    let message = format!(
+        "cannot read the kernel {} of `{}`: {why}",
+        path.display(),
+        domain.name
+    );
+    setup
+        .source
+        .error(domain.kernel_span.clone(), message)
+        .help("correct the path, or name a builtin kernel; docs/set-up-file.md lists them")
+}
+
+fn broken(error: archive::PackError) -> SetupError {
+    SetupError::plain(error.to_string())
+}
+
+fn wallclock_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn program<'a>(built: &'a Built, program: &builtin::Builtin) -> Result<&'a Path, SetupError> {
+    built
+        .file(program)
+        .ok_or_else(|| SetupError::plain(format!("{} was not built", program.purpose)))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, SetupError> {
+    fs::read(path).map_err(|e| SetupError::plain(format!("cannot read {}: {e}", path.display())))
+}
+
+/// The files for the payload, each once.
+#[derive(Default)]
+struct Files {
+    named: Vec<link::Image>,
+    contents: Vec<Vec<u8>>,
+}
+
+impl Files {
+    fn add(&mut self, path: &Path) -> std::io::Result<u32> {
+        let name = path.display().to_string();
+        if let Some(known) = self.named.iter().position(|i| i.name == name) {
+            return Ok(known as u32);
+        }
+        self.contents.push(fs::read(path)?);
+        self.named.push(link::Image {
+            name,
+            offset: 0,
+            bytes: 0,
+        });
+        Ok(self.named.len() as u32 - 1)
+    }
+}
+
+fn domains(
+    setup: &Setup,
+    built: &Built,
+    images: &[Image],
+    files: &mut Files,
+) -> Result<Vec<DomainSpec>, SetupError> {
+    let mut specs = Vec::new();
+    for (index, driver) in setup.drivers.iter().enumerate() {
+        let mut spec = domain(setup, built, driver, Kind::Driver, files)?;
+        spec.devices = devices(setup, index);
+        specs.push(spec);
+    }
+    for guest in &setup.guests {
+        let mut spec = domain(setup, built, &guest.domain, Kind::Guest, files)?;
+        spec.disks = guest_disks(setup, guest, images);
+        specs.push(spec);
+    }
+    Ok(specs)
+}
+
+fn domain(
+    setup: &Setup,
+    built: &Built,
+    domain: &Domain,
+    kind: Kind,
+    files: &mut Files,
+) -> Result<DomainSpec, SetupError> {
+    let at = |span: &Range<usize>, message: String| setup.source.error(span.clone(), message);
+    let path = match &domain.kernel {
+        Kernel::Builtin(found) => program(built, found)?,
+        Kernel::File(path) => path,
+    };
+    let kernel = files
+        .add(path)
+        .map_err(|e| no_kernel(setup, domain, path, &e))?;
+    check_kernel(setup, domain, path, &files.contents[kernel as usize])?;
+    let ramdisk = match &domain.ramdisk {
+        None => None,
+        Some(path) => Some(files.add(path).map_err(|e| {
+            let message = format!(
+                "cannot read the ramdisk {} of `{}`: {e}",
+                path.display(),
+                domain.name
+            );
+            at(&domain.kernel_span, message)
+        })?),
+    };
+    Ok(DomainSpec {
+        name: domain.name.clone(),
+        kind,
+        kernel,
+        ramdisk,
+        cmdline: domain.cmdline.clone(),
+        memory_kib: domain.memory.kib(),
+        vcpus: 1,
+        sched: domain.sched,
+        devices: Vec::new(),
+        disks: Vec::new(),
+    })
+}
+
+fn check_kernel(
+    setup: &Setup,
+    domain: &Domain,
+    path: &Path,
+    bytes: &[u8],
+) -> Result<(), SetupError> {
+    let image = KernelImage::parse(bytes).map_err(|e| {
+        let message = format!(
+            "{} cannot be the kernel of `{}`: {e}",
+            path.display(),
+            domain.name
+        );
+        setup
+            .source
+            .error(domain.kernel_span.clone(), message)
+            .help("a kernel is a 64-bit ELF file with Xen notes, as `readelf -n` shows them")
+    })?;
+    let least = Size::from_bytes(image.end_paddr.saturating_add(LEAST_SPARE.bytes()));
+    if domain.memory >= least {
+        return Ok(());
+    }
+    let message = format!(
+        "{} is too little memory for `{}`",
+        domain.memory, domain.name
+    );
+    Err(setup
+        .source
+        .error(domain.memory_span.clone(), message)
+        .help(format!(
+            "its kernel needs memory = \"{}M\" or more",
+            least.mib()
+        )))
+}
+
+/// Number of a disk's PCI device as the core and Dom0 write it.
+fn sbdf(disk: usize) -> u32 {
+    (FIRST_SLOT + disk as u32) << 3
+}
+
+fn devices(setup: &Setup, driver: usize) -> Vec<link::Device> {
+    let disks = setup.disks.iter().enumerate();
+    disks
+        .filter(|(_, disk)| disk.driver == driver)
+        .map(|(index, disk)| link::Device {
+            name: disk.name.clone(),
+            sbdf: sbdf(index),
+        })
+        .collect()
+}
+
+fn guest_disks(setup: &Setup, guest: &crate::setup::Guest, images: &[Image]) -> Vec<link::Disk> {
+    let letters = 'a'..='p';
+    let disk = |(used, letter): (&crate::setup::GuestDisk, char)| {
+        let device = &setup.disks[used.disk];
+        let all = images[used.disk].bytes.saturating_sub(used.offset);
+        link::Disk {
+            vdev: format!("xvd{letter}"),
+            driver: setup.drivers[device.driver].name.clone(),
+            device: device.name.clone(),
+            first_sector: used.offset / 512,
+            sectors: used.size.unwrap_or(all) / 512,
+            writable: used.writable,
+        }
+    };
+    guest.disks.iter().zip(letters).map(disk).collect()
+}
+
+fn drives(setup: &Setup) -> Vec<Drive> {
+    let disks = setup.disks.iter().zip(FIRST_SLOT..);
+    disks
+        .map(|(disk, slot)| Drive {
+            name: disk.name.clone(),
+            image: disk.image.clone(),
+            read_only: disk.read_only,
+            slot,
+        })
+        .collect()
+}
+
+/// The machine's memory: as given if it is enough, else what is needed, rounded up.
+fn memory(setup: &Setup, archive_bytes: u64) -> Result<Size, SetupError> {
+    let guests = setup.guests.iter().map(|g| &g.domain);
+    let domains: u64 = setup
+        .drivers
+        .iter()
+        .chain(guests)
+        .map(|d| d.memory.bytes())
+        .sum();
+    let used = domains + setup.machine.dom0_memory.bytes() + archive_bytes + CORE_MEMORY.bytes();
+    let needed = Size::from_mib(
+        Size::from_bytes(used + used / 50)
+            .mib()
+            .next_multiple_of(16),
+    );
+    let Some((given, span)) = &setup.machine.memory else {
+        return Ok(needed);
+    };
+    if *given >= needed {
+        return Ok(*given);
+    }
+    let message = format!("a machine of {given} is too small for its domains");
+    Err(setup.source.error(span.clone(), message).help(format!(
+        "the domains have {}, Dom0 {}, images and core the rest: memory = \"{}M\" is enough",
+        Size::from_bytes(domains),
+        setup.machine.dom0_memory,
+        needed.mib()
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::setup::Source;
+
+    const TEXT: &str = r#"
+[machine]
+memory = "208M"
+[driver.one]
+kernel = "k"
+[driver.two]
+kernel = "./k"
+[disk.a]
+driver = "one"
+image = "a.raw"
+size = "1M"
+[disk.b]
+driver = "two"
+image = "b.raw"
+size = "2M"
+read-only = true
+[guest.g]
+kernel = "./k"
+memory = "16M"
+disks = ["b", { disk = "a", offset = "512K" }]
+"#;
+
+    fn kernel() -> Vec<u8> {
+        use crate::kernel_image::tests::{elf, notes};
+        let notes = notes();
+        elf(&[
+            (elf::abi::PT_LOAD, 1 << 20, b"x", 1 << 20),
+            (elf::abi::PT_NOTE, 0, &notes, 0),
+        ])
+    }
+
+    fn try_domains(
+        text: &str,
+        folder: &Path,
+    ) -> Result<(Setup, Vec<DomainSpec>, Files), SetupError> {
+        let source = Source {
+            name: "t.toml".into(),
+            text: text.into(),
+        };
+        let setup = Setup::parse(source, folder, &[])?;
+        let images = crate::images::prepare(&setup)?;
+        let mut files = Files::default();
+        let specs = domains(&setup, &Built::default(), &images, &mut files)?;
+        memory(&setup, 0)?;
+        Ok((setup, specs, files))
+    }
+
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("k"), kernel()).expect("written");
+        folder
+    }
+
+    #[test]
+    fn drivers_own_their_devices_and_guests_see_ranges_of_them() {
+        let folder = folder();
+        let (setup, specs, files) = try_domains(TEXT, folder.path()).expect("plans");
+        let owned: Vec<_> = specs
+            .iter()
+            .map(|s| s.devices.iter().map(|d| d.sbdf).collect::<Vec<_>>())
+            .collect();
+        assert_eq!(owned, [vec![4 << 3], vec![5 << 3], vec![]]);
+        let [b, a] = &specs[2].disks[..] else {
+            panic!("two disks")
+        };
+        assert_eq!(
+            (b.vdev.as_str(), b.sectors, b.writable),
+            ("xvda", 4096, false)
+        );
+        assert_eq!(
+            (a.vdev.as_str(), a.first_sector, a.sectors, a.writable),
+            ("xvdb", 1024, 1024, true)
+        );
+        assert_eq!(a.driver, "one");
+        assert_eq!(files.contents.len(), 1, "one file, named in two ways");
+        assert_eq!(drives(&setup)[1].slot, 5);
+    }
+
+    #[test]
+    fn too_little_memory_names_who_and_how_much() {
+        let folder = folder();
+        let told = |from: &str, to: &str| {
+            let error = try_domains(&TEXT.replacen(from, to, 1), folder.path())
+                .err()
+                .expect("refused");
+            format!("{:?}", miette::Report::new(error).context(to.to_owned()))
+        };
+        let machine = told("208M", "100M");
+        assert!(
+            machine.contains("too small for its domains") && machine.contains("t.toml:3"),
+            "{machine}"
+        );
+        let guest = told("16M", "5M");
+        assert!(
+            guest.contains("too little memory for `g`") && guest.contains("\"6M\""),
+            "{guest}"
+        );
+    }
+
+    #[test]
+    fn a_kernel_that_is_none_is_named_with_the_reason() {
+        let folder = folder();
+        fs::write(folder.path().join("sh"), "#!/bin/sh").expect("written");
+        for (kernel, why) in [
+            ("./sh", "not an ELF"),
+            ("./nothing", "cannot read the kernel"),
+        ] {
+            let text = TEXT.replacen("\"./k\"\nmemory", &format!("\"{kernel}\"\nmemory"), 1);
+            let error = try_domains(&text, folder.path())
+                .err()
+                .expect("refused")
+                .to_string();
+            assert!(error.contains(why) && error.contains("`g`"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! The verbs that talk to a machine another terminal runs: `list`, `kill`, `console`.
+
+use crate::{
+    report::{self, Core, Disk, Domain},
+    session::{self, Info},
+    setup::suggest,
+    wire::Client,
+};
+use bulkhead_link::{Event, FromDom0, Listing, Reply, Request};
+use nix::sys::termios::{self, SetArg, Termios};
+use serde::Serialize;
+use std::{
+    io::{self, IsTerminal, Read, Write},
+    path::{Path, PathBuf},
+    sync::mpsc,
+    time::Duration,
+};
+
+/// How long Dom0 may take to reply.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Ctrl-], which leaves a console.
+const DETACH: u8 = 0x1d;
+
+/// Why a verb could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    #[error("no machine is running; `bulkhead run FILE.toml` starts one")]
+    NoRun,
+    #[error("several machines are running; choose one with --run: {0}")]
+    Several(String),
+    #[error("no machine with the number {wrong} is running; {hint}")]
+    UnknownRun { wrong: String, hint: String },
+    #[error("there is no domain `{wrong}`; {hint}")]
+    UnknownDomain { wrong: String, hint: String },
+    #[error("Dom0 refused: {0}")]
+    Refused(String),
+    #[error("cannot talk to the machine: {0}")]
+    Io(#[from] io::Error),
+}
+
+type Result<T> = std::result::Result<T, RemoteError>;
+
+/// One run in the output of `list --json`.
+#[derive(Debug, Serialize)]
+pub struct RunListing {
+    #[serde(flatten)]
+    pub info: Info,
+    pub domains: Vec<Domain>,
+    pub disks: Vec<Disk>,
+    pub core: Core,
+}
+
+/// Lists what runs: of one run, or of all.
+///
+/// # Errors
+/// If there is none, or one does not answer.
+pub fn list(run: Option<&str>) -> Result<Vec<RunListing>> {
+    let runs = match run {
+        Some(_) => vec![choose(run)?],
+        None => session::running()?,
+    };
+    runs.into_iter()
+        .map(|(info, socket)| {
+            let listing = listing(&mut Client::connect(&socket)?)?;
+            Ok(RunListing {
+                info,
+                domains: listing.domains.iter().map(Into::into).collect(),
+                disks: listing.disks.iter().map(Into::into).collect(),
+                core: (&listing.machine).into(),
+            })
+        })
+        .collect()
+}
+
+/// The listings as tables for a person.
+pub fn tables(runs: &[RunListing]) -> String {
+    let table = |run: &RunListing| {
+        format!(
+            "run {} of {}\n{}",
+            run.info.id,
+            run.info.setup,
+            report::table(&run.domains, &run.disks)
+        )
+    };
+    runs.iter().map(table).collect::<Vec<_>>().join("\n")
+}
+
+/// Destroys a domain.
+///
+/// # Errors
+/// If there is no such domain or Dom0 refuses.
+pub fn kill(run: Option<&str>, domain: &str) -> Result<()> {
+    let mut client = connect_for(run, domain)?;
+    match client.ask(
+        Request::Kill {
+            domain: domain.into(),
+        },
+        LIMIT,
+    )? {
+        Reply::Error(why) => Err(RemoteError::Refused(why)),
+        _ => Ok(()),
+    }
+}
+
+/// Joins a domain's console until Ctrl-] or the end of the input or of the run.
+///
+/// # Errors
+/// If there is no such domain.
+pub fn console(run: Option<&str>, domain: &str) -> Result<()> {
+    let (_, socket) = choose(run)?;
+    known(&mut Client::connect(&socket)?, domain)?;
+    // A fresh connection, since the end of what was printed so far comes at its start.
+    let mut client = Client::connect(&socket)?;
+    let raw = Raw::enter();
+    if raw.is_some() {
+        eprint!("console of {domain}; Ctrl-] leaves\r\n");
+    }
+    let keys = keys();
+    loop {
+        match client.receive(Duration::from_millis(20)) {
+            Ok(Some(FromDom0::Event(event))) => {
+                if show(domain, &event)? {
+                    return Ok(());
+                }
+            }
+            Ok(_) => {}
+            Err(_) => return Ok(()),
+        }
+        while let Ok(bytes) = keys.try_recv() {
+            let end = bytes.iter().position(|&b| b == DETACH);
+            let typed = bytes[..end.unwrap_or(bytes.len())].to_vec();
+            if !typed.is_empty() {
+                client.send(Request::ConsoleInput {
+                    domain: domain.into(),
+                    bytes: typed,
+                })?;
+            }
+            if end.is_some() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Prints what concerns the domain; true once it has ended.
+fn show(domain: &str, event: &Event) -> io::Result<bool> {
+    match event {
+        Event::Console { domain: of, bytes } if of == domain => {
+            let mut out = io::stdout().lock();
+            out.write_all(bytes)?;
+            out.flush()?;
+            Ok(false)
+        }
+        Event::Ended {
+            domain: of, reason, ..
+        } if of == domain => {
+            eprint!("\r\n{domain} has ended: {reason}\r\n");
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// What is typed, from a thread that ends with the process.
+fn keys() -> mpsc::Receiver<Vec<u8>> {
+    let (give, keys) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 256];
+        while let Ok(count @ 1..) = io::stdin().read(&mut bytes) {
+            if give.send(bytes[..count].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+    keys
+}
+
+/// The terminal in raw mode: keys go to the guest as they are pressed.
+struct Raw(Termios);
+
+impl Raw {
+    /// None if the input is no terminal.
+    fn enter() -> Option<Self> {
+        if !io::stdin().is_terminal() {
+            return None;
+        }
+        let before = termios::tcgetattr(io::stdin()).ok()?;
+        let mut raw = before.clone();
+        termios::cfmakeraw(&mut raw);
+        termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &raw).ok()?;
+        Some(Self(before))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let _ = termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &self.0);
+    }
+}
+
+fn choose(run: Option<&str>) -> Result<(Info, PathBuf)> {
+    pick(session::running()?, run)
+}
+
+fn pick(mut runs: Vec<(Info, PathBuf)>, run: Option<&str>) -> Result<(Info, PathBuf)> {
+    let ids = runs
+        .iter()
+        .map(|(i, _)| format!("{} ({})", i.id, i.setup))
+        .collect::<Vec<_>>();
+    match (run, runs.len()) {
+        (_, 0) => Err(RemoteError::NoRun),
+        (None, 1) => Ok(runs.remove(0)),
+        (None, _) => Err(RemoteError::Several(ids.join(", "))),
+        (Some(wanted), _) => match runs.iter().position(|(i, _)| i.id == wanted) {
+            Some(at) => Ok(runs.remove(at)),
+            None => Err(RemoteError::UnknownRun {
+                wrong: wanted.into(),
+                hint: format!("there are: {}", ids.join(", ")),
+            }),
+        },
+    }
+}
+
+fn connect_for(run: Option<&str>, domain: &str) -> Result<Client> {
+    let (_, socket) = choose(run)?;
+    checked(&socket, domain)
+}
+
+fn checked(socket: &Path, domain: &str) -> Result<Client> {
+    let mut client = Client::connect(socket)?;
+    known(&mut client, domain)?;
+    Ok(client)
+}
+
+fn known(client: &mut Client, domain: &str) -> Result<()> {
+    let listing = listing(client)?;
+    let names = || listing.domains.iter().map(|d| d.name.as_str());
+    if names().any(|n| n == domain) {
+        return Ok(());
+    }
+    Err(RemoteError::UnknownDomain {
+        wrong: domain.into(),
+        hint: suggest(domain, names()),
+    })
+}
+
+fn listing(client: &mut Client) -> Result<Listing> {
+    match client.ask(Request::List, LIMIT)? {
+        Reply::List(listing) => Ok(listing),
+        Reply::Error(why) => Err(RemoteError::Refused(why)),
+        other => Err(RemoteError::Refused(format!(
+            "an answer to another question: {other:?}"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_chosen_by_number_only_where_there_are_several() {
+        let run = |id: &str| {
+            let info = Info {
+                id: id.into(),
+                pid: 1,
+                setup: "x.toml".into(),
+            };
+            (info, PathBuf::from(id))
+        };
+        let of = |ids: &[&str], wanted| pick(ids.iter().map(|id| run(id)).collect(), wanted);
+        assert!(matches!(of(&[], None), Err(RemoteError::NoRun)));
+        assert_eq!(of(&["7"], None).expect("the one").0.id, "7");
+        assert!(matches!(
+            of(&["7", "8"], None),
+            Err(RemoteError::Several(_))
+        ));
+        assert_eq!(of(&["7", "8"], Some("8")).expect("found").0.id, "8");
+        let wrong = of(&["7"], Some("9")).expect_err("unknown").to_string();
+        assert!(
+            wrong.contains('9') && wrong.contains("7 (x.toml)"),
+            "{wrong}"
+        );
+    }
+}

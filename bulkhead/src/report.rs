@@ -1,0 +1,259 @@
+//! What a run prints at its end: one JSON object for programs, a table for people. The
+//! names are a contract: fields may be added, not renamed.
+
+use crate::watch::{Outcome, exit_word};
+use bulkhead_link::{DiskReport, DomainReport, Kind, MachineReport, State};
+use serde::Serialize;
+use std::fmt::Write;
+
+/// The object that `run --json` prints.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    pub outcome: Outcome,
+    /// Why, for a person; empty when all is well.
+    pub reason: String,
+    pub elapsed_s: f64,
+    pub machine: Machine,
+    pub domains: Vec<Domain>,
+    pub disks: Vec<Disk>,
+    /// Network devices; none yet.
+    pub nets: Vec<()>,
+    /// Restarts of driver domains; none yet.
+    pub restarts: Vec<()>,
+    /// Figures of the core, when Dom0 could still give them.
+    pub core: Option<Core>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Machine {
+    /// `tcg` or `kvm`.
+    pub accel: &'static str,
+    pub cpus: u32,
+    pub memory_mib: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Domain {
+    pub name: String,
+    /// Null if Dom0 never listed it.
+    pub domid: Option<u16>,
+    pub kind: &'static str,
+    pub state: &'static str,
+    pub exit: Option<&'static str>,
+    pub reason: String,
+    pub memory_kib: u64,
+    pub cpu_ns: u64,
+    pub virtual_ns: u64,
+    pub weight: u32,
+    pub restarts: u32,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Disk {
+    pub guest: String,
+    pub vdev: String,
+    pub device: String,
+    pub driver: String,
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+    pub requests: u64,
+    pub errors: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Core {
+    pub total_frames: u64,
+    pub free_frames: u64,
+    pub core_frames: u64,
+    pub system_time_ns: u64,
+    pub longest_stay_ns: u64,
+    pub switches: u64,
+}
+
+impl From<&DomainReport> for Domain {
+    fn from(domain: &DomainReport) -> Self {
+        Self {
+            name: domain.name.clone(),
+            domid: (domain.domid != u16::MAX).then_some(domain.domid),
+            kind: kind_word(domain.kind),
+            state: state_word(domain.state),
+            exit: domain.exit.map(exit_word),
+            reason: domain.reason.clone(),
+            memory_kib: domain.memory_kib,
+            cpu_ns: domain.cpu_ns,
+            virtual_ns: domain.virtual_ns,
+            weight: domain.weight,
+            restarts: domain.restarts,
+        }
+    }
+}
+
+impl From<&DiskReport> for Disk {
+    fn from(disk: &DiskReport) -> Self {
+        Self {
+            guest: disk.guest.clone(),
+            vdev: disk.vdev.clone(),
+            device: disk.device.clone(),
+            driver: disk.driver.clone(),
+            read_bytes: disk.read_bytes,
+            written_bytes: disk.written_bytes,
+            requests: disk.requests,
+            errors: disk.errors,
+        }
+    }
+}
+
+impl From<&MachineReport> for Core {
+    fn from(machine: &MachineReport) -> Self {
+        Self {
+            total_frames: machine.total_frames,
+            free_frames: machine.free_frames,
+            core_frames: machine.core_frames,
+            system_time_ns: machine.system_time_ns,
+            longest_stay_ns: machine.longest_stay_ns,
+            switches: machine.switches,
+        }
+    }
+}
+
+const fn kind_word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Dom0 => "dom0",
+        Kind::Driver => "driver",
+        Kind::Guest => "guest",
+    }
+}
+
+const fn state_word(state: State) -> &'static str {
+    match state {
+        State::Running => "running",
+        State::Paused => "paused",
+        State::Stopped => "stopped",
+        State::Crashed => "crashed",
+        State::Quarantined => "quarantined",
+    }
+}
+
+/// A table of domains and disks, short and aligned.
+pub fn table(domains: &[Domain], disks: &[Disk]) -> String {
+    let mut text = format!(
+        "{:<16} {:>5} {:<7} {:<11} {:<9} {:>9} {:>10} {:>6}\n",
+        "NAME", "DOMID", "KIND", "STATE", "EXIT", "MEM(KiB)", "CPU(ms)", "WEIGHT"
+    );
+    for d in domains {
+        let domid = d.domid.map_or_else(|| "-".to_owned(), |n| n.to_string());
+        let _ = writeln!(
+            text,
+            "{:<16} {domid:>5} {:<7} {:<11} {:<9} {:>9} {:>10.1} {:>6}",
+            d.name,
+            d.kind,
+            d.state,
+            d.exit.unwrap_or("-"),
+            d.memory_kib,
+            d.cpu_ns as f64 / 1e6,
+            d.weight
+        );
+    }
+    if !disks.is_empty() {
+        let _ = writeln!(
+            text,
+            "{:<16} {:<6} {:<16} {:<16} {:>12} {:>12} {:>9} {:>6}",
+            "GUEST", "DISK", "DEVICE", "DRIVER", "READ(KiB)", "WRITTEN(KiB)", "REQUESTS", "ERRORS"
+        );
+    }
+    for d in disks {
+        let _ = writeln!(
+            text,
+            "{:<16} {:<6} {:<16} {:<16} {:>12} {:>12} {:>9} {:>6}",
+            d.guest,
+            d.vdev,
+            d.device,
+            d.driver,
+            d.read_bytes >> 10,
+            d.written_bytes >> 10,
+            d.requests,
+            d.errors
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_in_the_json_are_those_of_the_contract() {
+        let domain = DomainReport {
+            name: "g".into(),
+            domid: 3,
+            kind: Kind::Guest,
+            state: State::Stopped,
+            exit: Some(bulkhead_link::Exit::PowerOff),
+            reason: String::new(),
+            memory_kib: 1,
+            cpu_ns: 2,
+            virtual_ns: 3,
+            weight: 256,
+            restarts: 0,
+        };
+        let disk = DiskReport {
+            guest: "g".into(),
+            vdev: "xvda".into(),
+            device: "d".into(),
+            driver: "disk".into(),
+            read_bytes: 1,
+            written_bytes: 2,
+            requests: 3,
+            errors: 4,
+        };
+        let report = Report {
+            outcome: Outcome::GuestFailed,
+            reason: String::new(),
+            elapsed_s: 1.5,
+            machine: Machine {
+                accel: "tcg",
+                cpus: 1,
+                memory_mib: 256,
+            },
+            domains: vec![(&domain).into()],
+            disks: vec![(&disk).into()],
+            nets: Vec::new(),
+            restarts: Vec::new(),
+            core: None,
+        };
+        let json = serde_json::to_value(&report).expect("encodes");
+        assert_eq!(json["outcome"], "guest-failed");
+        assert_eq!(json["elapsed_s"], 1.5);
+        for key in ["accel", "cpus", "memory_mib"] {
+            assert!(!json["machine"][key].is_null(), "{key}");
+        }
+        let keys = [
+            "name",
+            "domid",
+            "kind",
+            "state",
+            "exit",
+            "memory_kib",
+            "cpu_ns",
+            "weight",
+            "restarts",
+        ];
+        for key in keys {
+            assert!(!json["domains"][0][key].is_null(), "{key}");
+        }
+        for key in [
+            "guest",
+            "device",
+            "driver",
+            "read_bytes",
+            "written_bytes",
+            "requests",
+            "errors",
+        ] {
+            assert!(!json["disks"][0][key].is_null(), "{key}");
+        }
+        assert_eq!(json["domains"][0]["exit"], "poweroff");
+        assert!(json["nets"].is_array() && json["restarts"].is_array());
+    }
+}

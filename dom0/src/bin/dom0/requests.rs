@@ -1,0 +1,156 @@
+//! What the host tool's requests do to domains.
+
+use crate::world::{World, domain_info, virtual_time};
+use alloc::{format, string::String, vec::Vec};
+use bulkhead_abi::{DomId, control::MachineInfo, control::SchedParams};
+use bulkhead_link::{DomainReport, Kind, Listing, MachineReport, Sched, State};
+use dom0::{
+    control::{Machine, has_ended, no_such_domain},
+    supervisor::disk_report,
+};
+use domain_rt::control;
+
+impl World {
+    /// The id of a domain that is there.
+    fn living(&self, name: &str) -> Result<(DomId, State), String> {
+        let entry = self.table.by_name(name);
+        let entry = entry.ok_or_else(|| no_such_domain(name))?;
+        match entry.exists {
+            true => Ok((entry.domid, entry.state)),
+            false => Err(has_ended(name)),
+        }
+    }
+}
+
+impl Machine for World {
+    fn list(&mut self) -> Listing {
+        self.look_after_domains();
+        let mut domains: Vec<DomainReport> = own_report().into_iter().collect();
+        domains.extend(self.table.all().iter().map(|entry| entry.report()));
+        let disks = self.table.all().iter().flat_map(|entry| {
+            let reports = entry.disks.iter();
+            reports.map(|disk| disk_report(&entry.name, disk, self.counters(disk)))
+        });
+        Listing {
+            domains,
+            disks: disks.collect(),
+            machine: machine_report(),
+        }
+    }
+
+    fn kill(&mut self, domain: &str) -> Result<(), String> {
+        let (domid, _) = self.living(domain)?;
+        self.end(domid, "killed on request");
+        Ok(())
+    }
+
+    fn power_off(&mut self, domain: &str) -> Result<(), String> {
+        let (domid, _) = self.living(domain)?;
+        let path = format!("/local/domain/{}/control/shutdown", domid.get());
+        let written = self.store.write(&path, "poweroff");
+        self.store_settled();
+        written.map_err(|error| format!("{path}: {error}"))
+    }
+
+    fn pause(&mut self, domain: &str) -> Result<(), String> {
+        let (domid, state) = self.living(domain)?;
+        match state {
+            State::Running => control::pause_domain(domid).map_err(|e| format!("{domain}: {e}"))?,
+            State::Paused => return Ok(()),
+            _ => return Err(has_ended(domain)),
+        }
+        self.set_paused(domid, true);
+        Ok(())
+    }
+
+    fn unpause(&mut self, domain: &str) -> Result<(), String> {
+        let (domid, state) = self.living(domain)?;
+        match state {
+            State::Paused => {
+                control::unpause_domain(domid).map_err(|e| format!("{domain}: {e}"))?
+            }
+            State::Running => return Ok(()),
+            _ => return Err(has_ended(domain)),
+        }
+        self.set_paused(domid, false);
+        Ok(())
+    }
+
+    fn set_sched(&mut self, domain: &str, sched: Sched) -> Result<(), String> {
+        let (domid, _) = self.living(domain)?;
+        apply_sched(domid, &sched).map_err(|e| format!("{domain}: {e}"))?;
+        if let Some(entry) = self.table.by_domid(domid) {
+            entry.sched = sched;
+        }
+        Ok(())
+    }
+
+    fn console_input(&mut self, domain: &str, bytes: &[u8]) -> Result<(), String> {
+        let (domid, _) = self.living(domain)?;
+        let taken = self.type_on(domid, bytes);
+        match bytes.len() - taken {
+            0 => Ok(()),
+            lost => Err(format!(
+                "{domain} does not read its console; {lost} bytes were dropped"
+            )),
+        }
+    }
+
+    fn shutdown(&mut self) {
+        let living = self.table.all().iter().rev().filter(|e| e.exists);
+        let living: Vec<DomId> = living.map(|e| e.domid).collect();
+        for domid in living {
+            self.end(domid, "the machine shuts down");
+        }
+        self.is_shutting_down = true;
+    }
+}
+
+/// Sets the parameters of all vCPUs of a domain.
+pub fn apply_sched(domid: DomId, sched: &Sched) -> domain_rt::hypercall::Result<()> {
+    control::set_sched(&mut SchedParams {
+        domid: domid.get(),
+        vcpu: u32::MAX,
+        weight: sched.weight,
+        warp_ns: sched.warp_ns,
+        warp_limit_ns: sched.warp_limit_ns,
+        unwarp_ns: sched.unwarp_ns,
+        allowance_ns: sched.allowance_ns,
+        ..Default::default()
+    })
+}
+
+fn own_report() -> Option<DomainReport> {
+    let info = domain_info(DomId::DOM0)?;
+    let mut sched = SchedParams::default();
+    let weight = control::get_sched(&mut sched).map_or(0, |()| sched.weight);
+    Some(DomainReport {
+        name: "dom0".into(),
+        domid: 0,
+        kind: Kind::Dom0,
+        state: State::Running,
+        exit: None,
+        reason: String::new(),
+        memory_kib: info.tot_pages * 4,
+        cpu_ns: info.cpu_time_ns,
+        virtual_ns: virtual_time(DomId::DOM0).unwrap_or(0),
+        weight,
+        restarts: 0,
+    })
+}
+
+fn machine_report() -> MachineReport {
+    let mut info = MachineInfo::default();
+    if control::machine_info(&mut info).is_err() {
+        return MachineReport::default();
+    }
+    MachineReport {
+        total_frames: info.total_frames,
+        free_frames: info.free_frames,
+        core_frames: info.core_frames,
+        cpus: info.cpus,
+        system_time_ns: info.system_time_ns,
+        longest_stay_ns: info.longest_stay_ns,
+        switches: info.switches,
+    }
+}

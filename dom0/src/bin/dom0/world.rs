@@ -1,0 +1,457 @@
+//! Everything the control domain keeps: the store, the list of domains, the
+//! services of each, and what is on its way to the host tool.
+
+use crate::foreign::ForeignPage;
+use alloc::{
+    collections::BTreeMap,
+    format,
+    rc::Rc,
+    string::{String, ToString},
+    vec::Vec,
+};
+use async_channel::{Receiver, Sender};
+use bulkhead_abi::{
+    DomId, Gref, PAGE_SIZE, VcpuId,
+    control::{DomainInfo, VcpuTimes},
+    ledger,
+};
+use bulkhead_link::{Event, Exit, State};
+use core::cell::RefCell;
+use dom0::{
+    console::Console,
+    control::Outbox,
+    devices,
+    store::{Quota, Store, ring::Transport},
+    supervisor::{Counters, DiskUse, Table, Verdict},
+};
+use domain_rt::{Shared, control, event::Channel, exec, grant, mem};
+
+/// Shared by all tasks; never borrowed across an `await`.
+pub type Handle = Rc<RefCell<World>>;
+
+/// The state of the control domain.
+pub struct World {
+    pub store: Store,
+    pub table: Table,
+    pub outbox: Outbox,
+    pub is_shutting_down: bool,
+    services: BTreeMap<DomId, Service>,
+    ledgers: BTreeMap<String, Ledger>,
+    wake_link: Sender<()>,
+}
+
+/// The back ends that a domain has here.
+pub struct Service {
+    pub name: String,
+    pub console: Console,
+    pub console_page: ForeignPage,
+    pub console_port: Rc<Channel>,
+    pub transport: Transport,
+    pub store_page: ForeignPage,
+    pub store_port: Rc<Channel>,
+    is_store_broken: bool,
+    wake: Sender<()>,
+    /// Dropping it ends the task.
+    _task: exec::Task<()>,
+}
+
+/// The ends of a new domain's rings.
+pub struct Rings {
+    pub console_page: ForeignPage,
+    pub console_port: Channel,
+    pub store_page: ForeignPage,
+    pub store_port: Channel,
+}
+
+/// Memory that survives a driver domain.
+pub struct Ledger {
+    pages: Shared<'static>,
+    pub grefs: Vec<Gref>,
+    next_slot: usize,
+}
+
+impl World {
+    /// An empty world. `wake_link` is told when there is something to send.
+    pub fn new(wake_link: Sender<()>) -> Handle {
+        Rc::new(RefCell::new(Self {
+            store: Store::new(Quota::GUEST),
+            table: Table::default(),
+            outbox: Outbox::default(),
+            is_shutting_down: false,
+            services: BTreeMap::new(),
+            ledgers: BTreeMap::new(),
+            wake_link,
+        }))
+    }
+
+    /// Tells the host tool.
+    pub fn event(&mut self, event: Event) {
+        self.outbox.event(event);
+        wake(&self.wake_link);
+    }
+
+    /// Tells the host tool and the debug console.
+    pub fn log(&mut self, line: String) {
+        log::warn!("{line}");
+        self.event(Event::Log { line });
+    }
+
+    /// Lets a domain's console and store be served from now on.
+    pub fn add_service(this: &Handle, domid: DomId, name: &str, rings: Rings) {
+        let (sender, woken) = async_channel::bounded(1);
+        let console_port = Rc::new(rings.console_port);
+        let store_port = Rc::new(rings.store_port);
+        let ports = (console_port.clone(), store_port.clone());
+        let task = exec::spawn(serve(this.clone(), domid, ports, woken));
+        let service = Service {
+            name: name.into(),
+            console: Console::default(),
+            console_page: rings.console_page,
+            console_port,
+            transport: Transport::default(),
+            store_page: rings.store_page,
+            store_port,
+            is_store_broken: false,
+            wake: sender,
+            _task: task,
+        };
+        this.borrow_mut().services.insert(domid, service);
+    }
+
+    /// Moves what can be moved on a domain's rings; whether there is more at once.
+    fn pump(&mut self, domid: DomId) -> bool {
+        let again = self.pump_store(domid);
+        let room = self.outbox.console_room();
+        self.pump_console(domid, room);
+        self.store_settled();
+        again
+    }
+
+    fn pump_store(&mut self, domid: DomId) -> bool {
+        let Some(service) = self.services.get_mut(&domid) else {
+            return false;
+        };
+        if service.is_store_broken {
+            return false;
+        }
+        let result = service
+            .transport
+            .pump(&service.store_page, &mut self.store, domid);
+        match result {
+            Ok(pumped) => {
+                if pumped.notify {
+                    // Refused only when the domain has closed its end: its loss.
+                    let _ = service.store_port.notify();
+                }
+                pumped.again
+            }
+            Err(absurd) => {
+                service.is_store_broken = true;
+                let name = service.name.clone();
+                self.store.release(domid);
+                self.log(format!(
+                    "{name}: its store ring holds absurd indices ({absurd:?}); it is served no more"
+                ));
+                false
+            }
+        }
+    }
+
+    /// Moves up to `room` bytes of console output; gives how many.
+    fn pump_console(&mut self, domid: DomId, room: usize) -> usize {
+        let Some(service) = self.services.get_mut(&domid) else {
+            return 0;
+        };
+        let name = service.name.clone();
+        match service.console.pump(&service.console_page, room) {
+            Ok(pumped) => {
+                if pumped.notify {
+                    // As for the store.
+                    let _ = service.console_port.notify();
+                }
+                let count = pumped.output.len();
+                if count > 0 {
+                    self.event(Event::Console {
+                        domain: name,
+                        bytes: pumped.output,
+                    });
+                }
+                count
+            }
+            Err(absurd) => {
+                self.log(format!(
+                    "{name}: its console ring holds absurd indices ({absurd:?}); it is silent now"
+                ));
+                0
+            }
+        }
+    }
+
+    /// After the store changed: wakes clients that have something to take, and looks
+    /// at what the control domain itself watches.
+    pub fn store_settled(&mut self) {
+        for (_, token) in self.store.events() {
+            self.front_end_moved(&token);
+        }
+        for (domid, service) in &self.services {
+            if self.store.has_output(*domid) {
+                wake(&service.wake);
+            }
+        }
+    }
+
+    /// Announces a disk once its front end is connected. `token` is "DOMID INDEX".
+    fn front_end_moved(&mut self, token: &[u8]) {
+        let Some((domid, index)) = read_token(token) else {
+            return;
+        };
+        let Some(entry) = self.table.by_domid(domid) else {
+            return;
+        };
+        let domain = entry.name.clone();
+        let Some(disk) = entry.disks.get_mut(index).filter(|d| !d.is_connected) else {
+            return;
+        };
+        let Some(number) = devices::vdev_number(&disk.vdev) else {
+            return;
+        };
+        let front = format!("/local/domain/{}/device/vbd/{number}", domid.get());
+        if devices::is_connected(&self.store, &front) {
+            disk.is_connected = true;
+            let step = format!("{} connected", disk.vdev);
+            self.event(Event::Progress { domain, step });
+        }
+    }
+
+    /// Watches a front end, to announce when it is connected.
+    pub fn watch_front_end(&mut self, domid: DomId, index: usize, front: &str) {
+        let token = format!("{} {index}", domid.get());
+        if let Err(error) = self.store.watch(&format!("{front}/state"), &token) {
+            self.log(format!("{front} can not be watched: {error}"));
+        }
+    }
+
+    /// Wakes all services: the wire to the host tool has room again.
+    pub fn wake_consoles(&self) {
+        for service in self.services.values() {
+            wake(&service.wake);
+        }
+    }
+
+    /// Types on a domain's console; gives the bytes taken.
+    pub fn type_on(&mut self, domid: DomId, bytes: &[u8]) -> usize {
+        let Some(service) = self.services.get_mut(&domid) else {
+            return 0;
+        };
+        wake(&service.wake);
+        service.console.feed(bytes)
+    }
+
+    /// Makes the ledger of a driver domain, for `slots` disks.
+    pub fn add_ledger(&mut self, driver: &str, domid: DomId, slots: usize) -> Result<(), String> {
+        let pages = (ledger::UNIT * (slots + 1)).div_ceil(PAGE_SIZE).max(1);
+        let pages = mem::alloc_pages(pages).ok_or("the control domain has no memory left")?;
+        let mut grefs = Vec::new();
+        for index in 0..pages.count() {
+            let gref = grant::grant_access(domid, pages.mfn(index), false);
+            grefs.push(gref.map_err(|errno| format!("its ledger can not be granted: {errno}"))?);
+        }
+        let pages = pages.leak();
+        pages.write_u64(ledger::MAGIC_OFFSET, ledger::MAGIC);
+        let made = Ledger {
+            pages,
+            grefs,
+            next_slot: 0,
+        };
+        devices::add_ledger(&mut self.store, domid, &made.grefs).map_err(|e| e.to_string())?;
+        self.ledgers.insert(driver.into(), made);
+        Ok(())
+    }
+
+    /// Takes the next slot of a driver domain's ledger.
+    pub fn take_slot(&mut self, driver: &str) -> Option<usize> {
+        let ledger = self.ledgers.get_mut(driver)?;
+        let slot = ledger.next_slot;
+        if slot >= ledger::slots(ledger.pages.bytes() / PAGE_SIZE) {
+            return None;
+        }
+        ledger.next_slot += 1;
+        Some(slot)
+    }
+
+    /// What a driver domain says it did for a disk.
+    pub fn counters(&self, disk: &DiskUse) -> Counters {
+        let Some(ledger) = self.ledgers.get(&disk.driver) else {
+            return Counters::default();
+        };
+        let read = |field: usize| ledger.pages.read_u64(ledger::slot(disk.slot) + field);
+        Counters {
+            read_bytes: read(ledger::READ_BYTES),
+            written_bytes: read(ledger::WRITTEN_BYTES),
+            requests: read(ledger::REQUESTS),
+            errors: read(ledger::ERRORS),
+        }
+    }
+
+    /// Asks the core about every domain, and acts on those that ended.
+    pub fn look_after_domains(&mut self) {
+        let living = self.table.all().iter().filter(|e| e.exists);
+        let living: Vec<DomId> = living.map(|e| e.domid).collect();
+        for domid in living {
+            match domain_info(domid) {
+                Some(info) => self.judge(domid, &info),
+                None => self.end(domid, "it is gone from the core"),
+            }
+        }
+    }
+
+    /// Takes over the latest figures of a domain, and ends it if it is to end.
+    fn judge(&mut self, domid: DomId, info: &DomainInfo) {
+        let virtual_ns = virtual_time(domid);
+        let is_over = info.state & bulkhead_abi::control::STATE_SHUTDOWN != 0;
+        if is_over {
+            // It writes no more: its last words are in the ring.
+            self.drain_console(domid);
+        }
+        let service = self.services.get(&domid);
+        let last_line = service.map(|s| s.console.last_line()).unwrap_or_default();
+        let Some(entry) = self.table.by_domid(domid) else {
+            return;
+        };
+        entry.virtual_ns = virtual_ns.unwrap_or(entry.virtual_ns);
+        let verdict = entry.observe(info, &last_line);
+        let is_guest = entry.kind == bulkhead_link::Kind::Guest;
+        let ended = Event::Ended {
+            domain: entry.name.clone(),
+            exit: entry.exit.unwrap_or(Exit::Crash),
+            reason: entry.reason.clone(),
+        };
+        match verdict {
+            Verdict::Fine => {}
+            Verdict::Keep => self.event(ended),
+            Verdict::Destroy => {
+                self.tear_down(domid, is_guest);
+                self.event(ended);
+            }
+        }
+    }
+
+    fn drain_console(&mut self, domid: DomId) {
+        // The ring holds 2 KiB; a second turn catches what was behind the first.
+        for _ in 0..2 {
+            self.pump_console(domid, usize::MAX);
+        }
+    }
+
+    /// Ends a domain from here.
+    pub fn end(&mut self, domid: DomId, reason: &str) {
+        // One that is gone can not be paused, and does not have to be.
+        let _ = control::pause_domain(domid);
+        if let Some(info) = domain_info(domid) {
+            let virtual_ns = virtual_time(domid);
+            if let Some(entry) = self.table.by_domid(domid) {
+                entry.cpu_ns = info.cpu_time_ns;
+                entry.virtual_ns = virtual_ns.unwrap_or(entry.virtual_ns);
+            }
+        }
+        self.drain_console(domid);
+        let Some(entry) = self.table.by_domid(domid) else {
+            return;
+        };
+        let was_told = entry.exit.is_some();
+        entry.killed(reason);
+        let is_guest = entry.kind == bulkhead_link::Kind::Guest;
+        let ended = Event::Ended {
+            domain: entry.name.clone(),
+            exit: Exit::Killed,
+            reason: reason.into(),
+        };
+        self.tear_down(domid, is_guest);
+        if !was_told {
+            self.event(ended);
+        }
+    }
+
+    /// Takes everything of a domain away. A driver domain's folder stays: its guests
+    /// read it, and must not see the back end close.
+    fn tear_down(&mut self, domid: DomId, is_guest: bool) {
+        self.services.remove(&domid);
+        self.store.release(domid);
+        if is_guest && let Err(error) = devices::remove_domain(&mut self.store, domid) {
+            self.log(format!("{domid}: its folder can not be removed: {error}"));
+        }
+        if let Err(errno) = control::destroy_domain(domid) {
+            self.log(format!("{domid} can not be destroyed: {errno}"));
+        }
+        self.store_settled();
+    }
+
+    /// Forgets a domain that was never finished.
+    pub fn abandon(&mut self, domid: DomId) {
+        self.table.forget(domid);
+        self.tear_down(domid, true);
+    }
+
+    /// Notes that a domain was paused or lets run again.
+    pub fn set_paused(&mut self, domid: DomId, is_paused: bool) {
+        if let Some(entry) = self.table.by_domid(domid) {
+            entry.state = match is_paused {
+                true => State::Paused,
+                false => State::Running,
+            };
+        }
+    }
+}
+
+/// Serves one domain's rings for as long as it is there.
+async fn serve(
+    world: Handle,
+    domid: DomId,
+    (console, store): (Rc<Channel>, Rc<Channel>),
+    woken: Receiver<()>,
+) {
+    loop {
+        if world.borrow_mut().pump(domid) {
+            exec::yield_now().await;
+            continue;
+        }
+        let events = exec::or(console.wait(), store.wait());
+        let waking = async {
+            // The sender lives as long as this task.
+            let _ = woken.recv().await;
+        };
+        exec::or(events, waking).await;
+    }
+}
+
+/// Wakes a task; one wake-up is kept if it is busy.
+fn wake(sender: &Sender<()>) {
+    // Full means that it is woken already.
+    let _ = sender.try_send(());
+}
+
+fn read_token(token: &[u8]) -> Option<(DomId, usize)> {
+    let (domid, index) = core::str::from_utf8(token).ok()?.split_once(' ')?;
+    Some((DomId::new(domid.parse().ok()?), index.parse().ok()?))
+}
+
+/// What the core says of a domain, `None` if it is not there.
+pub fn domain_info(domid: DomId) -> Option<DomainInfo> {
+    let mut info = DomainInfo {
+        domid: domid.get(),
+        ..Default::default()
+    };
+    control::domain_info(&mut info).ok()?;
+    (info.domid == domid.get()).then_some(info)
+}
+
+/// Actual virtual time of a domain's first vCPU, ns.
+pub fn virtual_time(domid: DomId) -> Option<u64> {
+    let mut times = VcpuTimes {
+        domid: domid.get(),
+        vcpu: VcpuId::new(0).get(),
+        ..Default::default()
+    };
+    control::vcpu_times(&mut times).ok()?;
+    Some(times.actual_vt)
+}

@@ -1,0 +1,352 @@
+//! What a domain finds in the store when it starts (abi-notes 8.4): its own
+//! folder, its devices, and the back-end folders that driver domains find.
+
+use crate::store::{Access, Perms, Store, StoreError, path::home};
+use alloc::{format, string::String};
+use bulkhead_abi::{DomId, Gref, Mfn, Port, xs_wire};
+
+/// Major number of `xvd` devices, and the form for those past the sixteenth
+/// (public xen-vbd-interface).
+const XVD_MAJOR: u32 = 202;
+const EXTENDED: u32 = 1 << 28;
+/// Devices that the short form can number.
+const SHORT_FORM: u32 = 16;
+/// Most devices of a guest: what the extended form can number.
+const MAX_INDEX: u32 = 1 << 20;
+
+/// The number of a virtual disk by its name: `xvda` is 51712. `None` for other names.
+pub fn vdev_number(name: &str) -> Option<u32> {
+    let letters = name.strip_prefix("xvd")?;
+    if letters.is_empty() {
+        return None;
+    }
+    let mut index: u32 = 0;
+    for letter in letters.bytes() {
+        let digit = letter.checked_sub(b'a').filter(|d| *d < 26)?;
+        index = index.checked_mul(26)?.checked_add(u32::from(digit) + 1)?;
+    }
+    let index = index - 1;
+    match index {
+        0..SHORT_FORM => Some(XVD_MAJOR << 8 | index << 4),
+        SHORT_FORM..MAX_INDEX => Some(EXTENDED | index << 8),
+        _ => None,
+    }
+}
+
+/// What the store says of a domain.
+#[derive(Clone, Copy, Debug)]
+pub struct DomainFacts<'a> {
+    pub domid: DomId,
+    pub name: &'a str,
+    pub memory_kib: u64,
+    pub vcpus: u32,
+    pub store_port: Port,
+    pub store_ring: Mfn,
+    pub console_port: Port,
+    pub console_ring: Mfn,
+}
+
+/// Writes the folder of a domain. It may read all of it, and write where the
+/// interface wants it to.
+pub fn add_domain(store: &mut Store, facts: &DomainFacts<'_>) -> Result<(), StoreError> {
+    let home = home(facts.domid);
+    let read_only = Perms::private(DomId::DOM0).with(facts.domid, Access::READ);
+    store.write_as(&home, "", read_only)?;
+    let mut put = |key: &str, value: &str| store.write(&format!("{home}/{key}"), value);
+    put("name", facts.name)?;
+    put("domid", &format!("{}", facts.domid.get()))?;
+    put("memory/target", &format!("{}", facts.memory_kib))?;
+    put("memory/static-max", &format!("{}", facts.memory_kib))?;
+    for vcpu in 0..facts.vcpus {
+        put(&format!("cpu/{vcpu}/availability"), "online")?;
+    }
+    put("store/port", &format!("{}", facts.store_port.get()))?;
+    put("store/ring-ref", &format!("{}", facts.store_ring.get()))?;
+    put(
+        "console/backend",
+        &format!("/local/domain/0/backend/console/{}/0", facts.domid.get()),
+    )?;
+    put("console/backend-id", "0")?;
+    put("console/type", "xenconsoled")?;
+    put("console/limit", "1048576")?;
+    put("console/port", &format!("{}", facts.console_port.get()))?;
+    put("console/ring-ref", &format!("{}", facts.console_ring.get()))?;
+    put("control", "")?;
+    put("device", "")?;
+    put("backend", "")?;
+    for key in [
+        "control/shutdown",
+        "control/sysrq",
+        "control/feature-poweroff",
+        "control/feature-reboot",
+        "control/feature-suspend",
+        "data",
+        "drivers",
+        "error",
+        "attr",
+    ] {
+        store.write_as(&format!("{home}/{key}"), "", Perms::private(facts.domid))?;
+    }
+    Ok(())
+}
+
+/// A virtual disk: where it comes from, and which part of it.
+#[derive(Clone, Copy, Debug)]
+pub struct VbdFacts<'a> {
+    pub guest: DomId,
+    pub driver: DomId,
+    pub vdev: &'a str,
+    /// Number of the PCI device that holds it.
+    pub sbdf: u32,
+    pub first_sector: u64,
+    /// 0 for all that follow.
+    pub sectors: u64,
+    pub is_writable: bool,
+    pub ledger_slot: usize,
+}
+
+impl VbdFacts<'_> {
+    /// The front end's folder.
+    pub fn frontend(&self, number: u32) -> String {
+        format!("{}/device/vbd/{number}", home(self.guest))
+    }
+
+    /// The back end's folder.
+    pub fn backend(&self, number: u32) -> String {
+        let guest = self.guest.get();
+        format!("{}/backend/vbd/{guest}/{number}", home(self.driver))
+    }
+}
+
+/// Writes both folders of a virtual disk, the back end's first: it appears to the driver
+/// domain when all about it is there. Gives the front end's folder.
+///
+/// Errors: `EINVAL` for a name that is no virtual disk's.
+pub fn add_vbd(store: &mut Store, facts: &VbdFacts<'_>) -> Result<String, StoreError> {
+    let number = vdev_number(facts.vdev).ok_or(StoreError::EINVAL)?;
+    let (front, back) = (facts.frontend(number), facts.backend(number));
+    let initialising = format!("{}", xs_wire::XENBUS_INITIALISING);
+    let front_perms = Perms::private(facts.guest).with(facts.driver, Access::READ);
+    store.write_as(&front, "", front_perms)?;
+    let mut put = |key: &str, value: &str| store.write(&format!("{front}/{key}"), value);
+    put("backend", &back)?;
+    put("backend-id", &format!("{}", facts.driver.get()))?;
+    put("virtual-device", &format!("{number}"))?;
+    put("device-type", "disk")?;
+    put("state", &initialising)?;
+    let back_perms = Perms::private(facts.driver).with(facts.guest, Access::READ);
+    store.write_as(&back, "", back_perms)?;
+    let mut put = |key: &str, value: &str| store.write(&format!("{back}/{key}"), value);
+    put("frontend", &front)?;
+    put("frontend-id", &format!("{}", facts.guest.get()))?;
+    put("online", "1")?;
+    put("removable", "0")?;
+    put("dev", facts.vdev)?;
+    put("device", &format!("{}", facts.sbdf))?;
+    put("first-sector", &format!("{}", facts.first_sector))?;
+    put("sectors", &format!("{}", facts.sectors))?;
+    put("mode", if facts.is_writable { "w" } else { "r" })?;
+    put("ledger-slot", &format!("{}", facts.ledger_slot))?;
+    put("state", &initialising)?;
+    Ok(front)
+}
+
+/// Takes a domain and the back ends that serve it out of the store.
+pub fn remove_domain(store: &mut Store, domid: DomId) -> Result<(), StoreError> {
+    store.remove(&home(domid))?;
+    for peer in store.list("/local/domain").unwrap_or_default() {
+        store.remove(&format!("/local/domain/{peer}/backend/vbd/{}", domid.get()))?;
+    }
+    Ok(())
+}
+
+/// Tells a driver domain where its ledger is.
+pub fn add_ledger(store: &mut Store, driver: DomId, grefs: &[Gref]) -> Result<(), StoreError> {
+    let folder = format!("{}/bulkhead/ledger", home(driver));
+    for (index, gref) in grefs.iter().enumerate() {
+        store.write(&format!("{folder}/ref{index}"), &format!("{}", gref.get()))?;
+    }
+    store.write(&format!("{folder}/pages"), &format!("{}", grefs.len()))
+}
+
+/// Whether a front end says that it is connected to its back end.
+pub fn is_connected(store: &Store, front: &str) -> bool {
+    let connected = Some(u64::from(xs_wire::XENBUS_CONNECTED));
+    store.read_number(&format!("{front}/state")) == connected
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Quota;
+    use std::{string::ToString, vec::Vec};
+
+    #[test]
+    fn virtual_disks_are_numbered_as_the_interface_says() {
+        for (name, number) in [
+            ("xvda", 51712),
+            ("xvdb", 51728),
+            ("xvdp", 51952),
+            ("xvdq", (1 << 28) | (16 << 8)),
+            ("xvdz", (1 << 28) | (25 << 8)),
+            ("xvdaa", (1 << 28) | (26 << 8)),
+        ] {
+            assert_eq!(vdev_number(name), Some(number), "{name}");
+        }
+        for bad in ["", "xvd", "sda", "xvdA", "xvda1", "xvdzzzzzzzzzzz"] {
+            assert_eq!(vdev_number(bad), None, "{bad}");
+        }
+    }
+
+    fn built() -> (Store, VbdFacts<'static>) {
+        let mut store = Store::new(Quota::GUEST);
+        for (domid, name) in [(1, "disk"), (2, "reader")] {
+            let facts = DomainFacts {
+                domid: DomId::new(domid),
+                name,
+                memory_kib: 65536,
+                vcpus: 1,
+                store_port: Port::new(1),
+                store_ring: Mfn::new(5),
+                console_port: Port::new(2),
+                console_ring: Mfn::new(6),
+            };
+            add_domain(&mut store, &facts).unwrap();
+        }
+        let facts = VbdFacts {
+            guest: DomId::new(2),
+            driver: DomId::new(1),
+            vdev: "xvda",
+            sbdf: 32,
+            first_sector: 8,
+            sectors: 0,
+            is_writable: false,
+            ledger_slot: 3,
+        };
+        assert_eq!(
+            add_vbd(&mut store, &facts).unwrap(),
+            "/local/domain/2/device/vbd/51712"
+        );
+        (store, facts)
+    }
+
+    fn read(store: &Store, path: &str) -> String {
+        String::from_utf8(store.read(path).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn both_ends_of_a_disk_find_each_other() {
+        let (store, _) = built();
+        let front = "/local/domain/2/device/vbd/51712";
+        let back = read(&store, &(front.to_string() + "/backend"));
+        assert_eq!(back, "/local/domain/1/backend/vbd/2/51712");
+        assert_eq!(read(&store, &(back.clone() + "/frontend")), front);
+        let keys = [
+            "frontend-id",
+            "device",
+            "first-sector",
+            "sectors",
+            "mode",
+            "ledger-slot",
+            "state",
+        ];
+        let values: Vec<_> = keys
+            .iter()
+            .map(|k| read(&store, &format!("{back}/{k}")))
+            .collect();
+        assert_eq!(values, ["2", "32", "8", "0", "r", "3", "1"]);
+        assert!(!is_connected(&store, front));
+    }
+
+    #[test]
+    fn each_side_may_touch_its_own_end_only() {
+        let (store, _) = built();
+        let (guest, driver, stranger) = (DomId::new(2), DomId::new(1), DomId::new(9));
+        for (path, who, access, expected) in [
+            (
+                "/local/domain/2/device/vbd/51712/state",
+                guest,
+                Access::BOTH,
+                true,
+            ),
+            (
+                "/local/domain/2/device/vbd/51712/state",
+                driver,
+                Access::READ,
+                true,
+            ),
+            (
+                "/local/domain/2/device/vbd/51712/state",
+                driver,
+                Access::WRITE,
+                false,
+            ),
+            (
+                "/local/domain/1/backend/vbd/2/51712/mode",
+                guest,
+                Access::READ,
+                true,
+            ),
+            (
+                "/local/domain/1/backend/vbd/2/51712/mode",
+                guest,
+                Access::WRITE,
+                false,
+            ),
+            (
+                "/local/domain/1/backend/vbd/2/51712/state",
+                driver,
+                Access::BOTH,
+                true,
+            ),
+            (
+                "/local/domain/1/backend/vbd/2/51712/state",
+                stranger,
+                Access::READ,
+                false,
+            ),
+            ("/local/domain/2/name", guest, Access::READ, true),
+            ("/local/domain/2/name", guest, Access::WRITE, false),
+            ("/local/domain/2/name", driver, Access::READ, false),
+            (
+                "/local/domain/2/control/shutdown",
+                guest,
+                Access::BOTH,
+                true,
+            ),
+            ("/local/domain/1/backend", driver, Access::READ, true),
+            ("/local/domain/2/device", guest, Access::WRITE, false),
+        ] {
+            assert_eq!(
+                store.may(who, path, access),
+                expected,
+                "{path} {who} {access:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_removed_domain_takes_its_back_ends_along() {
+        let (mut store, _) = built();
+        remove_domain(&mut store, DomId::new(2)).unwrap();
+        assert_eq!(store.list("/local/domain").unwrap(), ["1"]);
+        assert!(
+            store
+                .list("/local/domain/1/backend/vbd")
+                .unwrap()
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn the_ledger_is_announced_to_its_driver_only() {
+        let (mut store, _) = built();
+        add_ledger(&mut store, DomId::new(1), &[Gref::new(8), Gref::new(9)]).unwrap();
+        let folder = "/local/domain/1/bulkhead/ledger";
+        assert_eq!(read(&store, &format!("{folder}/pages")), "2");
+        assert_eq!(read(&store, &format!("{folder}/ref1")), "9");
+        assert!(store.may(DomId::new(1), folder, Access::READ));
+        assert!(!store.may(DomId::new(1), folder, Access::WRITE));
+        assert!(!store.may(DomId::new(2), folder, Access::READ));
+    }
+}

@@ -1,0 +1,95 @@
+//! The pages that outlive this domain, and the sign of life in them. Dom0 grants them
+//! (`bulkhead_abi::ledger`); where it does not, private ones serve until we die.
+
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use bulkhead_abi::{DomId, Gref, PAGE_SIZE, ledger as at};
+use core::time::Duration;
+use domain_rt::grant::{self, GrantMapping};
+use domain_rt::mem::{self, Pages};
+use domain_rt::xenstore::Xenstore;
+use domain_rt::{Shared, time};
+use ring_proto::RingMemory;
+
+/// Most pages of a ledger that are used.
+const MAX_PAGES: u64 = 16;
+/// The folder, relative to our home.
+const FOLDER: &str = "bulkhead/ledger";
+
+enum Backing {
+    Granted(GrantMapping),
+    Private(Pages),
+}
+
+/// The pages; clones share them.
+#[derive(Clone)]
+pub struct LedgerPages(Rc<Backing>);
+
+impl LedgerPages {
+    /// Finds the pages that Dom0 granted, or takes private ones. `None` when memory is
+    /// short.
+    pub async fn find(store: &Xenstore) -> Option<Self> {
+        if let Some(mapping) = granted(store).await {
+            let pages = Self(Rc::new(Backing::Granted(mapping)));
+            if pages.shared().load_u64(at::MAGIC_OFFSET) == at::MAGIC {
+                return Some(pages);
+            }
+            log::warn!("ledger: the granted pages are none");
+        }
+        log::info!("ledger: private pages, nothing survives this domain");
+        Some(Self(Rc::new(Backing::Private(mem::alloc_pages(1)?))))
+    }
+
+    fn shared(&self) -> Shared<'_> {
+        match &*self.0 {
+            Backing::Granted(mapping) => mapping.shared(),
+            Backing::Private(pages) => pages.shared(),
+        }
+    }
+
+    /// Counts up for ever, so that the supervisor sees that tasks still run.
+    pub async fn beat(self) {
+        let interval = Duration::from_nanos(at::HEARTBEAT_NS / 2);
+        let mut beats = self.shared().load_u64(at::HEARTBEAT_OFFSET);
+        loop {
+            beats = beats.wrapping_add(1);
+            self.shared().store_u64(at::HEARTBEAT_OFFSET, beats);
+            time::sleep(interval).await;
+        }
+    }
+}
+
+async fn granted(store: &Xenstore) -> Option<GrantMapping> {
+    let count = store.read_u64(&format!("{FOLDER}/pages")).await.ok()?;
+    let mut grefs = Vec::new();
+    for i in 0..count.min(MAX_PAGES) {
+        let gref = store.read_u64(&format!("{FOLDER}/ref{i}")).await.ok()?;
+        grefs.push(Gref::new(u32::try_from(gref).ok()?));
+    }
+    if grefs.is_empty() {
+        return None;
+    }
+    let mapping = grant::map_grants(DomId::DOM0, &grefs, false);
+    mapping
+        .inspect_err(|error| log::warn!("ledger: {error}"))
+        .ok()
+}
+
+impl RingMemory for LedgerPages {
+    fn bytes(&self) -> usize {
+        match &*self.0 {
+            Backing::Granted(mapping) => mapping.count() * PAGE_SIZE,
+            Backing::Private(pages) => pages.bytes(),
+        }
+    }
+    fn load(&self, offset: usize) -> u32 {
+        self.shared().load_u32(offset)
+    }
+    fn store(&self, offset: usize, value: u32) {
+        self.shared().store_u32(offset, value);
+    }
+    fn store_wide(&self, offset: usize, value: u64) {
+        self.shared().store_u64(offset, value);
+    }
+}

@@ -1,0 +1,106 @@
+//! The task of one device: moves requests as long as there are any, and sleeps.
+
+use crate::platform::OnDomain;
+use crate::virtio::VirtioBlk;
+use alloc::collections::BTreeMap;
+use alloc::rc::Rc;
+use async_channel::{Receiver, Sender};
+use blkback::{BlockDevice, DeviceFacts, EndReason, Server, Step, Vbd, VbdId};
+use core::cell::RefCell;
+use domain_rt::event::Channel;
+use domain_rt::exec;
+
+/// The service of a device; clones share it.
+#[derive(Clone)]
+pub struct Service {
+    inner: Rc<Inner>,
+}
+
+struct Inner {
+    server: RefCell<Server<OnDomain>>,
+    /// Who wants to hear that a disk is over.
+    ends: RefCell<BTreeMap<VbdId, Sender<EndReason>>>,
+    wake: Sender<()>,
+    woken: Receiver<()>,
+}
+
+impl Service {
+    /// Starts the task of a device, woken by its interrupt.
+    pub fn start(device: VirtioBlk, interrupt: Channel) -> Self {
+        let (wake, woken) = async_channel::bounded(1);
+        let service = Self {
+            inner: Rc::new(Inner {
+                server: RefCell::new(Server::new(device)),
+                ends: RefCell::default(),
+                wake,
+                woken,
+            }),
+        };
+        let waker = service.clone();
+        exec::spawn(async move {
+            loop {
+                interrupt.wait().await;
+                waker.wake();
+            }
+        })
+        .detach();
+        let worker = service.clone();
+        exec::spawn(async move { worker.work().await }).detach();
+        service
+    }
+
+    /// What the device is.
+    pub fn facts(&self) -> DeviceFacts {
+        self.inner.server.borrow().device().facts()
+    }
+
+    /// Something may have come: looks at everything again.
+    pub fn wake(&self) {
+        // Full means that it is to be woken already.
+        let _ = self.inner.wake.try_send(());
+    }
+
+    /// Takes a disk into service. The receiver hears, once, why it is over; its ring and
+    /// all pages are unmapped then.
+    pub fn add(&self, vbd: Vbd<OnDomain>) -> (VbdId, Receiver<EndReason>) {
+        let (sender, receiver) = async_channel::bounded(1);
+        let id = self.inner.server.borrow_mut().add(vbd);
+        self.inner.ends.borrow_mut().insert(id, sender);
+        self.wake();
+        (id, receiver)
+    }
+
+    /// Ends a disk.
+    pub fn close(&self, id: VbdId) {
+        self.inner.server.borrow_mut().close(id);
+        self.wake();
+    }
+
+    async fn work(&self) {
+        loop {
+            let step = self.inner.server.borrow_mut().step();
+            self.report_ends();
+            if step == Step::More {
+                // Others have their turn: the heartbeat, xenstore, other devices.
+                exec::yield_now().await;
+            } else if self.inner.server.borrow_mut().may_sleep()
+                && self.inner.woken.recv().await.is_err()
+            {
+                return;
+            }
+        }
+    }
+
+    fn report_ends(&self) {
+        loop {
+            let ended = self.inner.server.borrow_mut().take_ended();
+            let Some(ended) = ended else { return };
+            let (id, reason) = (ended.id, ended.reason);
+            drop(ended);
+            if let Some(sender) = self.inner.ends.borrow_mut().remove(&id) {
+                // Nobody listens if the task of the disk was dropped.
+                let _ = sender.try_send(reason);
+            }
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! The tasks of a driver domain: one per device, which does the work; one per virtual
+//! disk, which talks with xenstore about it; one that sees new disks come.
+
+mod device;
+mod vbd;
+mod wire;
+
+pub use device::Service;
+pub use wire::{Announced, read_announced};
+
+use crate::ledger::LedgerPages;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::String;
+use core::cell::RefCell;
+use domain_rt::exec;
+use domain_rt::xenstore::{Error, Result, Xenstore};
+
+/// The folder in which Dom0 announces disks, relative to our home.
+const FOLDER: &str = "backend/vbd";
+
+/// What all disks share.
+pub struct Context {
+    /// The store.
+    pub store: Xenstore,
+    /// The ledger.
+    pub ledger: LedgerPages,
+    /// By bus << 8 | device << 3 | function.
+    pub services: BTreeMap<u32, Service>,
+}
+
+/// Serves every disk that is announced. Ends only when xenstore is gone.
+pub async fn run(context: Context) -> Result<()> {
+    let context = Rc::new(context);
+    let served: Rc<RefCell<BTreeSet<String>>> = Rc::default();
+    let watch = context.store.watch(FOLDER).await?;
+    while watch.next().await.is_some() {
+        watch.forget_waiting();
+        for path in announced(&context.store).await? {
+            if !served.borrow_mut().insert(path.clone()) {
+                continue;
+            }
+            let (context, served) = (context.clone(), served.clone());
+            exec::spawn(async move {
+                vbd::serve(&context, &path).await;
+                served.borrow_mut().remove(&path);
+            })
+            .detach();
+        }
+    }
+    Err(Error::Broken)
+}
+
+/// The folders of all disks that there are.
+async fn announced(store: &Xenstore) -> Result<BTreeSet<String>> {
+    let mut paths = BTreeSet::new();
+    for front in children(store, FOLDER).await? {
+        for device in children(store, &format!("{FOLDER}/{front}")).await? {
+            let path = format!("{FOLDER}/{front}/{device}");
+            if wire::wants_service(store, &path).await? {
+                paths.insert(path);
+            }
+        }
+    }
+    Ok(paths)
+}
+
+/// Names below a folder; none if there is no folder.
+async fn children(store: &Xenstore, path: &str) -> Result<alloc::vec::Vec<String>> {
+    match store.directory(path).await {
+        Err(Error::NotFound) => Ok(alloc::vec::Vec::new()),
+        other => other,
+    }
+}

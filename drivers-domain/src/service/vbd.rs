@@ -1,0 +1,264 @@
+//! The task of one virtual disk: the back half of the handshake, from its announcement
+//! until the front end is gone. A disk that was connected when this domain died is taken
+//! up without a word to xenstore.
+
+use super::Context;
+use super::device::Service;
+use super::wire::{self, Announced, MAX_RING_PAGE_ORDER, RingWire};
+use crate::platform::{Bell, FrontMemory, MappedRing, OnDomain};
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use async_channel::Receiver;
+use blkback::{EndReason, MAX_INDIRECT_SEGMENTS, Parts, Range, SharedLedger, Vbd, VbdId};
+use bulkhead_abi::xs_wire::{
+    XENBUS_CLOSED, XENBUS_CLOSING, XENBUS_CONNECTED, XENBUS_INIT_WAIT, XENBUS_INITIALISED,
+    XENBUS_INITIALISING,
+};
+use domain_rt::event::{self, Channel};
+use domain_rt::exec::{self, Task};
+use domain_rt::xenstore::{Watch, Xenstore};
+
+/// `info` bit: writes fail.
+const INFO_READ_ONLY: u64 = 4;
+/// The front end's folder is gone, or says nothing.
+const GONE: u32 = 0;
+
+/// Why a disk is not served any more, for the log.
+type Failure = String;
+
+/// Serves the disk announced at `path` until it is over.
+pub async fn serve(context: &Context, path: &str) {
+    let store = &context.store;
+    match serve_until_gone(context, path).await {
+        Ok(()) => log::info!("{path}: closed"),
+        Err(failure) => log::warn!("{path}: {failure}"),
+    }
+    // The folder may be gone; then there is nobody to tell, and it must not come back.
+    if store.read(&format!("{path}/frontend")).await.is_ok() {
+        let _ = set_state(store, path, XENBUS_CLOSED).await;
+    }
+}
+
+async fn serve_until_gone(context: &Context, path: &str) -> Result<(), Failure> {
+    let store = &context.store;
+    let announced = wire::read_announced(store, path).await.map_err(text)?;
+    let service = context.services.get(&announced.device);
+    let service = service.ok_or("its device is not here")?;
+    let range = Range::new(
+        &service.facts(),
+        announced.first_sector,
+        announced.sectors,
+        announced.writable,
+    );
+    let disk = Disk {
+        context,
+        service,
+        path,
+        range: range.map_err(text)?,
+        watch: watch_front(store, &announced).await?,
+        announced,
+    };
+    let mut goes_on = disk.announced.state == XENBUS_CONNECTED;
+    loop {
+        let life = if goes_on {
+            disk.take_up().await
+        } else {
+            disk.connect().await
+        };
+        let Some(life) = life? else { return Ok(()) };
+        disk.stay(life).await?;
+        // The same folder may be used again, by a guest that boots anew.
+        set_state(store, path, XENBUS_CLOSED).await.map_err(text)?;
+        if !disk.wait_for_return().await? {
+            return Ok(());
+        }
+        goes_on = false;
+    }
+}
+
+async fn watch_front(store: &Xenstore, announced: &Announced) -> Result<Watch, Failure> {
+    let path = format!("{}/state", announced.frontend);
+    store.watch(&path).await.map_err(text)
+}
+
+async fn set_state(store: &Xenstore, path: &str, state: u32) -> domain_rt::xenstore::Result<()> {
+    store
+        .write(&format!("{path}/state"), &state.to_string())
+        .await
+}
+
+fn text(error: impl core::fmt::Display) -> Failure {
+    error.to_string()
+}
+
+/// A disk that is in service.
+struct Life {
+    id: VbdId,
+    end: Receiver<EndReason>,
+    /// Wakes the service when the front end calls; ends with this value.
+    _listener: Task<()>,
+}
+
+/// An announced disk and what it takes to serve it.
+struct Disk<'a> {
+    context: &'a Context,
+    service: &'a Service,
+    path: &'a str,
+    range: Range,
+    announced: Announced,
+    watch: Watch,
+}
+
+impl Disk<'_> {
+    /// Offers the disk, waits for the front end and connects. `None` if that goes away.
+    async fn connect(&self) -> Result<Option<Life>, Failure> {
+        self.offer().await.map_err(text)?;
+        loop {
+            match self.next_state().await? {
+                XENBUS_INITIALISED | XENBUS_CONNECTED => break,
+                XENBUS_CLOSING | XENBUS_CLOSED | GONE => return Ok(None),
+                _ => {}
+            }
+        }
+        let life = self.start(Vbd::new).await?;
+        let info = if self.range.is_writable() {
+            0
+        } else {
+            INFO_READ_ONLY
+        };
+        let nodes = [
+            ("sectors", self.range.sectors()),
+            ("sector-size", 512),
+            ("physical-sector-size", 512),
+            ("info", info),
+        ];
+        let store = &self.context.store;
+        wire::write_all(store, self.path, &nodes)
+            .await
+            .map_err(text)?;
+        set_state(store, self.path, XENBUS_CONNECTED)
+            .await
+            .map_err(text)?;
+        log::info!("{}: connected, {} sectors", self.path, self.range.sectors());
+        Ok(Some(life))
+    }
+
+    /// Goes on with a disk that an earlier life of this domain served.
+    async fn take_up(&self) -> Result<Option<Life>, Failure> {
+        match self.front_state().await? {
+            XENBUS_INITIALISED | XENBUS_CONNECTED => {}
+            _ => return Ok(None),
+        }
+        let life = self.start(Vbd::resume).await?;
+        log::info!("{}: taken up again", self.path);
+        Ok(Some(life))
+    }
+
+    /// Writes what we can do, and that we wait.
+    async fn offer(&self) -> domain_rt::xenstore::Result<()> {
+        let store = &self.context.store;
+        let facts = self.service.facts();
+        let nodes = [
+            ("feature-flush-cache", 1),
+            (
+                "feature-max-indirect-segments",
+                MAX_INDIRECT_SEGMENTS as u64,
+            ),
+            ("max-ring-page-order", MAX_RING_PAGE_ORDER.into()),
+            ("sectors-wanted", self.announced.sectors),
+        ];
+        wire::write_all(store, self.path, &nodes).await?;
+        if facts.discard {
+            wire::write_all(store, self.path, &[("feature-discard", 1)]).await?;
+        }
+        set_state(store, self.path, XENBUS_INIT_WAIT).await
+    }
+
+    /// Maps the ring, binds the port and takes the disk into service.
+    async fn start<E>(
+        &self,
+        make: impl FnOnce(Parts<OnDomain>) -> Result<Vbd<OnDomain>, E>,
+    ) -> Result<Life, Failure> {
+        let front = self.announced.front;
+        let ring = wire::read_ring(&self.context.store, &self.announced.frontend);
+        let RingWire { pages, port } = ring.await.map_err(text)?;
+        let ring = MappedRing::map(front, &pages).map_err(text)?;
+        let channel = Rc::new(event::bind_interdomain(front, port).map_err(text)?);
+        let slot = self.announced.ledger_slot;
+        let parts = Parts {
+            ring,
+            memory: FrontMemory::new(front).ok_or("out of memory")?,
+            ledger: SharedLedger::new(self.context.ledger.clone(), slot)
+                .ok_or_else(|| format!("the ledger has no slot {slot}"))?,
+            notifier: Bell(channel.clone()),
+            range: self.range,
+        };
+        let vbd = make(parts).map_err(|_| "the ring is too small")?;
+        let (id, end) = self.service.add(vbd);
+        Ok(Life {
+            id,
+            end,
+            _listener: listen(channel, self.service.clone()),
+        })
+    }
+
+    /// Waits until the front end closes or is gone, or breaks its ring; then ends it.
+    async fn stay(&self, life: Life) -> Result<(), Failure> {
+        let broken = async { Ok(life.end.recv().await.ok()) };
+        let closed = async {
+            loop {
+                match self.next_state().await {
+                    Ok(XENBUS_INITIALISED | XENBUS_CONNECTED) => {}
+                    Ok(_) => return Ok(None),
+                    Err(failure) => return Err(failure),
+                }
+            }
+        };
+        let outcome: Result<Option<EndReason>, Failure> = exec::select(broken, closed).await;
+        if let Ok(Some(reason)) = outcome {
+            let store = &self.context.store;
+            set_state(store, self.path, XENBUS_CLOSING)
+                .await
+                .map_err(text)?;
+            return Err(format!("not served any more: {reason}"));
+        }
+        self.service.close(life.id);
+        // The service outlives this task, so the end is always heard of.
+        let _ = life.end.recv().await;
+        outcome.map(drop)
+    }
+
+    /// After a close: whether the front end starts again. False when it is gone.
+    async fn wait_for_return(&self) -> Result<bool, Failure> {
+        loop {
+            match self.front_state().await? {
+                XENBUS_INITIALISING => return Ok(true),
+                GONE => return Ok(false),
+                _ => {}
+            }
+            self.watch.next().await.ok_or("xenstore is gone")?;
+        }
+    }
+
+    /// Waits for a change, and gives the front end's state.
+    async fn next_state(&self) -> Result<u32, Failure> {
+        self.watch.next().await.ok_or("xenstore is gone")?;
+        self.front_state().await
+    }
+
+    async fn front_state(&self) -> Result<u32, Failure> {
+        let state = wire::front_state(&self.context.store, &self.announced.frontend);
+        state.await.map_err(text)
+    }
+}
+
+/// Wakes the service whenever the front end calls.
+fn listen(channel: Rc<Channel>, service: Service) -> Task<()> {
+    exec::spawn(async move {
+        loop {
+            channel.wait().await;
+            service.wake();
+        }
+    })
+}

@@ -1,0 +1,10 @@
+//! Disks: finds one in xenstore, shakes hands with its back end ([`connect`]) and
+//! drives it ([`Disk`]). After that the back end may die and come back: nothing here
+//! notices, requests merely take longer.
+
+mod disk;
+mod handshake;
+pub mod queue;
+
+pub use disk::{Disk, DiskError, Done, Facts, PAGE_BYTES, SECTOR_BYTES, Ticket};
+pub use handshake::{ConnectError, Options, close, connect, disks, virtual_device};

@@ -1,0 +1,82 @@
+//! Ways for a domain to die by its own hand. Whoever else runs must not notice.
+
+use super::env::call;
+use bulkhead_abi::{
+    DomId,
+    hypercall::{IRET, MMU_UPDATE, SET_TRAP_TABLE, STACK_SWITCH},
+    mmu::MmuUpdate,
+};
+use core::arch::asm;
+use domain_rt::{Shutdown, mem, println, shutdown};
+
+/// Dies as named; an unknown name is a wrong request and ends with `crash`, too.
+pub fn die(how: &str) -> ! {
+    println!("hostile: dying by {how}");
+    match how {
+        "null-write" => {
+            // SAFETY: address 0 is never mapped: this faults, which is the purpose.
+            unsafe { asm!("mov qword ptr [0], 1") }
+        }
+        "page-table" => {
+            // A root without its own text: the next instruction can not be fetched.
+            let own = mem::alloc_pages(1).expect("a page");
+            for index in 0..512 {
+                let request = [MmuUpdate {
+                    ptr: root() + index * 8,
+                    val: 0,
+                }];
+                let _ = call(
+                    MMU_UPDATE,
+                    [request.as_ptr() as u64, 1, 0, DomId::SELF.get().into(), 0],
+                );
+            }
+            drop(own);
+        }
+        "stack-overflow" => {
+            overflow(0);
+        }
+        "double-fault" => {
+            let _ = call(SET_TRAP_TABLE, [0; 5]);
+            // SAFETY: faults without a handler, which is the purpose.
+            unsafe { asm!("ud2") }
+        }
+        "bad-stack" => {
+            let _ = call(STACK_SWITCH, [0xe02b, 0xffff_8300_0000_0000, 0, 0, 0]);
+            // SAFETY: the frame of the exception can not be stored at RSP, which is the
+            // purpose.
+            unsafe {
+                asm!("mov rsp, {}", "ud2", in(reg) 0xffff_8300_0000_0000u64, options(noreturn))
+            }
+        }
+        "bad-iret" => {
+            // SAFETY: `iret` reads its frame from a stack that is not there, which is the
+            // purpose.
+            unsafe { asm!("mov rsp, 8", "mov rax, {}", "syscall", const IRET, options(noreturn)) }
+        }
+        "loop" => loop {
+            core::hint::spin_loop();
+        },
+        "panic" => panic!("as asked"),
+        _ => println!("hostile: no such way to die"),
+    }
+    println!("hostile: still here after {how}");
+    shutdown(Shutdown::Poweroff)
+}
+
+/// Machine address of this domain's root.
+fn root() -> u64 {
+    let cr3: u64;
+    // SAFETY: emulated: gives the root's machine address and changes nothing.
+    unsafe { asm!("mov {}, cr3", out(reg) cr3, options(nomem, nostack)) };
+    cr3
+}
+
+#[expect(
+    unconditional_recursion,
+    reason = "overflowing the stack is the purpose"
+)]
+fn overflow(depth: u64) -> u64 {
+    let frame = [depth; 128];
+    core::hint::black_box(&frame);
+    overflow(depth + 1) + frame[(depth % 128) as usize]
+}
