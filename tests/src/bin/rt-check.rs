@@ -179,10 +179,11 @@ async fn clock() {
     time::sleep(span).await;
     let slept = time::now().get() - start.get();
     check("sleep lasts as long as asked", slept >= 20_000_000);
-    let tasks: Vec<_> = [30u64, 10, 20]
+    let start = time::now();
+    let tasks: Vec<_> = [300u64, 100, 200]
         .map(|ms| {
             exec::spawn(async move {
-                time::sleep(Duration::from_millis(ms)).await;
+                time::sleep_until(time::after(start, Duration::from_millis(ms))).await;
                 time::now().get()
             })
         })
