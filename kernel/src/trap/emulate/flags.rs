@@ -40,6 +40,7 @@ pub fn bit(rflags: u64, was_set: bool) -> u64 {
 }
 
 #[cfg(all(test, target_arch = "x86_64", not(miri)))]
+#[allow(unsafe_code, reason = "the oracle is the host's processor")]
 mod tests {
     use super::*;
     use proptest::prelude::{any, prop_assert_eq, proptest};
