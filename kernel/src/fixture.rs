@@ -26,8 +26,13 @@ const RW: u64 = Pte::PRESENT | Pte::RW | Pte::USER;
 
 /// A core with 2.5 MiB of memory and no domain.
 pub fn core() -> Core {
+    core_of(640)
+}
+
+/// A core with `frames` frames of memory and no domain.
+pub fn core_of(frames: usize) -> Core {
     Core {
-        frames: fake::table(640),
+        frames: fake::table(frames),
         domains: Default::default(),
         sched: Default::default(),
         devices: Default::default(),

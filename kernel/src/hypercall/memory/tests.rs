@@ -210,7 +210,7 @@ fn only_its_own_frames_can_be_given_back_and_each_once() {
 
 #[test]
 fn dom0_populates_others_and_long_lists_continue() {
-    let mut core = fixture::core();
+    let mut core = fixture::core_of(2048);
     let dom0 = fixture::domain(&mut core, 0, 1);
     let guest = fixture::domain(&mut core, 3, 1);
     core.domains.get_mut(guest.dom).unwrap().memory.max_pages = 5000;

@@ -686,7 +686,7 @@ fn tables_grow_to_their_limit_and_are_listed() {
             super::super::frame::Owner::Domain(m.b.dom),
             "so that it can be mapped"
         );
-        assert_eq!(m.core.frames.counts(mfn).2, FrameType::Writable);
+        assert_eq!(m.core.frames.frame_type(mfn), FrameType::Writable);
     }
     assert_eq!(ask(&mut m, me, 65, list), GNTST_GENERAL_ERROR);
     assert_eq!(ask(&mut m, me, u32::MAX, list), GNTST_GENERAL_ERROR);
@@ -1188,7 +1188,7 @@ impl Entry {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
     fn references_and_marks_are_what_a_recount_says(acts in acts()) {
