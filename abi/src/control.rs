@@ -17,11 +17,12 @@ pub const PAUSE_DOMAIN: u64 = 3;
 pub const UNPAUSE_DOMAIN: u64 = 4;
 /// [`DomainOnly`]: in-place reset. Same domid, next incarnation: memory, mappings, vCPU
 /// contexts, timers and pirqs go, devices are quiesced and stay assigned, its ports close
-/// (peers fall back to unbound for the same domid), grants made *to* it stay.
+/// (peers fall back to unbound for the same domid), grants made *to* it stay. It is left as
+/// after its creation: paused once, a new shared-info, default scheduling parameters.
 pub const RESET_DOMAIN: u64 = 5;
 /// [`DomainInfo`]
 pub const DOMAIN_INFO: u64 = 6;
-/// [`SetVcpuContext`]
+/// [`SetVcpuContext`]: once per life; the vCPU comes online with it.
 pub const SET_VCPU_CONTEXT: u64 = 7;
 /// [`SchedParams`]
 pub const SET_SCHED: u64 = 8;
@@ -31,9 +32,11 @@ pub const GET_SCHED: u64 = 9;
 pub const VCPU_TIMES: u64 = 10;
 /// [`SetGrant`]
 pub const SET_GRANT: u64 = 11;
-/// [`DeviceRef`]
+/// [`DeviceRef`]: to a domain created with [`CREATE_DRIVER`], `EPERM` for others and for
+/// bridges; `EBUSY` if it has an owner.
 pub const ASSIGN_DEVICE: u64 = 12;
-/// [`DeviceRef`]; `domid` is the present owner.
+/// [`DeviceRef`]; `domid` is the present owner. `EBUSY` once that has a vCPU context, for
+/// then it may have mapped the device: reset or destroy it first.
 pub const DEASSIGN_DEVICE: u64 = 13;
 /// [`MachineInfo`]
 pub const MACHINE_INFO: u64 = 14;

@@ -20,7 +20,8 @@ pub const CONFIG_WRITE: u64 = 3;
 pub const BAR: u64 = 4;
 /// [`Irq`]: programs the interrupt and gives a pirq for `EVTCHNOP_BIND_PIRQ`.
 pub const IRQ: u64 = 5;
-/// [`Describe`] (only `sbdf` is read): bus master off and function reset.
+/// [`Describe`] (only `sbdf` is read): bus master off and function reset;
+/// its interrupts are taken back, and are asked for anew.
 pub const RESET: u64 = 6;
 
 macro_rules! op {

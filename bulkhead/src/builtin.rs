@@ -47,10 +47,28 @@ pub const DOMAINS: &[Builtin] = &[
         purpose: "burns CPU time",
     },
     Builtin {
+        name: "nap",
+        package: "bulkhead-tests",
+        binary: "nap",
+        purpose: "measures how late it wakes",
+    },
+    Builtin {
         name: "hostile",
         package: "bulkhead-tests",
         binary: "hostile",
         purpose: "tries to get at what is not its own, and prints TAP",
+    },
+    Builtin {
+        name: "hostile-front",
+        package: "bulkhead-tests",
+        binary: "hostile-front",
+        purpose: "a disk front end that breaks the rules of the ring",
+    },
+    Builtin {
+        name: "rt-check",
+        package: "bulkhead-tests",
+        binary: "rt-check",
+        purpose: "checks the runtime of the domains",
     },
     Builtin {
         name: "conformance",

@@ -10,12 +10,14 @@
 //!
 //! Rules of the house: no heap, interrupts off, long work stops at a step budget
 //! and continues, no panic on anything a guest can choose.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(target_os = "none", no_std)]
 
 pub mod arch;
 pub mod device;
 pub mod domain;
 pub mod event;
+#[cfg(test)]
+pub mod fixture;
 pub mod hypercall;
 pub mod memory;
 pub mod sched;

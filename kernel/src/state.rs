@@ -4,7 +4,8 @@
 
 use crate::{
     device::Devices,
-    domain::{DomainTable, VcpuRef},
+    domain::{DomainTable, VcpuRef, vcpu::Vcpu},
+    hypercall::console::ConsoleState,
     memory::{flush::Flush, frame::FrameTable},
     sched::Scheduler,
     trace::Trace,
@@ -28,6 +29,18 @@ pub struct CpuState {
     pub flush: Flush,
     /// The scheduler wants to choose anew before the exit.
     pub need_resched: bool,
+    /// GDT or LDT of the current vCPU changed: the processor's windows onto them are to be
+    /// set again before the exit.
+    pub reload_tables: bool,
+    /// When this CPU last came from ring 3, by the TSC; for the longest stay.
+    pub entered_at: u64,
+}
+
+impl CpuState {
+    /// Idle, with nothing to do.
+    pub const fn new() -> Self {
+        Self { current: None, flush: Flush::None, need_resched: false, reload_tables: false, entered_at: 0 }
+    }
 }
 
 /// The caller of a hypercall or the origin of a trap.
@@ -44,6 +57,8 @@ pub struct Core {
     pub sched: Scheduler,
     pub devices: Devices,
     pub trace: Trace,
+    /// Who writes on the debug UART.
+    pub console: ConsoleState,
     pub cpus: [CpuState; MAX_CPUS],
 }
 
@@ -55,6 +70,23 @@ impl Core {
     pub fn request_flush(&mut self, cpu: CpuId, flush: Flush) {
         if let Some(state) = self.cpus.get_mut(cpu.0) {
             state.flush = state.flush.merge(flush);
+        }
+    }
+
+    /// The calling vCPU.
+    pub fn vcpu(&self, caller: Caller) -> Option<&Vcpu> {
+        self.domains.get(caller.dom)?.vcpu(caller.vcpu)
+    }
+
+    /// The calling vCPU, to be changed.
+    pub fn vcpu_mut(&mut self, caller: Caller) -> Option<&mut Vcpu> {
+        self.domains.get_mut(caller.dom)?.vcpu_mut(caller.vcpu)
+    }
+
+    /// Notes that the current vCPU's descriptor tables changed.
+    pub fn reload_tables(&mut self, cpu: CpuId) {
+        if let Some(state) = self.cpus.get_mut(cpu.0) {
+            state.reload_tables = true;
         }
     }
 }

@@ -38,9 +38,11 @@ pub(super) fn resolve(source: Source, file: File, folder: &Path) -> Result<Setup
     let mut disks = in_order(file.disk)
         .map(|(name, disk)| context.disk(&name, disk, &drivers))
         .collect::<Result<Vec<_>>>()?;
-    let guests = in_order(file.guest)
+    let declared = disks.len();
+    let mut guests = in_order(file.guest)
         .map(|(name, guest)| context.guest(name, guest, &drivers, &mut disks))
         .collect::<Result<Vec<_>>>()?;
+    drop_replaced(declared, &mut disks, &mut guests);
     context.no_shared_writes(&guests, &disks)?;
     if disks.len() > MOST_DISKS {
         let last = disks[MOST_DISKS].image_span.clone();
@@ -355,6 +357,24 @@ impl Context<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Drops disks that nobody uses any more because each of their guests has an image of
+/// its own in their place. With no image of its own anywhere, nothing is dropped.
+fn drop_replaced(declared: usize, disks: &mut Vec<Disk>, guests: &mut [Guest]) {
+    if disks.len() == declared {
+        return;
+    }
+    let is_used = |index: usize| {
+        guests
+            .iter()
+            .any(|g| g.disks.iter().any(|d| d.disk == index))
+    };
+    let kept: Vec<_> = (0..disks.len()).filter(|&index| is_used(index)).collect();
+    *disks = kept.iter().map(|&index| disks[index].clone()).collect();
+    for used in guests.iter_mut().flat_map(|g| &mut g.disks) {
+        used.disk = kept.iter().position(|&k| k == used.disk).unwrap_or(0);
     }
 }
 

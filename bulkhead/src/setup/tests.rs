@@ -188,3 +188,19 @@ proptest! {
         let _ = parse(DISK, &[&set]);
     }
 }
+
+#[test]
+fn every_example_is_a_set_up_that_can_be_run() {
+    let folder = crate::artifacts::workspace().join("examples");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(folder).expect("examples") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_some_and(|e| e == "toml") {
+            let setup =
+                Setup::load(&path, &[]).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            crate::plan::check_early(&setup).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            seen += 1;
+        }
+    }
+    assert!(seen >= 3);
+}

@@ -17,8 +17,7 @@ impl Store {
         Ok(node.value.clone())
     }
 
-    /// The value of a node that `domid` itself owns, as a number: what a peer announces
-    /// in its own folder. `None` where it is not there, not its own or no number.
+    /// The value of a node as a decimal number; `None` where it is not there or no number.
     pub fn read_number(&self, path: &str) -> Option<u64> {
         let value = self.read(path).ok()?;
         core::str::from_utf8(&value).ok()?.trim().parse().ok()

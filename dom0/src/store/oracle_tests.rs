@@ -17,9 +17,12 @@ use std::{
 
 type Reply = Result<Vec<u8>, String>;
 
-/// Path to value, owner, others' letter, exceptions.
+/// Nodes by path.
 #[derive(Clone, Default, PartialEq, Debug)]
-struct Oracle(BTreeMap<String, (Vec<u8>, u16, char, Vec<(u16, char)>)>);
+struct Oracle(BTreeMap<String, Known>);
+
+/// Value, owner, others' letter, exceptions.
+type Known = (Vec<u8>, u16, char, Vec<(u16, char)>);
 
 impl Oracle {
     fn allows(&self, path: &str, who: u16, wanted: char) -> bool {
@@ -241,11 +244,11 @@ proptest! {
                     }
                 }
                 Step::Start { who } => {
-                    if !open.contains_key(&who) {
+                    open.entry(who).or_insert_with(|| {
                         let id = send(&mut store, who, 0, XS_TRANSACTION_START, b"\0").unwrap();
-                        let id = core::str::from_utf8(&id[..id.len() - 1]).unwrap().parse().unwrap();
-                        open.insert(who, Open { id, log: Vec::new(), writes_before: writes });
-                    }
+                        let id = core::str::from_utf8(&id[..id.len() - 1]).unwrap();
+                        Open { id: id.parse().unwrap(), log: Vec::new(), writes_before: writes }
+                    });
                 }
                 Step::End { who, commit } => {
                     let Some(tx) = open.remove(&who) else { continue };

@@ -224,7 +224,7 @@ fn malformed_requests_are_refused() {
         (XS_TRANSACTION_END, b"X\0"),
         (XS_GET_DOMAIN_PATH, b"x\0"),
         (XS_DIRECTORY_PART, b"data\0x\0"),
-        (XS_DIRECTORY_PART, b"data\0001\0"),
+        (XS_DIRECTORY_PART, b"data\x001x\0"),
         (XS_SET_PERMS, b"data\0"),
     ] {
         assert_eq!(

@@ -2,7 +2,13 @@
 //! checklist of what a dying domain must give back. Each room's share of a domain
 //! is a field of its own type; this room only holds them together.
 
+pub mod dom0;
+pub mod lifecycle;
+pub mod teardown;
 pub mod vcpu;
+
+#[cfg(test)]
+mod tests;
 
 use crate::{
     device::DomainDevices,
@@ -46,6 +52,8 @@ pub struct Domain {
     pub id: DomId,
     pub incarnation: Incarnation,
     pub life: Life,
+    /// How far its end or its reset has come.
+    pub teardown: Option<teardown::Teardown>,
     /// Nested pauses by Dom0; runs at 0.
     pub pauses: u32,
     pub is_driver: bool,
@@ -80,11 +88,16 @@ impl Domain {
 /// All domains, by id.
 pub struct DomainTable {
     slots: [Option<FrameBox<Domain>>; MAX_DOMAINS],
+    /// Lives counted per domid, whether or not it is in use.
+    lives: [u32; MAX_DOMAINS],
 }
 
 impl DomainTable {
     pub const fn new() -> Self {
-        Self { slots: [const { None }; MAX_DOMAINS] }
+        Self {
+            slots: [const { None }; MAX_DOMAINS],
+            lives: [0; MAX_DOMAINS],
+        }
     }
 
     pub fn get(&self, id: DomId) -> Option<&Domain> {
@@ -97,7 +110,10 @@ impl DomainTable {
 
     /// Two different domains at once; `None` if they are one or either is missing.
     pub fn pair_mut(&mut self, a: DomId, b: DomId) -> Option<(&mut Domain, &mut Domain)> {
-        let [x, y] = self.slots.get_disjoint_mut([a.get() as usize, b.get() as usize]).ok()?;
+        let [x, y] = self
+            .slots
+            .get_disjoint_mut([a.get() as usize, b.get() as usize])
+            .ok()?;
         Some((x.as_deref_mut()?, y.as_deref_mut()?))
     }
 
@@ -108,8 +124,20 @@ impl DomainTable {
         domain.vcpu_mut(who.vcpu)
     }
 
+    /// Begins a new life of a domid.
+    pub fn next_incarnation(&mut self, id: DomId) -> Incarnation {
+        let Some(lives) = self.lives.get_mut(id.get() as usize) else {
+            return Incarnation::default();
+        };
+        *lives = lives.wrapping_add(1);
+        Incarnation(*lives)
+    }
+
     pub fn ids(&self) -> impl Iterator<Item = DomId> + '_ {
-        (0..).zip(&self.slots).filter(|(_, slot)| slot.is_some()).map(|(n, _)| DomId::new(n))
+        (0..)
+            .zip(&self.slots)
+            .filter(|(_, slot)| slot.is_some())
+            .map(|(n, _)| DomId::new(n))
     }
 
     /// Puts a new domain into its slot; gives it back if the slot is taken or the id too large.

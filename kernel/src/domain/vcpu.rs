@@ -1,7 +1,11 @@
 //! One virtual CPU: registers, what its guest registered, and each room's share.
 
 use super::Incarnation;
-use crate::{sched::VcpuSched, trap::context::GuestContext};
+use crate::{
+    memory::{frame::FrameTable, frame_box::FrameBox},
+    sched::VcpuSched,
+    trap::context::GuestContext,
+};
 use bulkhead_abi::{DomId, Maddr, Mfn, VcpuId, vcpu::UserRegs};
 
 /// Where the machine saves the registers of the running vCPU: the entry path pushes
@@ -12,7 +16,15 @@ use bulkhead_abi::{DomId, Maddr, Mfn, VcpuId, vcpu::UserRegs};
 pub struct SaveArea {
     _align: u64,
     pub regs: UserRegs,
+    /// Top of the stack of the CPU this vCPU runs on; room `trap` sets it when it goes out, and
+    /// the entry path finds its stack here, without any register of the guest's.
+    pub stack_top: u64,
 }
+
+const _: () = {
+    assert!(core::mem::offset_of!(SaveArea, regs) == 8);
+    assert!(core::mem::offset_of!(SaveArea, stack_top) == 208);
+};
 
 /// The page tables a vCPU runs on. Each holds a general and an L4 type reference.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -44,6 +56,41 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
+    /// A vCPU in frames of its own, as before its first context. `None` when memory is out.
+    pub fn boxed(
+        frames: &mut FrameTable,
+        dom: DomId,
+        id: VcpuId,
+        incarnation: Incarnation,
+        info: Maddr,
+    ) -> Option<FrameBox<Self>> {
+        let vcpu = Self {
+            save: SaveArea::default(),
+            dom,
+            id,
+            incarnation,
+            roots: Roots::default(),
+            info,
+            info_registered: false,
+            initialised: false,
+            online: false,
+            guest: GuestContext::default(),
+            sched: VcpuSched::default(),
+        };
+        FrameBox::new(frames, vcpu)
+    }
+
+    /// As new for the next life of its domain. The rooms have taken back their shares.
+    pub fn renew(&mut self, incarnation: Incarnation, info: Maddr) {
+        self.save = SaveArea::default();
+        self.incarnation = incarnation;
+        self.roots = Roots::default();
+        self.info = info;
+        self.info_registered = false;
+        self.initialised = false;
+        self.online = false;
+    }
+
     pub fn regs(&self) -> &UserRegs {
         &self.save.regs
     }

@@ -24,5 +24,6 @@ pub mod guest;
 pub mod m2p;
 pub mod phys;
 pub mod reserve;
+pub mod teardown;
 pub mod update;
 pub mod validate;

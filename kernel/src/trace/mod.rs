@@ -1,5 +1,81 @@
-//! Event rings, counters, and the last words after a fault of the core.
+//! Event rings, counters, and the last words after a fault of the core. Recording costs a few
+//! stores; what is recorded leaves the core through Dom0's counters, or when it dies.
+#![deny(unsafe_code)]
+
+pub mod words;
+
+use bulkhead_abi::{DomId, Ns, VcpuId};
+
+/// Events kept.
+const KEPT: usize = 64;
+
+/// Something that happened, for the last words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A vCPU was given the CPU.
+    Switch { dom: DomId, vcpu: VcpuId },
+    /// No vCPU could run.
+    Idle,
+    Hypercall { dom: DomId, number: u64, first: u64 },
+    /// An exception of a guest.
+    Exception { dom: DomId, vector: u8, rip: u64 },
+    Interrupt { vector: u8 },
+}
 
 /// Counters and the last events.
-#[derive(Default)]
-pub struct Trace {}
+pub struct Trace {
+    /// Entries from ring 3.
+    pub entries: u64,
+    /// vCPU switches.
+    pub switches: u64,
+    /// Longest stay in ring 0 between a guest and a guest, ns.
+    pub longest_stay_ns: u64,
+    events: [Option<(Ns, Event)>; KEPT],
+    next: usize,
+}
+
+impl Trace {
+    pub const fn new() -> Self {
+        Self { entries: 0, switches: 0, longest_stay_ns: 0, events: [None; KEPT], next: 0 }
+    }
+
+    /// Records an event; the oldest one goes.
+    pub fn record(&mut self, at: Ns, event: Event) {
+        if let Some(slot) = self.events.get_mut(self.next % KEPT) {
+            *slot = Some((at, event));
+        }
+        self.next = self.next.wrapping_add(1);
+    }
+
+    /// Notes how long the core kept a guest waiting.
+    pub fn stayed(&mut self, span: Ns) {
+        self.longest_stay_ns = self.longest_stay_ns.max(span.get());
+    }
+
+    /// The last events, oldest first.
+    pub fn last(&self) -> impl Iterator<Item = (Ns, Event)> + '_ {
+        let (newer, older) = self.events.split_at(self.next % KEPT);
+        older.iter().chain(newer).flatten().copied()
+    }
+}
+
+impl Default for Trace {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_the_last_events_in_order() {
+        let mut trace = Trace::new();
+        for n in 0..KEPT as u64 + 10 {
+            trace.record(Ns::new(n), Event::Idle);
+        }
+        let times: Vec<u64> = trace.last().map(|(at, _)| at.get()).collect();
+        assert_eq!(times, (10..KEPT as u64 + 10).collect::<Vec<_>>());
+    }
+}

@@ -14,8 +14,10 @@ use bulkhead_abi::{
     DomId, Errno, Mfn, Port, VcpuId,
     control::{CREATE_DRIVER, CreateDomain, DeviceRef, MachineInfo, SetGrant},
     grant,
+    shared_info::SharedInfo,
 };
 use bulkhead_link::{Disk, DomainSpec, Event, Kind};
+use core::mem::offset_of;
 use dom0::{
     builder::{MfnList, Plan, StartFacts},
     devices::{self, DomainFacts, VbdFacts},
@@ -26,9 +28,8 @@ use domain_rt::{control, event, exec, hypercall, mem};
 
 /// Frames asked for in one hypercall.
 const POPULATE_BATCH: usize = 1024;
-/// Offsets in the shared-info page: upcall mask of vCPU 0, and the wall clock.
-const UPCALL_MASK: usize = 1;
-const WALL_CLOCK: usize = 3072;
+/// Offset of the wall clock in the shared-info page.
+const WALL_CLOCK: usize = offset_of!(SharedInfo, wc_version);
 
 /// Builds a domain and lets it run, or tells why not.
 pub async fn bring_up(world: &Handle, payload: &Payload<'static>, spec: &DomainSpec) {
@@ -158,7 +159,7 @@ impl Construction<'_> {
         step(plan.write(&mut memory, &mfns, &facts), "writing its memory")?;
         // No writable mapping of a page table may be left when they are pinned.
         drop(memory);
-        self.write_shared_info()?;
+        self.set_wall_clock();
         let l4 = list.of(plan.layout.l4);
         step(
             hypercall::pin_foreign(self.domid, 4, l4),
@@ -219,20 +220,24 @@ impl Construction<'_> {
         step(control::set_grant(&mut arg), "granting its rings")
     }
 
-    /// The page starts with events masked and the wall clock set.
-    fn write_shared_info(&self) -> Result<(), String> {
-        let mapped = mem::map_foreign(self.domid, &[self.shared_info], true);
-        let mapped = step(mapped.map_err(Errno::from), "mapping its shared page")?;
-        let page = mapped.shared();
-        page.write_u8(UPCALL_MASK, 1);
+    /// Sets the wall clock to the host's. The core has set it to the machine's own, which
+    /// stays where this fails.
+    fn set_wall_clock(&self) {
+        let page = match mem::map_foreign(self.domid, &[self.shared_info], true) {
+            Ok(page) => page,
+            Err(error) => {
+                log::warn!("{}: its wall clock is not set: {error}", self.spec.name);
+                return;
+            }
+        };
+        let page = page.shared();
         let ns = self.payload.manifest.wallclock_ns;
         let (seconds, rest) = (ns / 1_000_000_000, ns % 1_000_000_000);
         page.store_u32(WALL_CLOCK, 1);
-        page.store_u32(WALL_CLOCK + 4, seconds as u32);
-        page.store_u32(WALL_CLOCK + 8, rest as u32);
-        page.store_u32(WALL_CLOCK + 12, (seconds >> 32) as u32);
+        page.store_u32(offset_of!(SharedInfo, wc_sec), seconds as u32);
+        page.store_u32(offset_of!(SharedInfo, wc_nsec), rest as u32);
+        page.store_u32(offset_of!(SharedInfo, wc_sec_hi), (seconds >> 32) as u32);
         page.store_u32(WALL_CLOCK, 2);
-        Ok(())
     }
 
     fn assign_devices(&self) -> Result<(), String> {

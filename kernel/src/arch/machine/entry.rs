@@ -1,0 +1,449 @@
+//! Entry code. From ring 3 the processor (or the SYSCALL stub) pushes its frame straight into the
+//! running vCPU's `SaveArea`; the stubs push the rest below it, take the CPU's stack from
+//! the word behind the registers and call `core_from_guest`. The way out copies the IRET frame to the
+//! top of that stack and never writes the save area, so a return that the processor refuses
+//! can be given to the guest as it was.
+//!
+//! From ring 0 only three things come: an interrupt that ends the idle wait, a fault at an
+//! instruction listed in `.fixups`, and a fault that is the core's end.
+
+use super::tables;
+use crate::state::CpuId;
+use bulkhead_abi::vcpu::UserRegs;
+use core::{
+    arch::global_asm,
+    cell::UnsafeCell,
+    mem::offset_of,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+};
+
+/// Bytes of each CPU's stack, and of each interrupt stack.
+const STACK: usize = 256 << 10;
+const INTERRUPT_STACK: usize = 16 << 10;
+
+/// A stack above a page that is never mapped once the core has its own tables.
+#[repr(C, align(4096))]
+struct Stack<const N: usize> {
+    guard: [u8; 4096],
+    bytes: UnsafeCell<[u8; N]>,
+}
+
+// SAFETY: written by the processor as a stack, never through Rust.
+unsafe impl<const N: usize> Sync for Stack<N> {}
+
+#[unsafe(export_name = "boot_stack")]
+static BOOT_STACK: Stack<STACK> = Stack { guard: [0; 4096], bytes: UnsafeCell::new([0; STACK]) };
+static INTERRUPT_STACKS: [Stack<INTERRUPT_STACK>; 4] =
+    [const { Stack { guard: [0; 4096], bytes: UnsafeCell::new([0; INTERRUPT_STACK]) } }; 4];
+
+/// What the SYSCALL stub needs: it has no register to spare.
+#[repr(C, align(64))]
+struct SyscallArea {
+    /// The guest's RSP, for three instructions.
+    rsp: AtomicU64,
+    /// End of the running vCPU's frame.
+    entry_stack: AtomicU64,
+}
+
+#[unsafe(export_name = "syscall_area")]
+static SYSCALL_AREA: SyscallArea = SyscallArea { rsp: AtomicU64::new(0), entry_stack: AtomicU64::new(0) };
+
+/// The interrupt that came in ring 0, plus one.
+static INTERRUPT: AtomicU32 = AtomicU32::new(0);
+/// The fault that a fixup answered: vector, and CR2.
+static FIXED_VECTOR: AtomicU32 = AtomicU32::new(0);
+static FIXED_ADDRESS: AtomicU64 = AtomicU64::new(0);
+
+/// One place where a fault in ring 0 is expected.
+#[repr(C)]
+struct Fixup {
+    fault: u64,
+    landing: u64,
+}
+
+unsafe extern "C" {
+    static vector_table: [u64; 256];
+    fn syscall_long();
+    fn syscall_compatible();
+    fn resume_guest(regs: *mut UserRegs, stack_top: u64) -> !;
+    fn load_selectors_or_null(ds: u32, es: u32, fs: u32, gs: u32) -> u32;
+    fn load_gs_or_null(gs: u32);
+    static __fixups_start: Fixup;
+    static __fixups_end: Fixup;
+}
+
+const FRAME_END: usize = offset_of!(UserRegs, ss) + 8;
+
+global_asm!(
+    r#"
+.macro push_registers
+    push rdi
+    push rsi
+    push rdx
+    push rcx
+    push rax
+    push r8
+    push r9
+    push r10
+    push r11
+    push rbx
+    push rbp
+    push r12
+    push r13
+    push r14
+    push r15
+.endm
+
+.altmacro
+.macro vector_stub number
+vector_\number:
+    .if \number != 8 && (\number < 10 || \number > 14) && \number != 17 && \number != 21 && \number != 29 && \number != 30
+    push 0
+    .endif
+    mov dword ptr [rsp + 4], \number
+    .if \number == 1
+    jmp debug_entry
+    .elseif \number == 2 || \number == 8 || \number == 18
+    jmp fatal_entry
+    .else
+    jmp common_entry
+    .endif
+.endm
+
+.macro vector_word number
+    .quad vector_\number
+.endm
+
+.section .text.entry, "ax"
+.set n, 0
+.rept 256
+    vector_stub %n
+    .set n, n + 1
+.endr
+
+// Frame: error and vector, rip, cs, rflags, rsp, ss.
+common_entry:
+    test byte ptr [rsp + 16], 3
+    jz core_entry
+guest_entry:
+    push_registers
+guest_saved:
+    mov rdi, rsp
+    mov rsp, [rdi + {stack_top}]
+    xor ebp, ebp
+    cld
+    call core_from_guest
+    mov rdi, rax
+    mov rsp, [rdi + {stack_top}]
+    jmp leave_core
+
+.global resume_guest
+resume_guest:
+    mov rsp, rsi
+leave_core:
+    push [rdi + {ss}]
+    push [rdi + {rsp}]
+    push [rdi + {rflags}]
+    movzx eax, word ptr [rdi + {cs}]
+    push rax
+    push [rdi + {rip}]
+    mov r15, [rdi + {r15}]
+    mov r14, [rdi + {r14}]
+    mov r13, [rdi + {r13}]
+    mov r12, [rdi + {r12}]
+    mov rbp, [rdi + {rbp}]
+    mov rbx, [rdi + {rbx}]
+    mov r11, [rdi + {r11}]
+    mov r10, [rdi + {r10}]
+    mov r9, [rdi + {r9}]
+    mov r8, [rdi + {r8}]
+    mov rax, [rdi + {rax}]
+    mov rcx, [rdi + {rcx}]
+    mov rdx, [rdi + {rdx}]
+    mov rsi, [rdi + {rsi}]
+    mov rdi, [rdi + {rdi}]
+return_to_guest:
+    iretq
+
+// The processor did not take the frame; RSP is where it was before IRETQ.
+return_refused:
+    lea rsp, [rsp + 40]
+    xor ebp, ebp
+    cld
+    call core_return_refused
+    mov rdi, rax
+    mov rsp, [rdi + {stack_top}]
+    jmp leave_core
+
+core_entry:
+    push_registers
+    mov rdi, rsp
+    mov rbx, rsp
+    and rsp, -16
+    cld
+    call core_from_core
+    mov rsp, rbx
+pop_and_return:
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop rbp
+    pop rbx
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rax
+    pop rcx
+    pop rdx
+    pop rsi
+    pop rdi
+    add rsp, 8
+    iretq
+
+// #DB has a stack of its own, for a guest can have one reported on the first instruction of the SYSCALL
+// stub, where RSP still is the guest's. One from ring 3 moves its frame to where it belongs.
+debug_entry:
+    test byte ptr [rsp + 16], 3
+    jz core_entry
+    push rax
+    push rcx
+    mov rax, [rip + syscall_area + 8]
+    mov rcx, [rsp + 24]
+    mov [rax - 40], rcx
+    mov rcx, [rsp + 32]
+    mov [rax - 32], rcx
+    mov rcx, [rsp + 40]
+    mov [rax - 24], rcx
+    mov rcx, [rsp + 48]
+    mov [rax - 16], rcx
+    mov rcx, [rsp + 56]
+    mov [rax - 8], rcx
+    mov rcx, [rsp + 8]
+    mov [rax - 48], rcx
+    pop rcx
+    lea rsp, [rax - 48]
+    pop rax
+    push 0
+    mov dword ptr [rsp + 4], 1
+    jmp guest_entry
+
+fatal_entry:
+    push_registers
+    mov rdi, rsp
+    and rsp, -16
+    cld
+    call core_fatal
+    ud2
+
+.macro syscall_stub number
+    mov [rip + syscall_area], rsp
+    mov rsp, [rip + syscall_area + 8]
+    push {flat_ss}
+    push [rip + syscall_area]
+    push r11
+    push {flat_cs}
+    push rcx
+    push 0
+    mov dword ptr [rsp + 4], \number
+    jmp guest_entry
+.endm
+
+.global syscall_long
+syscall_long:
+    syscall_stub 0x100
+.global syscall_compatible
+syscall_compatible:
+    syscall_stub 0x101
+
+.global load_selectors_or_null
+load_selectors_or_null:
+    xor eax, eax
+20: mov ds, edi
+21: mov es, esi
+22: mov fs, edx
+23: mov gs, ecx
+    ret
+24: mov eax, 1
+    xor edi, edi
+    jmp 20b
+25: mov eax, 1
+    xor esi, esi
+    jmp 21b
+26: mov eax, 1
+    xor edx, edx
+    jmp 22b
+27: mov eax, 1
+    xor ecx, ecx
+    jmp 23b
+
+.global load_gs_or_null
+load_gs_or_null:
+28: mov gs, edi
+    ret
+29: xor edi, edi
+    jmp 28b
+
+.section .fixups, "a"
+    .quad return_to_guest, return_refused
+    .quad 20b, 24b
+    .quad 21b, 25b
+    .quad 22b, 26b
+    .quad 23b, 27b
+    .quad 28b, 29b
+
+.section .rodata.vectors, "a"
+.balign 8
+.global vector_table
+vector_table:
+.set n, 0
+.rept 256
+    vector_word %n
+    .set n, n + 1
+.endr
+.noaltmacro
+.text
+"#,
+    stack_top = const 200,
+    flat_ss = const 0xe02b,
+    flat_cs = const 0xe033,
+    r15 = const offset_of!(UserRegs, r15),
+    r14 = const offset_of!(UserRegs, r14),
+    r13 = const offset_of!(UserRegs, r13),
+    r12 = const offset_of!(UserRegs, r12),
+    rbp = const offset_of!(UserRegs, rbp),
+    rbx = const offset_of!(UserRegs, rbx),
+    r11 = const offset_of!(UserRegs, r11),
+    r10 = const offset_of!(UserRegs, r10),
+    r9 = const offset_of!(UserRegs, r9),
+    r8 = const offset_of!(UserRegs, r8),
+    rax = const offset_of!(UserRegs, rax),
+    rcx = const offset_of!(UserRegs, rcx),
+    rdx = const offset_of!(UserRegs, rdx),
+    rsi = const offset_of!(UserRegs, rsi),
+    rdi = const offset_of!(UserRegs, rdi),
+    rip = const offset_of!(UserRegs, rip),
+    cs = const offset_of!(UserRegs, cs),
+    rflags = const offset_of!(UserRegs, rflags),
+    rsp = const offset_of!(UserRegs, rsp),
+    ss = const offset_of!(UserRegs, ss),
+);
+
+const _: () = {
+    use crate::domain::vcpu::SaveArea;
+    assert!(offset_of!(SaveArea, stack_top) - offset_of!(SaveArea, regs) == 200);
+    assert!(FRAME_END == 168 && (offset_of!(SaveArea, regs) + FRAME_END).is_multiple_of(16));
+};
+
+/// Addresses of the 256 handlers, for the IDT.
+pub fn vectors() -> [u64; 256] {
+    // SAFETY: a constant table of the entry code.
+    unsafe { vector_table }
+}
+
+/// Addresses of the SYSCALL stubs: from 64-bit code, and from 32-bit code.
+pub fn syscalls() -> (u64, u64) {
+    (syscall_long as *const () as u64, syscall_compatible as *const () as u64)
+}
+
+/// Top of a CPU's stack.
+pub fn stack_top(cpu: CpuId) -> u64 {
+    assert!(cpu.0 == 0, "one CPU runs guests");
+    BOOT_STACK.bytes.get() as u64 + STACK as u64
+}
+
+/// Tops of the interrupt stacks.
+pub fn interrupt_stacks() -> [u64; 4] {
+    INTERRUPT_STACKS.each_ref().map(|stack| stack.bytes.get() as u64 + INTERRUPT_STACK as u64)
+}
+
+/// Pages that are not to be mapped.
+pub fn guards() -> [u64; 5] {
+    let [a, b, c, d] = INTERRUPT_STACKS.each_ref().map(|stack| stack.guard.as_ptr() as u64);
+    [BOOT_STACK.guard.as_ptr() as u64, a, b, c, d]
+}
+
+/// Whether an address is on this CPU's stack or an interrupt stack.
+pub fn is_on_stack(address: u64) -> bool {
+    let within = |top: u64, bytes: usize| (top - bytes as u64..top).contains(&address);
+    within(stack_top(CpuId(0)), STACK) || interrupt_stacks().into_iter().any(|top| within(top, INTERRUPT_STACK))
+}
+
+/// Makes the next entries save into these registers.
+pub fn set_entry(regs: *mut UserRegs) {
+    let top = regs as u64 + FRAME_END as u64;
+    if SYSCALL_AREA.entry_stack.swap(top, Ordering::Relaxed) != top {
+        tables::set_entry_stack(CpuId(0), top);
+    }
+}
+
+/// Goes to ring 3 for the first time.
+///
+/// # Safety
+/// `regs` are those of a vCPU's save area that entries save into, whose state is loaded.
+pub unsafe fn resume(regs: *mut UserRegs) -> ! {
+    // SAFETY: the caller's promise.
+    unsafe { resume_guest(regs, stack_top(CpuId(0))) }
+}
+
+/// Loads data selectors; false if one had to become null.
+pub fn load_selectors(ds: u16, es: u16, fs: u16, gs: u16) -> bool {
+    // SAFETY: the core uses no data segment; what a selector does not name is answered by a fixup.
+    unsafe { load_selectors_or_null(ds.into(), es.into(), fs.into(), gs.into()) == 0 }
+}
+
+/// Loads GS, with null if the selector names nothing.
+pub fn load_gs(selector: u16) {
+    // SAFETY: as in `load_selectors`.
+    unsafe { load_gs_or_null(selector.into()) };
+}
+
+/// The interrupt that came during an idle wait.
+pub fn take_interrupt() -> Option<u8> {
+    u8::try_from(INTERRUPT.swap(0, Ordering::Relaxed).checked_sub(1)?).ok()
+}
+
+/// The fault that the last fixup answered: vector and CR2.
+pub fn last_fixed() -> (u8, u64) {
+    (FIXED_VECTOR.load(Ordering::Relaxed) as u8, FIXED_ADDRESS.load(Ordering::Relaxed))
+}
+
+/// What to do about a trap from ring 0.
+pub enum FromCore {
+    /// Go on, at the RIP in the registers.
+    Resume,
+    /// It is the core's fault.
+    Fault,
+}
+
+/// Sorts a trap from ring 0.
+pub fn from_core(regs: &mut UserRegs) -> FromCore {
+    let vector = regs.entry_vector;
+    if vector >= 32 {
+        INTERRUPT.store(vector + 1, Ordering::Relaxed);
+        return FromCore::Resume;
+    }
+    if vector == 1 {
+        // Reported on the SYSCALL stub's first instruction for a guest's breakpoint.
+        super::guest::take_debug_status();
+        return FromCore::Resume;
+    }
+    match landing_of(regs.rip) {
+        Some(landing) => {
+            FIXED_VECTOR.store(vector, Ordering::Relaxed);
+            FIXED_ADDRESS.store(super::guest::fault_address(), Ordering::Relaxed);
+            regs.rip = landing;
+            FromCore::Resume
+        }
+        None => FromCore::Fault,
+    }
+}
+
+fn landing_of(rip: u64) -> Option<u64> {
+    let (start, end) = (&raw const __fixups_start, &raw const __fixups_end);
+    let count = (end as usize - start as usize) / size_of::<Fixup>();
+    // SAFETY: the linker script puts the table between the two, in read-only memory.
+    let table = unsafe { core::slice::from_raw_parts(start, count) };
+    table.iter().find(|fixup| fixup.fault == rip).map(|fixup| fixup.landing)
+}

@@ -1,0 +1,246 @@
+//! The granter's side: the frames of its table, which it writes at any time, and the core's
+//! own count of the uses of each entry, which it can not reach.
+
+use super::GrantError;
+use crate::memory::{frame::FrameTable, frame_box::FrameBox, phys::PhysMem};
+use bulkhead_abi::{
+    DomId, Gref, Maddr, Mfn, PAGE_SIZE,
+    grant::{
+        ENTRIES_PER_FRAME, GTF_PERMIT_ACCESS, GTF_READING, GTF_READONLY, GTF_TYPE_MASK, GTF_WRITING,
+    },
+};
+
+/// Most frames of one table: 32768 entries.
+pub const MAX_FRAMES: u32 = 64;
+/// How often an entry may change under our eyes before it is refused.
+const MAX_TRIES: u32 = 5;
+
+/// An entry as one word: read, checked and marked in one piece.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Entry {
+    pub flags: u16,
+    pub domid: u16,
+    pub frame: u32,
+}
+
+impl Entry {
+    pub const fn word(self) -> u64 {
+        self.flags as u64 | (self.domid as u64) << 16 | (self.frame as u64) << 32
+    }
+
+    const fn of(word: u64) -> Self {
+        Self {
+            flags: word as u16,
+            domid: (word >> 16) as u16,
+            frame: (word >> 32) as u32,
+        }
+    }
+
+    /// Whether it lets `by` use the frame so.
+    fn permits(self, by: DomId, writable: bool) -> bool {
+        self.flags & GTF_TYPE_MASK == GTF_PERMIT_ACCESS
+            && self.domid == by.get()
+            && !(writable && self.flags & GTF_READONLY != 0)
+    }
+}
+
+const fn marks(writable: bool) -> u16 {
+    if writable {
+        GTF_READING | GTF_WRITING
+    } else {
+        GTF_READING
+    }
+}
+
+/// Who uses an entry. All zero when nobody does.
+#[derive(Clone, Copy, Debug)]
+struct Active {
+    frame: u32,
+    by: u16,
+    readers: u32,
+    writers: u32,
+}
+
+impl Active {
+    const NONE: Self = Self {
+        frame: 0,
+        by: 0,
+        readers: 0,
+        writers: 0,
+    };
+
+    const fn is_used(&self) -> bool {
+        self.readers != 0 || self.writers != 0
+    }
+}
+
+const ACTIVE_PER_CHUNK: usize = 256;
+type Chunk = FrameBox<[Active; ACTIVE_PER_CHUNK]>;
+const CHUNKS_PER_FRAME: usize = ENTRIES_PER_FRAME as usize / ACTIVE_PER_CHUNK;
+
+/// A domain's table.
+pub struct Table {
+    frames: heapless::Vec<(Mfn, [Chunk; CHUNKS_PER_FRAME]), { MAX_FRAMES as usize }>,
+}
+
+const _: () = assert!(size_of::<Table>() <= PAGE_SIZE);
+const _: () = assert!(size_of::<[Active; ACTIVE_PER_CHUNK]>() <= PAGE_SIZE);
+
+impl Table {
+    pub(super) const fn new() -> Self {
+        Self {
+            frames: heapless::Vec::new(),
+        }
+    }
+
+    pub(super) fn nr_frames(&self) -> u32 {
+        self.frames.len() as u32
+    }
+
+    pub(super) fn frame(&self, index: u32) -> Option<Mfn> {
+        self.frames.get(index as usize).map(|(mfn, _)| *mfn)
+    }
+
+    /// Adds a frame of entries. Gives how many frames that took; `None`, with nothing taken,
+    /// without memory or room.
+    pub(super) fn grow(&mut self, frames: &mut FrameTable, dom: DomId) -> Option<u64> {
+        if self.frames.is_full() {
+            return None;
+        }
+        let first = Chunk::new(frames, [Active::NONE; ACTIVE_PER_CHUNK])?;
+        let Some(second) = Chunk::new(frames, [Active::NONE; ACTIVE_PER_CHUNK]) else {
+            first.free(frames);
+            return None;
+        };
+        let Some(mfn) = frames.alloc_shared(dom) else {
+            first.free(frames);
+            second.free(frames);
+            return None;
+        };
+        // There is room: looked at above.
+        let _ = self.frames.push((mfn, [first, second]));
+        Some(1 + CHUNKS_PER_FRAME as u64)
+    }
+
+    /// Where an entry is; `None` beyond the table.
+    pub(super) fn entry_at(&self, gref: Gref) -> Option<Maddr> {
+        let mfn = self.frame(gref.get() / ENTRIES_PER_FRAME)?;
+        let offset = gref.get() % ENTRIES_PER_FRAME * size_of::<u64>() as u32;
+        Some(Maddr::new(mfn.maddr().get() + u64::from(offset)))
+    }
+
+    fn active_mut(&mut self, gref: Gref) -> Option<&mut Active> {
+        let (_, chunks) = self
+            .frames
+            .get_mut((gref.get() / ENTRIES_PER_FRAME) as usize)?;
+        let n = (gref.get() % ENTRIES_PER_FRAME) as usize;
+        chunks
+            .get_mut(n / ACTIVE_PER_CHUNK)?
+            .get_mut(n % ACTIVE_PER_CHUNK)
+    }
+
+    /// Notes one more use of an entry by `by` and marks it; gives the frame, of which nothing is
+    /// known but that the entry names it.
+    ///
+    /// Errors: `BadGref`, `NotGranted`; nothing has changed then.
+    pub(super) fn acquire(
+        &mut self,
+        mem: PhysMem,
+        gref: Gref,
+        by: DomId,
+        writable: bool,
+    ) -> Result<Mfn, GrantError> {
+        let at = self.entry_at(gref).ok_or(GrantError::BadGref { gref })?;
+        let active = self.active_mut(gref).ok_or(GrantError::BadGref { gref })?;
+        let refused = GrantError::NotGranted { gref };
+        let (is_used, frame) = (active.is_used(), active.frame);
+        if is_used && active.by != by.get() {
+            return Err(refused);
+        }
+        let count = if writable {
+            &mut active.writers
+        } else {
+            &mut active.readers
+        };
+        let more = count.checked_add(1).ok_or(refused)?;
+        if !is_used || (writable && active.writers == 0) {
+            let same = |entry: Entry| !is_used || entry.frame == frame;
+            let entry = mark(
+                mem,
+                at,
+                |entry| entry.permits(by, writable) && same(entry),
+                marks(writable),
+            );
+            active.frame = entry.ok_or(refused)?.frame;
+            active.by = by.get();
+        }
+        if writable {
+            active.writers = more
+        } else {
+            active.readers = more
+        }
+        Ok(Mfn::new(active.frame.into()))
+    }
+
+    /// Takes one use back and clears the marks that the last one leaves. A use that is not
+    /// there (the table is a new one) is none of ours.
+    pub(super) fn release(&mut self, mem: PhysMem, gref: Gref, writable: bool) {
+        let Some(at) = self.entry_at(gref) else {
+            return;
+        };
+        let Some(active) = self.active_mut(gref) else {
+            return;
+        };
+        let count = if writable {
+            &mut active.writers
+        } else {
+            &mut active.readers
+        };
+        let Some(less) = count.checked_sub(1) else {
+            return;
+        };
+        *count = less;
+        let mut cleared = 0;
+        if writable && less == 0 {
+            cleared |= GTF_WRITING;
+        }
+        if !active.is_used() {
+            cleared |= GTF_READING;
+        }
+        if cleared != 0 {
+            mem.fetch_and_u64(at, !u64::from(cleared));
+        }
+    }
+}
+
+/// Sets `marks` in an entry that passes `check`, unless it keeps changing meanwhile.
+fn mark(mem: PhysMem, at: Maddr, check: impl Fn(Entry) -> bool, marks: u16) -> Option<Entry> {
+    for _ in 0..MAX_TRIES {
+        let word = mem.read_u64(at);
+        let entry = Entry::of(word);
+        if !check(entry) {
+            return None;
+        }
+        if mem
+            .compare_exchange_u64(at, word, word | u64::from(marks))
+            .is_ok()
+        {
+            return Some(entry);
+        }
+    }
+    None
+}
+
+/// Gives a table back; how many frames that was.
+pub(super) fn free(mut table: FrameBox<Table>, frames: &mut FrameTable) -> u64 {
+    let mut given = 1;
+    while let Some((mfn, chunks)) = table.frames.pop() {
+        frames.free_shared(mfn);
+        given += 1 + CHUNKS_PER_FRAME as u64;
+        for chunk in chunks {
+            chunk.free(frames);
+        }
+    }
+    table.free(frames);
+    given
+}

@@ -1,0 +1,152 @@
+//! The mapper's side: what it has mapped of others, by handle. Frames for it are taken as
+//! handles are needed and charged to the mapper.
+
+use crate::{
+    domain::Incarnation,
+    memory::{frame::FrameTable, frame_box::FrameBox},
+};
+use bulkhead_abi::{DomId, Gref, Maddr, Mfn, PAGE_SIZE};
+
+const PER_CHUNK: u32 = 102;
+const CHUNKS: usize = 250;
+/// Most mappings a domain may have at once.
+pub const MAX_HANDLES: u32 = PER_CHUNK * CHUNKS as u32;
+
+/// One mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Track {
+    pub granter: DomId,
+    /// The granter's life in which it was made.
+    pub life: Incarnation,
+    pub gref: Gref,
+    pub writable: bool,
+    /// Made by the address of the entry, not of the page.
+    pub by_pte: bool,
+    pub pte: Maddr,
+    pub frame: Mfn,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// The next free handle; the handle count where the list ends.
+    Free(u32),
+    Used(Track),
+}
+
+type Chunk = [Place; PER_CHUNK as usize];
+const _: () = assert!(size_of::<Chunk>() <= PAGE_SIZE);
+
+/// All mappings of a domain.
+pub struct Tracks {
+    chunks: [Option<FrameBox<Chunk>>; CHUNKS],
+    /// First free handle, `end` if there is none.
+    free: u32,
+    /// Handles that have memory.
+    end: u32,
+    in_use: u32,
+    /// No handle below this is in use.
+    first: u32,
+}
+
+const _: () = assert!(size_of::<Tracks>() <= PAGE_SIZE);
+
+const END_OF_LIST: u32 = u32::MAX;
+
+impl Tracks {
+    pub(super) const fn new() -> Self {
+        Self {
+            chunks: [const { None }; CHUNKS],
+            free: END_OF_LIST,
+            end: 0,
+            in_use: 0,
+            first: 0,
+        }
+    }
+
+    pub(super) const fn in_use(&self) -> u32 {
+        self.in_use
+    }
+
+    fn place_mut(&mut self, handle: u32) -> Option<&mut Place> {
+        let chunk = self
+            .chunks
+            .get_mut((handle / PER_CHUNK) as usize)?
+            .as_deref_mut()?;
+        chunk.get_mut((handle % PER_CHUNK) as usize)
+    }
+
+    /// What a handle stands for.
+    pub(super) fn get(&self, handle: u32) -> Option<Track> {
+        let chunk = self.chunks.get((handle / PER_CHUNK) as usize)?.as_deref()?;
+        match chunk.get((handle % PER_CHUNK) as usize)? {
+            Place::Used(track) => Some(*track),
+            Place::Free(_) => None,
+        }
+    }
+
+    /// Makes sure that the next [`Self::insert`] succeeds. Gives how many frames that took; `None` without
+    /// memory or with all handles in use.
+    pub(super) fn reserve(&mut self, frames: &mut FrameTable) -> Option<u64> {
+        if self.free != END_OF_LIST {
+            return Some(0);
+        }
+        let chunk = self.chunks.get_mut((self.end / PER_CHUNK) as usize)?;
+        let mut places = [Place::Free(END_OF_LIST); PER_CHUNK as usize];
+        for (place, next) in places.iter_mut().zip(self.end + 1..self.end + PER_CHUNK) {
+            *place = Place::Free(next);
+        }
+        *chunk = Some(FrameBox::new(frames, places)?);
+        self.free = self.end;
+        self.end += PER_CHUNK;
+        Some(1)
+    }
+
+    /// Takes a handle for a mapping. There must be a free one: see [`Self::reserve`].
+    pub(super) fn insert(&mut self, track: Track) -> Option<u32> {
+        let handle = self.free;
+        let place = self.place_mut(handle)?;
+        let Place::Free(next) = *place else {
+            return None;
+        };
+        *place = Place::Used(track);
+        self.free = next;
+        self.in_use += 1;
+        self.first = self.first.min(handle);
+        Some(handle)
+    }
+
+    /// Gives a handle back.
+    pub(super) fn remove(&mut self, handle: u32) -> Option<Track> {
+        let next = self.free;
+        let place = self.place_mut(handle)?;
+        let Place::Used(track) = *place else {
+            return None;
+        };
+        *place = Place::Free(next);
+        self.free = handle;
+        self.in_use -= 1;
+        Some(track)
+    }
+
+    /// The lowest handle in use. Removing one after the other costs one pass in all.
+    pub(super) fn first_used(&mut self) -> Option<u32> {
+        if self.in_use == 0 {
+            return None;
+        }
+        let first = (self.first..self.end).find(|&handle| self.get(handle).is_some())?;
+        self.first = first;
+        Some(first)
+    }
+}
+
+/// Gives the memory of the mappings back, of which none is left; how many frames that was.
+pub(super) fn free(mut tracks: FrameBox<Tracks>, frames: &mut FrameTable) -> u64 {
+    debug_assert_eq!(tracks.in_use, 0, "a mapping in use holds references");
+    let mut given = 1;
+    for chunk in tracks.chunks.iter_mut().filter_map(Option::take) {
+        chunk.free(frames);
+        given += 1;
+    }
+    tracks.free(frames);
+    given
+}

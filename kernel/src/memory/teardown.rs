@@ -1,0 +1,44 @@
+//! Takes the memory of a dead or reset domain back, in bounded steps. Its vCPUs' roots, grant maps and
+//! other references of the core are dropped before, by whoever took them.
+#![deny(unsafe_code)]
+
+use super::frame::{FrameTable, table::Budget};
+use crate::state::Core;
+use bulkhead_abi::DomId;
+
+/// How far long work came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "work that is not done must be continued"]
+pub enum Progress {
+    Done,
+    /// The budget ended: call again.
+    More,
+}
+
+/// Unpins and drops every frame of the domain, and takes its page tables apart.
+///
+/// Frames that others still refer to (grants mapped elsewhere, Dom0's mappings) stop
+/// being the domain's: they are free when the last of these references goes, and
+/// nobody can take a new one. Afterwards the domain owns nothing.
+pub fn relinquish(core: &mut Core, dom: DomId, budget: usize) -> Progress {
+    let steps = u32::try_from(budget).unwrap_or(Budget::STAY);
+    relinquish_frames(&mut core.frames, dom, &mut Budget::new(steps))
+}
+
+/// [`relinquish`] without the rest of the core.
+pub fn relinquish_frames(frames: &mut FrameTable, dom: DomId, budget: &mut Budget) -> Progress {
+    loop {
+        if !frames.drain(dom, budget) || !budget.step() {
+            return Progress::More;
+        }
+        if !frames.let_go_next(dom) {
+            break;
+        }
+    }
+    while frames.orphan_next(dom) {
+        if !budget.step() {
+            return Progress::More;
+        }
+    }
+    Progress::Done
+}

@@ -1,0 +1,165 @@
+//! Runs set-ups for the system tests and keeps what was seen.
+
+// Each test program uses its own part of this.
+#![allow(dead_code)]
+
+use bulkhead::{
+    machine::{Limits, Observer},
+    remote::{self, RunListing},
+    report::Report,
+    run::{self, Options},
+    session,
+    setup::Accel,
+};
+use bulkhead_link::{Event, FromDom0};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+/// TCG on a busy host of two cores is slow; a test that is stuck ends all the same.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// What was seen of a run.
+pub struct Ran {
+    pub report: Report,
+    /// Text of each console.
+    pub consoles: BTreeMap<String, String>,
+    /// Everything else, for the message of a test that fails.
+    pub log: Vec<String>,
+}
+
+#[derive(Default)]
+struct Recorder {
+    consoles: BTreeMap<String, Vec<u8>>,
+    log: Vec<String>,
+}
+
+impl Observer for Recorder {
+    fn message(&mut self, message: &FromDom0) {
+        match message {
+            FromDom0::Event(Event::Console { domain, bytes }) => {
+                self.consoles
+                    .entry(domain.clone())
+                    .or_default()
+                    .extend(bytes);
+            }
+            FromDom0::Event(event) => self.log.push(format!("{event:?}")),
+            FromDom0::Reply { .. } => {}
+        }
+    }
+
+    fn say(&mut self, text: &str) {
+        self.log.push(text.to_owned());
+    }
+}
+
+/// Runs a set-up file on TCG.
+///
+/// # Panics
+/// If the set-up is refused.
+pub fn run_file(file: &Path, sets: &[String]) -> Ran {
+    let options = Options {
+        setup: file.to_owned(),
+        sets: sets.to_vec(),
+        limits: Limits {
+            timeout: Some(LIMIT),
+            ..Limits::default()
+        },
+        accel: Some(Accel::Tcg),
+        ..Options::default()
+    };
+    let mut seen = Recorder::default();
+    let report =
+        run::run(&options, &mut seen).unwrap_or_else(|e| panic!("{e}\n{}", seen.log.join("\n")));
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).replace('\r', "");
+    let consoles = seen
+        .consoles
+        .into_iter()
+        .map(|(name, bytes)| (name, text(bytes)))
+        .collect();
+    Ran {
+        report,
+        consoles,
+        log: seen.log,
+    }
+}
+
+/// Runs a set-up given as text; its relative paths start at `folder`.
+pub fn run_text(folder: &Path, text: &str) -> Ran {
+    let file = folder.join("set-up.toml");
+    fs::write(&file, text).expect("the set-up is written");
+    run_file(&file, &[])
+}
+
+/// A run on a thread of its own, to be talked to as other terminals would.
+pub struct Background {
+    file: PathBuf,
+    thread: JoinHandle<Ran>,
+}
+
+impl Background {
+    /// Starts a set-up given as text.
+    pub fn start(folder: &Path, text: &str) -> Self {
+        let file = folder.join("background.toml");
+        fs::write(&file, text).expect("the set-up is written");
+        let ours = file.clone();
+        let thread = thread::spawn(move || run_file(&ours, &[]));
+        Self { file, thread }
+    }
+
+    /// The number of the run, once it is there.
+    fn id(&self) -> Option<String> {
+        let runs = session::running().expect("the folder of runs");
+        let ours = self.file.display().to_string();
+        runs.into_iter()
+            .find(|(info, _)| info.setup == ours)
+            .map(|(info, _)| info.id)
+    }
+
+    /// Asks for listings until `done` takes one.
+    ///
+    /// # Panics
+    /// If the run ends or the limit is reached before.
+    pub fn wait_for<T>(&self, mut done: impl FnMut(&RunListing) -> Option<T>) -> T {
+        let deadline = Instant::now() + LIMIT;
+        while Instant::now() < deadline && !self.thread.is_finished() {
+            let listed = self.id().and_then(|id| remote::list(Some(&id)).ok());
+            if let Some(found) = listed.as_ref().and_then(|l| done(l.first()?)) {
+                return found;
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
+        panic!("the run did not get there");
+    }
+
+    /// Destroys a domain.
+    pub fn kill(&self, domain: &str) {
+        let id = self.id().expect("the run goes on");
+        remote::kill(Some(&id), domain).expect("killed");
+    }
+
+    /// Waits for the end of the run.
+    pub fn finish(self) -> Ran {
+        self.thread.join().expect("the run ended")
+    }
+}
+
+impl Ran {
+    /// Text of a domain's console; empty if it printed nothing.
+    pub fn console(&self, domain: &str) -> &str {
+        self.consoles.get(domain).map_or("", String::as_str)
+    }
+
+    /// All that was seen, for a person who has to find out why a test failed.
+    pub fn story(&self) -> String {
+        let mut story = format!("{:#?}\n{}\n", self.report, self.log.join("\n"));
+        for (name, text) in &self.consoles {
+            story.push_str(&format!("--- console of {name}\n{text}\n"));
+        }
+        story
+    }
+}
