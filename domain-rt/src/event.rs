@@ -33,8 +33,8 @@ struct Slot {
     waker: Option<Waker>,
 }
 
-/// The shared-info page, once mapped.
-pub(crate) fn shared_info() -> Option<Shared<'static>> {
+/// The shared-info page, once mapped. The runtime owns its event bits and masks.
+pub fn shared_info() -> Option<Shared<'static>> {
     SHARED_INFO.get().copied()
 }
 

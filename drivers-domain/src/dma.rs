@@ -40,15 +40,20 @@ static STATE: OneCpu = OneCpu(RefCell::new(State {
     window: None,
 }));
 
+/// A page of the stand-in. Aligned, so that a slice from its start does not cross a page.
+#[derive(Clone)]
+#[repr(align(4096))]
+struct Page([u8; PAGE_SIZE]);
+
 /// Slices that stand for pages of guests.
 pub struct Window {
-    stand_in: Box<[u8]>,
+    stand_in: Box<[Page]>,
 }
 
 impl Default for Window {
     fn default() -> Self {
         Self {
-            stand_in: vec![0; WINDOW_PAGES * PAGE_SIZE].into_boxed_slice(),
+            stand_in: vec![Page([0; PAGE_SIZE]); WINDOW_PAGES].into_boxed_slice(),
         }
     }
 }
@@ -62,9 +67,9 @@ impl Window {
         STATE.0.borrow_mut().window = Some((base, addresses));
         let slices = self
             .stand_in
-            .chunks_exact_mut(PAGE_SIZE)
+            .iter_mut()
             .zip(parts)
-            .filter_map(|(page, (_, bytes))| page.get_mut(..*bytes))
+            .filter_map(|(page, (_, bytes))| page.0.get_mut(..*bytes))
             .collect();
         let result = f(slices);
         STATE.0.borrow_mut().window = None;

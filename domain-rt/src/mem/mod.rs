@@ -93,6 +93,19 @@ pub fn mfn_of(pfn: Pfn) -> Option<Mfn> {
     (mfn >> 52 == 0).then(|| Mfn::new(mfn))
 }
 
+/// Notes that another machine frame is behind `pfn` now.
+///
+/// # Safety
+/// The frame must be this domain's, be mapped at the place of `pfn` in the direct map,
+/// and nobody may use the page meanwhile.
+pub unsafe fn replace_frame(pfn: Pfn, mfn: Mfn) {
+    let facts = facts();
+    let index = pfn.get() as usize;
+    assert!(index < facts.nr_frames, "{pfn} is not in the list");
+    // SAFETY: `index` is in the list, which stays mapped; the caller vouches for `mfn`.
+    unsafe { (facts.p2m as *mut u64).add(index).write_volatile(mfn.get()) };
+}
+
 /// The pfn under which this domain owns `mfn`, `None` for a foreign frame.
 pub fn pfn_of(mfn: Mfn) -> Option<Pfn> {
     let pfn = Pfn::new(machphys(mfn));

@@ -45,6 +45,7 @@ mod tests {
     use proptest::prelude::{any, prop_assert_eq, proptest};
 
     /// What the processor of the host says.
+    #[allow(unsafe_code, reason = "asks the host's processor, in a test")]
     fn hardware_compare(a: u64, b: u64) -> u64 {
         let flags: u64;
         // SAFETY: compares two registers and reads the flags through the stack.
