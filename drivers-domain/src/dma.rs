@@ -102,8 +102,8 @@ pub struct Machine;
 
 // SAFETY: 1. `dma_alloc` gives zeroed pages, contiguous in machine memory, that nobody
 // else has; 2. `mmio_phys_to_virt` maps anew on each call, for good; 3. `share` gives
-// the machine address behind a buffer that does not cross a page, so that it is
-// contiguous for the device.
+// the machine address of a part of a page that a window vouches for, or behind a buffer
+// that does not cross a page, so that it is contiguous for the device.
 unsafe impl Hal for Machine {
     fn dma_alloc(pages: usize, _: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         let order = pages.next_power_of_two().ilog2();
@@ -129,10 +129,12 @@ unsafe impl Hal for Machine {
 
     unsafe fn share(buffer: NonNull<[u8]>, _: BufferDirection) -> PhysAddr {
         let va = buffer.as_ptr().cast::<u8>() as usize;
+        if let Some(maddr) = in_window(va) {
+            return maddr.get();
+        }
         let crosses = va % PAGE_SIZE + buffer.len() > PAGE_SIZE;
         assert!(!crosses, "a buffer for a device must not cross a page");
-        let maddr = in_window(va).or_else(|| maddr_of(va));
-        maddr.expect("a buffer is in our own memory").get()
+        maddr_of(va).expect("a buffer is in our own memory").get()
     }
 
     unsafe fn unshare(_: PhysAddr, _: NonNull<[u8]>, _: BufferDirection) {}
