@@ -24,10 +24,15 @@ pub const HOLE: u64 = 0x10_0000;
 
 const RW: u64 = Pte::PRESENT | Pte::RW | Pte::USER;
 
-/// A core with some 8 MiB of memory and no domain.
+/// A core with 2.5 MiB of memory and no domain.
 pub fn core() -> Core {
+    core_of(640)
+}
+
+/// A core with `frames` frames of memory and no domain.
+pub fn core_of(frames: usize) -> Core {
     Core {
-        frames: fake::table(2048),
+        frames: fake::table(frames),
         domains: Default::default(),
         sched: Default::default(),
         devices: Default::default(),

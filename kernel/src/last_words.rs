@@ -51,16 +51,27 @@ fn read(mem: PhysMem, at: u64, out: &mut [u8]) {
 /// Remembers where the archive has the core's symbols; none if it says nonsense.
 pub fn find_symbols(mem: PhysMem, archive: &Range<u64>) {
     let mut header = Header::new_zeroed();
-    if archive.end - archive.start < PAGE_SIZE as u64 || archive.end > mem.max_mfn() * PAGE_SIZE as u64 {
+    if archive.end - archive.start < PAGE_SIZE as u64
+        || archive.end > mem.max_mfn() * PAGE_SIZE as u64
+    {
         return;
     }
-    read(mem, archive.start, zerocopy::IntoBytes::as_mut_bytes(&mut header));
-    let Some(end) = header.symbols_offset.checked_add(header.symbols_bytes) else { return };
+    read(
+        mem,
+        archive.start,
+        zerocopy::IntoBytes::as_mut_bytes(&mut header),
+    );
+    let Some(end) = header.symbols_offset.checked_add(header.symbols_bytes) else {
+        return;
+    };
     if header.symbols_bytes == 0 || end > archive.end - archive.start {
         return;
     }
-    *SYMBOLS.lock() =
-        Some(Symbols { mem, at: archive.start + header.symbols_offset, bytes: header.symbols_bytes });
+    *SYMBOLS.lock() = Some(Symbols {
+        mem,
+        at: archive.start + header.symbols_offset,
+        bytes: header.symbols_bytes,
+    });
 }
 
 /// Whether somebody is speaking already: a fault in the last words ends them.
@@ -91,7 +102,9 @@ pub fn panicked(info: &core::panic::PanicInfo<'_>) -> ! {
         let _ = writeln!(Uart, "\n*** core panic: {info}");
         let rbp: u64;
         // SAFETY: reads a register.
-        unsafe { core::arch::asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags)) };
+        unsafe {
+            core::arch::asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags))
+        };
         say(panicked as *const () as u64, rbp);
     }
     arch::exit_machine(EXIT_CORE_FAULT)
@@ -104,11 +117,17 @@ fn say(rip: u64, rbp: u64) {
     let _ = words::address(&mut Uart, symbols, rip, CORE_BASE);
     let mut frame = rbp;
     for _ in 0..DEPTH {
-        if !frame.is_multiple_of(8) || !entry::is_on_stack(frame) || !entry::is_on_stack(frame + 8) {
+        if !frame.is_multiple_of(8) || !entry::is_on_stack(frame) || !entry::is_on_stack(frame + 8)
+        {
             break;
         }
         // SAFETY: both words are on one of this CPU's stacks, which are mapped.
-        let (next, from) = unsafe { ((frame as *const u64).read(), ((frame + 8) as *const u64).read()) };
+        let (next, from) = unsafe {
+            (
+                (frame as *const u64).read(),
+                ((frame + 8) as *const u64).read(),
+            )
+        };
         if from == 0 {
             break;
         }

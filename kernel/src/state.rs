@@ -39,7 +39,13 @@ pub struct CpuState {
 impl CpuState {
     /// Idle, with nothing to do.
     pub const fn new() -> Self {
-        Self { current: None, flush: Flush::None, need_resched: false, reload_tables: false, entered_at: 0 }
+        Self {
+            current: None,
+            flush: Flush::None,
+            need_resched: false,
+            reload_tables: false,
+            entered_at: 0,
+        }
     }
 }
 

@@ -34,9 +34,17 @@ pub async fn serve(context: &Context, path: &str) {
         Ok(()) => log::info!("{path}: closed"),
         Err(failure) => log::warn!("{path}: {failure}"),
     }
-    // The folder may be gone; then there is nobody to tell, and it must not come back.
-    if store.read(&format!("{path}/frontend")).await.is_ok() {
-        let _ = set_state(store, path, XENBUS_CLOSED).await;
+    if let Err(error) = say_closed(store, path).await {
+        log::warn!("{path}: {error}");
+    }
+}
+
+/// Says that the disk is closed, unless its folder is gone: then there is nobody to
+/// tell, and it must not come back.
+async fn say_closed(store: &Xenstore, path: &str) -> domain_rt::xenstore::Result<()> {
+    match store.read(&format!("{path}/frontend")).await {
+        Ok(_) => set_state(store, path, XENBUS_CLOSED).await,
+        Err(_) => Ok(()),
     }
 }
 
@@ -69,7 +77,7 @@ async fn serve_until_gone(context: &Context, path: &str) -> Result<(), Failure> 
         let Some(life) = life? else { return Ok(()) };
         disk.stay(life).await?;
         // The same folder may be used again, by a guest that boots anew.
-        set_state(store, path, XENBUS_CLOSED).await.map_err(text)?;
+        say_closed(store, path).await.map_err(text)?;
         if !disk.wait_for_return().await? {
             return Ok(());
         }

@@ -15,10 +15,10 @@ pub use machine::{
     cpu::{cpuid, features, wait_for_interrupt},
     exit_machine,
     guest::{
-        fault_address, load_debug, load_fpu, load_segments, load_user_gs, read_fs_base, read_gs_base,
-        read_inactive_gs_base, save_fpu, save_segments, set_serial_access, set_task_switched, stack_top,
-        swap_gs_bases, take_debug_status, write_fs_base, write_gs_base, write_inactive_gs_base, write_tsc_aux,
-        write_xcr0,
+        fault_address, load_debug, load_fpu, load_segments, load_user_gs, read_fs_base,
+        read_gs_base, read_inactive_gs_base, save_fpu, save_segments, set_serial_access,
+        set_task_switched, stack_top, swap_gs_bases, take_debug_status, write_fs_base,
+        write_gs_base, write_inactive_gs_base, write_tsc_aux, write_xcr0,
     },
     paging::{flush_all, flush_page, leave_root, load_idle_root, load_root, map_device},
     pci::{pci_read, pci_write},
@@ -72,8 +72,11 @@ pub struct Segments {
 /// Nanoseconds of `cycles`, by the arithmetic that guests use on their
 /// `vcpu_time_info` (ABI notes 7.1), so that core and guest can not disagree.
 pub const fn scale(cycles: u64, mul: u32, shift: i8) -> u64 {
-    let shifted =
-        if shift < 0 { cycles as u128 >> shift.unsigned_abs() } else { (cycles as u128) << shift as u32 };
+    let shifted = if shift < 0 {
+        cycles as u128 >> shift.unsigned_abs()
+    } else {
+        (cycles as u128) << shift as u32
+    };
     ((shifted * mul as u128) >> 32) as u64
 }
 

@@ -11,7 +11,6 @@ use super::{
 use crate::{
     Core, arch, event,
     memory::{
-        frame::table::Budget,
         grant,
         teardown::{Progress, relinquish},
         update,

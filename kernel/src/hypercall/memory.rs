@@ -319,3 +319,6 @@ fn machphys_mapping(core: &Core, caller: Caller, at: GuestVa) -> Result<i64, Err
     core.guest(caller).write(at, &answer)?;
     Ok(0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,15 @@
 //! Small calls without a family: `vm_assist`, and the part of `physdev_op` that is not about devices.
 
-use super::{Outcome, device};
-use crate::{Core, state::Caller};
+use super::{Outcome, device, sched};
+use crate::{Core, domain::lifecycle, state::Caller};
 use bulkhead_abi::{
     Errno, GuestVa,
     physdev::{PHYSDEVOP_EOI, PHYSDEVOP_SET_IOBITMAP, PHYSDEVOP_SET_IOPL},
+    sched::{SCHEDOP_BLOCK, SCHEDOP_SHUTDOWN, SCHEDOP_YIELD},
     trap::{
-        VMASST_4GB_SEGMENTS, VMASST_4GB_SEGMENTS_NOTIFY, VMASST_ARCHITECTURAL_IOPL, VMASST_CMD_DISABLE,
-        VMASST_CMD_ENABLE, VMASST_PAE_EXTENDED_CR3, VMASST_RUNSTATE_UPDATE_FLAG, VMASST_WRITABLE_PAGETABLES,
+        VMASST_4GB_SEGMENTS, VMASST_4GB_SEGMENTS_NOTIFY, VMASST_ARCHITECTURAL_IOPL,
+        VMASST_CMD_DISABLE, VMASST_CMD_ENABLE, VMASST_PAE_EXTENDED_CR3,
+        VMASST_RUNSTATE_UPDATE_FLAG, VMASST_WRITABLE_PAGETABLES,
     },
 };
 
@@ -25,8 +27,13 @@ const ASSISTS: u64 = 1 << VMASST_4GB_SEGMENTS
 /// Errors: `EINVAL` unknown type; `ENOSYS` unknown `cmd`.
 pub fn vm_assist(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     let [cmd, kind, ..] = args;
-    let bit = u32::try_from(kind).ok().and_then(|n| 1u64.checked_shl(n)).unwrap_or(0);
-    let Some(domain) = core.domains.get_mut(caller.dom) else { return Errno::ESRCH.into() };
+    let bit = u32::try_from(kind)
+        .ok()
+        .and_then(|n| 1u64.checked_shl(n))
+        .unwrap_or(0);
+    let Some(domain) = core.domains.get_mut(caller.dom) else {
+        return Errno::ESRCH.into();
+    };
     match cmd & 0xffff_ffff {
         _ if bit & ASSISTS == 0 => return Errno::EINVAL.into(),
         VMASST_CMD_ENABLE => domain.assists |= bit,
@@ -58,4 +65,20 @@ fn set_iopl(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
     }
     core.vcpu_mut(caller).ok_or(Errno::ESRCH)?.guest.iopl = iopl as u8;
     Ok(())
+}
+
+/// `sched_op_compat(cmd, arg)`, what `sched_op` was before its arguments moved into a structure.
+///
+/// Errors: `ENOSYS` unknown `cmd`.
+pub fn sched_op_compat(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
+    let [cmd, arg, ..] = args;
+    match cmd & 0xffff_ffff {
+        SCHEDOP_YIELD | SCHEDOP_BLOCK => sched::sched_op(core, caller, [cmd, 0, 0, 0, 0, 0]),
+        SCHEDOP_SHUTDOWN => {
+            lifecycle::shutdown(core, caller.dom, arg as u32);
+            core.request_reschedule(caller.cpu);
+            Outcome::Replaced
+        }
+        _ => Errno::ENOSYS.into(),
+    }
 }

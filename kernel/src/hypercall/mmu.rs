@@ -427,3 +427,6 @@ fn flush_tlb(core: &mut Core, caller: Caller, op: nr::MmuextOp) -> Result<(), St
     core.request_flush(caller.cpu, flush);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

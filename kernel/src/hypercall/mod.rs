@@ -84,6 +84,7 @@ pub fn dispatch(core: &mut Core, caller: Caller, number: u64, args: [u64; 6]) ->
         nr::GRANT_TABLE_OP => grant::grant_table_op,
         nr::EVENT_CHANNEL_OP => event::event_channel_op,
         nr::SCHED_OP => sched::sched_op,
+        nr::SCHED_OP_COMPAT => misc::sched_op_compat,
         nr::SET_TIMER_OP => sched::set_timer_op,
         nr::VCPU_OP => vcpu::vcpu_op,
         nr::CONTROL => control::control,

@@ -15,7 +15,8 @@ const ENTRY_BYTES: u64 = size_of::<MulticallEntry>() as u64;
 /// `multicall(entries, count)`.
 ///
 /// Errors: `EFAULT` where an entry can not be read or written; calls before it are done.
-/// An entry gets `ENOSYS` for a number that does not exist, a batch within a batch, or `iret`.
+/// An entry gets `ENOSYS` for a number that does not exist or `iret`, `EINVAL` for a batch within a
+/// batch.
 pub fn multicall(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     let [mut at, count, ..] = args;
     // A count is 32 bits wide.
@@ -33,7 +34,11 @@ pub fn multicall(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
         at = at.wrapping_add(ENTRY_BYTES);
         left -= 1;
     }
-    if left == 0 { Outcome::Done(0) } else { Outcome::Again([at, left, 0, 0, 0]) }
+    if left == 0 {
+        Outcome::Done(0)
+    } else {
+        Outcome::Again([at, left, 0, 0, 0])
+    }
 }
 
 enum Step {
@@ -48,7 +53,8 @@ enum Step {
 fn one(core: &mut Core, caller: Caller, at: GuestVa) -> Result<Step, Errno> {
     let mut entry: MulticallEntry = core.guest(caller).read(at)?;
     let outcome = match entry.op {
-        MULTICALL | IRET => Errno::ENOSYS.into(),
+        MULTICALL => Errno::EINVAL.into(),
+        IRET => Errno::ENOSYS.into(),
         op => dispatch(core, caller, op, entry.args),
     };
     let step = match outcome {

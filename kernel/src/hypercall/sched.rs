@@ -1,4 +1,4 @@
-//! `sched_op`, its old form, and `set_timer_op`.
+//! `sched_op` and `set_timer_op`.
 
 use super::Outcome;
 use crate::{
@@ -41,18 +41,6 @@ pub fn sched_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
         _ => Err(Errno::ENOSYS),
     };
     done.map(|()| 0).into()
-}
-
-/// `sched_op_compat`: as [`sched_op`], with the reason of a shutdown in RSI itself.
-pub fn sched_op_compat(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
-    match args {
-        [SCHEDOP_SHUTDOWN, reason, ..] => {
-            lifecycle::shutdown(core, caller.dom, reason as u32);
-            Outcome::Done(0)
-        }
-        [SCHEDOP_YIELD | SCHEDOP_BLOCK, ..] => sched_op(core, caller, args),
-        _ => Outcome::Done(Errno::ENOSYS.to_rax()),
-    }
 }
 
 /// Takes events again and waits for one, unless one is due at once.

@@ -8,9 +8,9 @@ use bulkhead_abi::{
     mmu::HOLE_START,
     version::{
         FeatureInfo, VERSION, XENFEAT_DOM0, XENFEAT_GNTTAB_MAP_AVAIL_BITS, XENFEAT_HIGHMEM_ASSIST,
-        XENFEAT_MMU_PT_UPDATE_PRESERVE_AD, XENVER_CAPABILITIES, XENVER_CHANGESET, XENVER_COMMANDLINE,
-        XENVER_COMPILE_INFO, XENVER_EXTRAVERSION, XENVER_GET_FEATURES, XENVER_GUEST_HANDLE,
-        XENVER_PAGESIZE, XENVER_PLATFORM_PARAMETERS, XENVER_VERSION,
+        XENFEAT_MMU_PT_UPDATE_PRESERVE_AD, XENVER_CAPABILITIES, XENVER_CHANGESET,
+        XENVER_COMMANDLINE, XENVER_COMPILE_INFO, XENVER_EXTRAVERSION, XENVER_GET_FEATURES,
+        XENVER_GUEST_HANDLE, XENVER_PAGESIZE, XENVER_PLATFORM_PARAMETERS, XENVER_VERSION,
     },
 };
 
@@ -41,7 +41,10 @@ pub fn xen_version(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
 }
 
 fn write(core: &Core, caller: Caller, at: GuestVa, bytes: &[u8]) -> Outcome {
-    core.guest(caller).write_bytes(at, bytes).map_err(Errno::from).into()
+    core.guest(caller)
+        .write_bytes(at, bytes)
+        .map_err(Errno::from)
+        .into()
 }
 
 /// Answers with a NUL-padded field of `N` bytes.
@@ -61,7 +64,11 @@ fn features(core: &Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
     info.submap = 1 << XENFEAT_MMU_PT_UPDATE_PRESERVE_AD
         | 1 << XENFEAT_HIGHMEM_ASSIST
         | 1 << XENFEAT_GNTTAB_MAP_AVAIL_BITS;
-    if core.domains.get(caller.dom).is_some_and(|d| d.is_privileged()) {
+    if core
+        .domains
+        .get(caller.dom)
+        .is_some_and(|d| d.is_privileged())
+    {
         info.submap |= 1 << XENFEAT_DOM0;
     }
     Ok(core.guest(caller).write(at, &info)?)

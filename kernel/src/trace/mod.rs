@@ -13,13 +13,26 @@ const KEPT: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A vCPU was given the CPU.
-    Switch { dom: DomId, vcpu: VcpuId },
+    Switch {
+        dom: DomId,
+        vcpu: VcpuId,
+    },
     /// No vCPU could run.
     Idle,
-    Hypercall { dom: DomId, number: u64, first: u64 },
+    Hypercall {
+        dom: DomId,
+        number: u64,
+        first: u64,
+    },
     /// An exception of a guest.
-    Exception { dom: DomId, vector: u8, rip: u64 },
-    Interrupt { vector: u8 },
+    Exception {
+        dom: DomId,
+        vector: u8,
+        rip: u64,
+    },
+    Interrupt {
+        vector: u8,
+    },
 }
 
 /// Counters and the last events.
@@ -36,7 +49,13 @@ pub struct Trace {
 
 impl Trace {
     pub const fn new() -> Self {
-        Self { entries: 0, switches: 0, longest_stay_ns: 0, events: [None; KEPT], next: 0 }
+        Self {
+            entries: 0,
+            switches: 0,
+            longest_stay_ns: 0,
+            events: [None; KEPT],
+            next: 0,
+        }
     }
 
     /// Records an event; the oldest one goes.

@@ -18,11 +18,31 @@ impl Write for Uart {
 
 /// Prints registers, four to a line.
 pub fn registers(out: &mut impl Write, regs: &UserRegs) -> fmt::Result {
-    writeln!(out, "rip {:04x}:{:016x} rsp {:04x}:{:016x} rflags {:x}", regs.cs, regs.rip, regs.ss, regs.rsp, regs.rflags)?;
-    writeln!(out, "rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}", regs.rax, regs.rbx, regs.rcx, regs.rdx)?;
-    writeln!(out, "rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}", regs.rsi, regs.rdi, regs.rbp, regs.r8)?;
-    writeln!(out, "r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}", regs.r9, regs.r10, regs.r11, regs.r12)?;
-    writeln!(out, "r13 {:016x} r14 {:016x} r15 {:016x}", regs.r13, regs.r14, regs.r15)
+    writeln!(
+        out,
+        "rip {:04x}:{:016x} rsp {:04x}:{:016x} rflags {:x}",
+        regs.cs, regs.rip, regs.ss, regs.rsp, regs.rflags
+    )?;
+    writeln!(
+        out,
+        "rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}",
+        regs.rax, regs.rbx, regs.rcx, regs.rdx
+    )?;
+    writeln!(
+        out,
+        "rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}",
+        regs.rsi, regs.rdi, regs.rbp, regs.r8
+    )?;
+    writeln!(
+        out,
+        "r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}",
+        regs.r9, regs.r10, regs.r11, regs.r12
+    )?;
+    writeln!(
+        out,
+        "r13 {:016x} r14 {:016x} r15 {:016x}",
+        regs.r13, regs.r14, regs.r15
+    )
 }
 
 /// Says why a domain is ended, with the registers of the vCPU that broke it.
@@ -32,7 +52,11 @@ pub fn guest_registers(caller: Caller, vcpu: &Vcpu, why: &str) {
         Mode::User => "user",
     };
     // The UART takes everything.
-    let _ = writeln!(Uart, "\n{}{} in {mode} mode: {why}", caller.dom, caller.vcpu);
+    let _ = writeln!(
+        Uart,
+        "\n{}{} in {mode} mode: {why}",
+        caller.dom, caller.vcpu
+    );
     let _ = registers(&mut Uart, vcpu.regs());
     let _ = writeln!(
         Uart,
@@ -48,8 +72,14 @@ pub fn guest_registers(caller: Caller, vcpu: &Vcpu, why: &str) {
 
 /// Prints the last events.
 pub fn events(out: &mut impl Write, trace: &Trace) -> fmt::Result {
-    writeln!(out, "last events, {} entries, longest stay {} ns:", trace.entries, trace.longest_stay_ns)?;
-    trace.last().try_for_each(|(at, event)| writeln!(out, "  {:>12} {event:?}", at.get()))
+    writeln!(
+        out,
+        "last events, {} entries, longest stay {} ns:",
+        trace.entries, trace.longest_stay_ns
+    )?;
+    trace
+        .last()
+        .try_for_each(|(at, event)| writeln!(out, "  {:>12} {event:?}", at.get()))
 }
 
 /// Bytes of the core's symbols (see [`SymbolEntry`]), by offset; `None` past the end.
@@ -86,9 +116,16 @@ fn entry(table: &impl SymbolBytes, n: u32) -> Option<SymbolEntry> {
 }
 
 /// Prints an address of the core with the symbol it lies in.
-pub fn address(out: &mut impl Write, table: Option<&impl SymbolBytes>, address: u64, base: u64) -> fmt::Result {
+pub fn address(
+    out: &mut impl Write,
+    table: Option<&impl SymbolBytes>,
+    address: u64,
+    base: u64,
+) -> fmt::Result {
     write!(out, "  {address:016x}")?;
-    let offset = address.checked_sub(base).and_then(|offset| u32::try_from(offset).ok());
+    let offset = address
+        .checked_sub(base)
+        .and_then(|offset| u32::try_from(offset).ok());
     if let (Some(table), Some(offset)) = (table, offset)
         && let Some((symbol, distance)) = find_symbol(table, offset)
     {
@@ -129,7 +166,14 @@ mod tests {
     fn table() -> Vec<u8> {
         let mut bytes = vec![3, 0, 0, 0, 0, 0, 0, 0];
         for (offset, name_offset, name_bytes) in [(0x10, 0, 5), (0x40, 5, 3), (0x100, 8, 4)] {
-            bytes.extend_from_slice(SymbolEntry { offset, name_offset, name_bytes }.as_bytes());
+            bytes.extend_from_slice(
+                SymbolEntry {
+                    offset,
+                    name_offset,
+                    name_bytes,
+                }
+                .as_bytes(),
+            );
         }
         bytes.extend_from_slice(b"firsttwolast");
         bytes

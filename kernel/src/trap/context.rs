@@ -12,13 +12,14 @@ use bulkhead_abi::{
     mmu::{HOLE_END, HOLE_START},
     trap::{FLAT_RING3_CS64, FLAT_RING3_SS64, TrapInfo},
     vcpu::{
-        VGCF_I387_VALID, VGCF_IN_KERNEL, VGCF_SYSCALL_DISABLES_EVENTS, UserRegs, VcpuGuestContext,
+        UserRegs, VGCF_I387_VALID, VGCF_IN_KERNEL, VGCF_SYSCALL_DISABLES_EVENTS, VcpuGuestContext,
     },
 };
 use core::ops::Range;
 
 /// RFLAGS bits that a guest never chooses: IOPL, VM, VIF, VIP, and what is reserved.
-const RFLAGS_FIXED: u64 = 3 << 12 | 1 << 17 | 1 << 19 | 1 << 20 | !0x3f_ffff | 1 << 3 | 1 << 5 | 1 << 15;
+const RFLAGS_FIXED: u64 =
+    3 << 12 | 1 << 17 | 1 << 19 | 1 << 20 | !0x3f_ffff | 1 << 3 | 1 << 5 | 1 << 15;
 /// RFLAGS.IF and the bit that always reads as one.
 const RFLAGS_ALWAYS: u64 = 1 << 9 | 1 << 1;
 /// XCR0 of a new vCPU: x87 and SSE.
@@ -170,18 +171,38 @@ impl Default for GuestContext {
     }
 }
 
-const NO_TRAP: TrapInfo = TrapInfo { vector: 0, flags: 0, cs: 0, _pad: 0, address: 0 };
+const NO_TRAP: TrapInfo = TrapInfo {
+    vector: 0,
+    flags: 0,
+    cs: 0,
+    _pad: 0,
+    address: 0,
+};
 
 impl GuestContext {
     /// Takes over everything of `context` that needs no reference: traps, callbacks,
     /// stack, bases, debug registers, FPU. [`set_context`] checked it.
     pub fn install(&mut self, context: &VcpuGuestContext) {
-        self.mode = if context.flags & VGCF_IN_KERNEL != 0 { Mode::Kernel } else { Mode::User };
+        self.mode = if context.flags & VGCF_IN_KERNEL != 0 {
+            Mode::Kernel
+        } else {
+            Mode::User
+        };
         for (n, (to, from)) in self.traps.iter_mut().zip(&context.trap_ctxt).enumerate() {
-            *to = TrapInfo { vector: n as u8, cs: from.cs | 3, ..*from };
+            *to = TrapInfo {
+                vector: n as u8,
+                cs: from.cs | 3,
+                ..*from
+            };
         }
-        self.event = Callback { address: context.event_callback_eip, mask_events: true };
-        self.failsafe = Callback { address: context.failsafe_callback_eip, mask_events: true };
+        self.event = Callback {
+            address: context.event_callback_eip,
+            mask_events: true,
+        };
+        self.failsafe = Callback {
+            address: context.failsafe_callback_eip,
+            mask_events: true,
+        };
         self.syscall = Callback {
             address: context.syscall_callback_eip,
             mask_events: context.flags & VGCF_SYSCALL_DISABLES_EVENTS != 0,
@@ -224,13 +245,25 @@ impl DebugValues for VcpuGuestContext {
 /// not canonical or lies in the hole, a root or descriptor frame that is not the
 /// domain's or not of that type; `EAGAIN` the root's validation wants another
 /// step: call again. On error nothing has changed.
-pub fn set_context(core: &mut Core, dom: DomId, id: VcpuId, context: &VcpuGuestContext) -> Result<(), Errno> {
-    let vcpu = core.domains.get(dom).and_then(|d| d.vcpu(id)).ok_or(Errno::ENOENT)?;
+pub fn set_context(
+    core: &mut Core,
+    dom: DomId,
+    id: VcpuId,
+    context: &VcpuGuestContext,
+) -> Result<(), Errno> {
+    let vcpu = core
+        .domains
+        .get(dom)
+        .and_then(|d| d.vcpu(id))
+        .ok_or(Errno::ENOENT)?;
     if vcpu.initialised {
         return Err(Errno::EEXIST);
     }
     check(context)?;
-    let (kernel, user) = (root(context.ctrlreg[3])?.ok_or(Errno::EINVAL)?, root(context.ctrlreg[1])?);
+    let (kernel, user) = (
+        root(context.ctrlreg[3])?.ok_or(Errno::EINVAL)?,
+        root(context.ctrlreg[1])?,
+    );
 
     update::get_root(core, dom, kernel)?;
     if let Some(user) = user
@@ -239,7 +272,12 @@ pub fn set_context(core: &mut Core, dom: DomId, id: VcpuId, context: &VcpuGuestC
         update::put_root(core, dom, kernel);
         return Err(refused);
     }
-    let gdt = match descriptor::get_gdt(core, dom, &context.gdt_frames[..GDT_PAGES], context.gdt_ents) {
+    let gdt = match descriptor::get_gdt(
+        core,
+        dom,
+        &context.gdt_frames[..GDT_PAGES],
+        context.gdt_ents,
+    ) {
         Ok(gdt) => gdt,
         Err(refused) => {
             update::put_root(core, dom, kernel);
@@ -249,7 +287,11 @@ pub fn set_context(core: &mut Core, dom: DomId, id: VcpuId, context: &VcpuGuestC
             return Err(refused);
         }
     };
-    let vcpu = core.domains.get_mut(dom).and_then(|d| d.vcpu_mut(id)).expect("looked up above");
+    let vcpu = core
+        .domains
+        .get_mut(dom)
+        .and_then(|d| d.vcpu_mut(id))
+        .expect("looked up above");
     vcpu.guest.install(context);
     vcpu.guest.gdt = gdt;
     vcpu.guest.gdt_entries = context.gdt_ents as u32;
@@ -264,7 +306,9 @@ pub fn set_context(core: &mut Core, dom: DomId, id: VcpuId, context: &VcpuGuestC
 /// Drops the descriptor frames that a vCPU's context holds and forgets the context. The
 /// roots are the caller's to put: that may take several steps.
 pub fn release_context(core: &mut Core, dom: DomId, id: VcpuId) {
-    let Some(vcpu) = core.domains.get_mut(dom).and_then(|d| d.vcpu_mut(id)) else { return };
+    let Some(vcpu) = core.domains.get_mut(dom).and_then(|d| d.vcpu_mut(id)) else {
+        return;
+    };
     let gdt = core::mem::replace(&mut vcpu.guest.gdt, [None; GDT_PAGES]);
     let ldt = core::mem::take(&mut vcpu.guest.ldt);
     vcpu.guest.gdt_entries = 0;
@@ -292,10 +336,19 @@ fn check(context: &VcpuGuestContext) -> Result<(), Errno> {
         context.syscall_callback_eip,
         context.kernel_sp,
     ];
-    let bases = [context.fs_base, context.gs_base_kernel, context.gs_base_user];
-    let traps_fine = context.trap_ctxt.iter().all(|trap| is_guest_address(trap.address));
+    let bases = [
+        context.fs_base,
+        context.gs_base_kernel,
+        context.gs_base_user,
+    ];
+    let traps_fine = context
+        .trap_ctxt
+        .iter()
+        .all(|trap| is_guest_address(trap.address));
     let fine = addresses.into_iter().all(is_guest_address)
-        && bases.into_iter().all(|base| GuestVa::new(base).is_canonical())
+        && bases
+            .into_iter()
+            .all(|base| GuestVa::new(base).is_canonical())
         && traps_fine
         && Ldt::is_acceptable(context.ldt_base, context.ldt_ents);
     fine.then_some(()).ok_or(Errno::EINVAL)
@@ -303,7 +356,13 @@ fn check(context: &VcpuGuestContext) -> Result<(), Errno> {
 
 /// Registers as a guest may have them.
 fn registers(asked: &UserRegs) -> UserRegs {
-    let or_flat = |selector: u16, flat: u16| if selector & !3 == 0 { flat } else { selector | 3 };
+    let or_flat = |selector: u16, flat: u16| {
+        if selector & !3 == 0 {
+            flat
+        } else {
+            selector | 3
+        }
+    };
     UserRegs {
         cs: or_flat(asked.cs, FLAT_RING3_CS64),
         ss: or_flat(asked.ss, FLAT_RING3_SS64),

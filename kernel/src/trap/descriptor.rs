@@ -59,15 +59,23 @@ pub struct Ldt {
 impl Ldt {
     /// An LDT of which no frame is held yet; see [`Self::is_acceptable`].
     pub fn new(base: u64, entries: u32) -> Self {
-        Self { base, entries, frames: [None; LDT_PAGES] }
+        Self {
+            base,
+            entries,
+            frames: [None; LDT_PAGES],
+        }
     }
 
     /// Whether a guest may have its LDT there.
     pub fn is_acceptable(base: u64, entries: u64) -> bool {
-        let Some(last) = base.checked_add(entries.saturating_mul(8)) else { return false };
+        let Some(last) = base.checked_add(entries.saturating_mul(8)) else {
+            return false;
+        };
         entries <= 8192
             && (entries == 0
-                || base.is_multiple_of(PAGE_SIZE as u64) && is_guest_address(base) && is_guest_address(last - 1))
+                || base.is_multiple_of(PAGE_SIZE as u64)
+                    && is_guest_address(base)
+                    && is_guest_address(last - 1))
     }
 }
 
@@ -111,7 +119,10 @@ pub fn get_gdt(
     }
     let mut held = [None; GDT_PAGES];
     let pages = entries.div_ceil(PER_PAGE) as usize;
-    for (slot, raw) in held.iter_mut().zip(frames.get(..pages).ok_or(Errno::EINVAL)?) {
+    for (slot, raw) in held
+        .iter_mut()
+        .zip(frames.get(..pages).ok_or(Errno::EINVAL)?)
+    {
         let mfn = Mfn::new(*raw);
         if let Err(error) = core.frames.get_descriptors(mfn, dom, validate_frame) {
             put_gdt(core, &held);
@@ -154,15 +165,26 @@ pub fn set_ldt(core: &mut Core, caller: Caller, base: GuestVa, entries: u64) -> 
 /// Makes a page of the caller's LDT loadable: its frame becomes a frame of descriptors.
 /// False when the guest maps nothing acceptable there.
 pub fn load_ldt_page(core: &mut Core, caller: Caller, page: usize) -> bool {
-    let Some(vcpu) = core.vcpu(caller) else { return false };
+    let Some(vcpu) = core.vcpu(caller) else {
+        return false;
+    };
     let (ldt, root) = (&vcpu.guest.ldt, vcpu.roots.kernel);
     let within = (page as u64) < u64::from(ldt.entries).div_ceil(PER_PAGE);
-    let (Some(root), true, Some(None)) = (root, within, ldt.frames.get(page)) else { return false };
+    let (Some(root), true, Some(None)) = (root, within, ldt.frames.get(page)) else {
+        return false;
+    };
     let va = GuestVa::new(ldt.base.wrapping_add((page * PAGE_SIZE) as u64));
-    let Some(entry) = update::l1_entry_of(&core.frames, root, va) else { return false };
+    let Some(entry) = update::l1_entry_of(&core.frames, root, va) else {
+        return false;
+    };
     let pte = core.frames.mem().read_u64(entry);
     let mfn = Mfn::new(pte >> 12 & 0xff_ffff_ffff);
-    if pte & 1 == 0 || core.frames.get_descriptors(mfn, caller.dom, validate_frame).is_err() {
+    if pte & 1 == 0
+        || core
+            .frames
+            .get_descriptors(mfn, caller.dom, validate_frame)
+            .is_err()
+    {
         return false;
     }
     if let Some(vcpu) = core.vcpu_mut(caller)
@@ -185,7 +207,9 @@ pub fn update(core: &mut Core, caller: Caller, at: Maddr, descriptor: u64) -> Re
     let mfn = at.mfn();
     if core.frames.frame_type(mfn) == FrameType::SegDesc {
         let new = acceptable(descriptor).ok_or(Errno::EINVAL)?;
-        core.frames.get_descriptors(mfn, caller.dom, validate_frame).map_err(refused)?;
+        core.frames
+            .get_descriptors(mfn, caller.dom, validate_frame)
+            .map_err(refused)?;
         core.frames.mem().write_u64(at, new);
         core.frames.put_descriptors(mfn);
     } else {

@@ -43,7 +43,9 @@ pub fn handle(core: &mut Core, caller: Caller, number: u8, error: u32) {
         vector::INVALID_OPCODE if emulate::forced(core, caller) => return stepped(core, caller),
         _ => {}
     }
-    let Some(vcpu) = core.vcpu_mut(caller) else { return };
+    let Some(vcpu) = core.vcpu_mut(caller) else {
+        return;
+    };
     match number {
         vector::NO_DEVICE => vcpu.guest.task_switched = false,
         vector::DEBUG => vcpu.guest.debug[6] = arch::take_debug_status(),
@@ -55,14 +57,19 @@ pub fn handle(core: &mut Core, caller: Caller, number: u8, error: u32) {
 
 /// Lets the guest's handler have an exception.
 pub fn inject(core: &mut Core, caller: Caller, number: u8, error_code: Option<u32>) {
-    let Some(vcpu) = core.vcpu(caller) else { return };
+    let Some(vcpu) = core.vcpu(caller) else {
+        return;
+    };
     let trap = vcpu.guest.traps[usize::from(number)];
     if trap.address == 0 {
         let mut why = heapless::String::<64>::new();
         // Fits: 64 bytes.
         let _ = core::fmt::write(
             &mut why,
-            format_args!("unhandled exception {number}, code {:#x}", error_code.unwrap_or(0)),
+            format_args!(
+                "unhandled exception {number}, code {:#x}",
+                error_code.unwrap_or(0)
+            ),
         );
         return crash(core, caller, &why);
     }
@@ -71,7 +78,9 @@ pub fn inject(core: &mut Core, caller: Caller, number: u8, error_code: Option<u3
 
 /// After an instruction was emulated: the single step that the processor would have reported.
 fn stepped(core: &mut Core, caller: Caller) {
-    let Some(vcpu) = core.vcpu_mut(caller) else { return };
+    let Some(vcpu) = core.vcpu_mut(caller) else {
+        return;
+    };
     if vcpu.regs().rflags & RFLAGS_TF != 0 {
         vcpu.guest.debug[6] |= DR6_SINGLE_STEP;
         inject(core, caller, vector::DEBUG, None);
@@ -80,8 +89,9 @@ fn stepped(core: &mut Core, caller: Caller) {
 
 fn protection(core: &mut Core, caller: Caller, error: u32) {
     // Bit 1: the error code names an IDT entry; bit 0: an interrupt, not an instruction.
-    if error & 3 == 2 && software_interrupt(core, caller, (error >> 3) as u8) {
-        return;
+    if error & 3 == 2 {
+        let number = emulate::software_interrupt(core, caller).unwrap_or((error >> 3) as u8);
+        return software_interrupt(core, caller, number);
     }
     if error == 0 && emulate::privileged(core, caller) {
         return stepped(core, caller);
@@ -90,17 +100,23 @@ fn protection(core: &mut Core, caller: Caller, error: u32) {
 }
 
 /// `INT n`: taken to the guest's handler if it may be called from where it was.
-fn software_interrupt(core: &mut Core, caller: Caller, number: u8) -> bool {
-    let Some(vcpu) = core.vcpu_mut(caller) else { return false };
+fn software_interrupt(core: &mut Core, caller: Caller, number: u8) {
+    let Some(vcpu) = core.vcpu_mut(caller) else {
+        return;
+    };
     let trap = vcpu.guest.traps[usize::from(number)];
     let allowed = vcpu.guest.mode == Mode::Kernel || trap.flags & 3 == 3;
     if trap.address == 0 || !allowed {
-        return false;
+        return inject(
+            core,
+            caller,
+            vector::PROTECTION,
+            Some(u32::from(number) << 3 | 2),
+        );
     }
     let regs = vcpu.regs_mut();
     regs.rip = regs.rip.wrapping_add(2);
     bounce::enter_kernel(core, caller, Entry::trap(&trap, None));
-    true
 }
 
 fn page_fault(core: &mut Core, caller: Caller, error: u32, address: u64) {
@@ -109,19 +125,27 @@ fn page_fault(core: &mut Core, caller: Caller, error: u32, address: u64) {
     {
         return;
     }
-    let Some(vcpu) = core.vcpu(caller) else { return };
+    let Some(vcpu) = core.vcpu(caller) else {
+        return;
+    };
     let mode = vcpu.guest.mode;
     if error & (FAULT_PRESENT | FAULT_RESERVED) == FAULT_PRESENT {
         if is_stale(core, caller, error, address) {
             return;
         }
-        if error & FAULT_WRITE != 0 && mode == Mode::Kernel && emulate::page_table_write(core, caller, address)
+        if error & FAULT_WRITE != 0
+            && mode == Mode::Kernel
+            && emulate::page_table_write(core, caller, address)
         {
             return stepped(core, caller);
         }
     }
     bounce::store_fault_address(core, caller, address);
-    let code = if mode == Mode::Kernel { error & !FAULT_USER } else { error };
+    let code = if mode == Mode::Kernel {
+        error & !FAULT_USER
+    } else {
+        error
+    };
     inject(core, caller, vector::PAGE, Some(code));
 }
 
@@ -134,14 +158,20 @@ fn is_stale(core: &mut Core, caller: Caller, error: u32, address: u64) -> bool {
         (_, true) => Access::Write,
         _ => Access::Read,
     };
-    let Some(vcpu) = core.vcpu(caller) else { return false };
+    let Some(vcpu) = core.vcpu(caller) else {
+        return false;
+    };
     let root = match vcpu.guest.mode {
         Mode::Kernel => vcpu.roots.kernel,
         Mode::User => vcpu.roots.user,
     };
     let Some(root) = root else { return false };
-    let allowed = GuestSpace::new(&core.frames, root).translate(GuestVa::new(address), access).is_ok();
-    let Some(vcpu) = core.vcpu_mut(caller) else { return false };
+    let allowed = GuestSpace::new(&core.frames, root)
+        .translate(GuestVa::new(address), access)
+        .is_ok();
+    let Some(vcpu) = core.vcpu_mut(caller) else {
+        return false;
+    };
     let here = (vcpu.regs().rip, address & !(PAGE_SIZE as u64 - 1));
     let again = vcpu.guest.last_spurious == here;
     vcpu.guest.last_spurious = if allowed && !again { here } else { (0, 0) };
@@ -153,7 +183,9 @@ fn is_stale(core: &mut Core, caller: Caller, error: u32, address: u64) -> bool {
 
 /// SYSCALL from the guest's user mode: its system call.
 pub fn system_call(core: &mut Core, caller: Caller) {
-    let Some(vcpu) = core.vcpu_mut(caller) else { return };
+    let Some(vcpu) = core.vcpu_mut(caller) else {
+        return;
+    };
     let callback = vcpu.guest.syscall;
     if callback.address == 0 {
         return invalid_syscall(core, caller);
@@ -163,7 +195,9 @@ pub fn system_call(core: &mut Core, caller: Caller) {
 
 /// SYSCALL where the guest offers none: #UD on the instruction.
 pub fn invalid_syscall(core: &mut Core, caller: Caller) {
-    let Some(vcpu) = core.vcpu_mut(caller) else { return };
+    let Some(vcpu) = core.vcpu_mut(caller) else {
+        return;
+    };
     let regs = vcpu.regs_mut();
     regs.rip = regs.rip.wrapping_sub(2);
     inject(core, caller, vector::INVALID_OPCODE, None);
@@ -172,8 +206,13 @@ pub fn invalid_syscall(core: &mut Core, caller: Caller) {
 /// The state of the vCPU can not be loaded (a selector, or what IRET refuses): the guest's
 /// failsafe callback gets it.
 pub fn failsafe(core: &mut Core, caller: Caller) {
-    let Some(vcpu) = core.vcpu_mut(caller) else { return };
-    let entry = Entry { with_selectors: true, ..Entry::callback(vcpu.guest.failsafe) };
+    let Some(vcpu) = core.vcpu_mut(caller) else {
+        return;
+    };
+    let entry = Entry {
+        with_selectors: true,
+        ..Entry::callback(vcpu.guest.failsafe)
+    };
     bounce::enter_kernel(core, caller, entry);
     if let Some(vcpu) = core.vcpu_mut(caller) {
         let regs = vcpu.regs_mut();

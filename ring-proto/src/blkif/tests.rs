@@ -95,6 +95,11 @@ fn refuses_no_segments_too_many_and_segments_outside_their_page() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: if cfg!(miri) { 3 } else { 256 },
+        ..ProptestConfig::default()
+    })]
+
     #[test]
     fn no_bytes_at_all_make_the_parser_panic_or_leave_a_page(bytes: [[u8; 16]; 7]) {
         let raw = RawRequest::read_from_bytes(bytes.as_flattened()).unwrap();

@@ -75,12 +75,22 @@ fn io_write(register: u32, value: u32) {
 /// Errors: what is missing.
 pub fn init() -> Result<(), &'static str> {
     // Vectors where a late interrupt of the PIC harms nobody, then all masked.
-    let words = [(0x20, 0x11), (0xa0, 0x11), (0x21, 0xe0), (0xa1, 0xe8), (0x21, 4), (0xa1, 2), (0x21, 1), (0xa1, 1)];
+    let words = [
+        (0x20, 0x11),
+        (0xa0, 0x11),
+        (0x21, 0xe0),
+        (0xa1, 0xe8),
+        (0x21, 4),
+        (0xa1, 2),
+        (0x21, 1),
+        (0xa1, 1),
+    ];
     for (port, value) in words.into_iter().chain([(0x21, 0xff), (0xa1, 0xff)]) {
         // SAFETY: initialisation words of the two PICs.
         unsafe { outb(port, value) };
     }
-    let local = DeviceWindow::map(Maddr::new(LOCAL_AT), 0x1000).ok_or("window for the local APIC")?;
+    let local =
+        DeviceWindow::map(Maddr::new(LOCAL_AT), 0x1000).ok_or("window for the local APIC")?;
     LOCAL.call_once(|| local);
     // SAFETY: enables the local APIC at the address that was mapped, without x2APIC.
     unsafe { Msr::new(APIC_BASE).write(LOCAL_AT | 1 << 11 | 1 << 8) };
@@ -122,13 +132,21 @@ pub fn set_deadline(deadline: Option<Ns>) {
     }
     let left = wanted.saturating_sub(clock::now().get());
     if HAS_DEADLINE.load(Ordering::Relaxed) {
-        let cycles = if wanted == 0 { 0 } else { clock::tsc() + cycles_of(left) };
+        let cycles = if wanted == 0 {
+            0
+        } else {
+            clock::tsc() + cycles_of(left)
+        };
         // SAFETY: arms the timer of the local APIC; the stores before it need no order.
         unsafe { Msr::new(TSC_DEADLINE).write(cycles) };
         return;
     }
     let ticks = (left as u128 * TIMER_HZ.load(Ordering::Relaxed) as u128).div_ceil(1_000_000_000);
-    let count = if wanted == 0 { 0 } else { ticks.clamp(1, u32::MAX.into()) as u32 };
+    let count = if wanted == 0 {
+        0
+    } else {
+        ticks.clamp(1, u32::MAX.into()) as u32
+    };
     local_write(REG_INITIAL, count);
 }
 
@@ -139,7 +157,11 @@ fn cycles_of(ns: u64) -> u64 {
     let cycles = (ns as u128 * clock::tsc_khz() as u128).div_ceil(1_000_000) as u64;
     let (mul, shift) = clock::time_scale();
     // Rounding down on the way back must not make the interrupt early.
-    if scale(cycles, mul, shift) < ns { cycles + 2 } else { cycles }
+    if scale(cycles, mul, shift) < ns {
+        cycles + 2
+    } else {
+        cycles
+    }
 }
 
 /// Acknowledges the interrupt in service.
@@ -159,7 +181,10 @@ pub fn ioapic_set(gsi: u32, vector: u8, level: bool, low_active: bool, masked: b
         | u32::from(level) << 15
         | if masked { MASKED } else { 0 };
     io_write(IO_REDIRECTION + 2 * gsi, MASKED);
-    io_write(IO_REDIRECTION + 2 * gsi + 1, local_read(REG_ID) & 0xff00_0000);
+    io_write(
+        IO_REDIRECTION + 2 * gsi + 1,
+        local_read(REG_ID) & 0xff00_0000,
+    );
     io_write(IO_REDIRECTION + 2 * gsi, bits);
 }
 

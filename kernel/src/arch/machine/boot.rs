@@ -136,7 +136,10 @@ boot_gdt_pointer:
 
 /// Reads words that the loader left, through the first tables' map of low memory.
 fn read_u64(at: u64) -> u64 {
-    assert!(at < EARLY_LIMIT - 8, "the loader's structures lie below 4 GiB");
+    assert!(
+        at < EARLY_LIMIT - 8,
+        "the loader's structures lie below 4 GiB"
+    );
     // SAFETY: the first page tables map everything below 4 GiB here, and nothing else runs.
     unsafe { ((PHYSMAP + at) as *const u64).read_unaligned() }
 }
@@ -173,7 +176,8 @@ pub fn handover(at: u64) -> Result<Handover, &'static str> {
         let end = start.saturating_add(bytes).min(PHYSMAP_LIMIT) & !0xfff;
         let start = start.max(LOW).next_multiple_of(4096);
         if kind == TYPE_RAM && start < end {
-            ram.push(start..end).map_err(|_| "too many ranges of memory")?;
+            ram.push(start..end)
+                .map_err(|_| "too many ranges of memory")?;
         }
     }
     ram.sort_unstable_by_key(|range| range.start);
@@ -195,21 +199,37 @@ impl Carver {
         let mut best = 0..0;
         for range in &handover.ram {
             let mut edges = Vec::<u64, 6>::new();
-            for edge in [range.start, range.end, image.start, image.end, archive.start & !0xfff, archive.end] {
+            for edge in [
+                range.start,
+                range.end,
+                image.start,
+                image.end,
+                archive.start & !0xfff,
+                archive.end,
+            ] {
                 // Six fit.
-                let _ = edges.push(edge.clamp(range.start, range.end).next_multiple_of(4096).min(EARLY_LIMIT));
+                let _ = edges.push(
+                    edge.clamp(range.start, range.end)
+                        .next_multiple_of(4096)
+                        .min(EARLY_LIMIT),
+                );
             }
             edges.sort_unstable();
             for pair in edges.windows(2) {
                 let candidate = pair[0]..pair[1];
-                let touches = |other: &Range<u64>| candidate.start < other.end && other.start < candidate.end;
+                let touches =
+                    |other: &Range<u64>| candidate.start < other.end && other.start < candidate.end;
                 let is_larger = candidate.end - candidate.start > best.end - best.start;
                 if is_larger && !touches(&image) && !touches(&archive) {
                     best = candidate;
                 }
             }
         }
-        (!best.is_empty()).then_some(Self { next: best.start, start: best.start, end: best.end })
+        (!best.is_empty()).then_some(Self {
+            next: best.start,
+            start: best.start,
+            end: best.end,
+        })
     }
 
     /// Takes zeroed bytes, aligned.

@@ -39,7 +39,11 @@ pub fn now() -> Ns {
 /// System time at a value of the TSC; 0 for one from before boot.
 pub fn ns_at(tsc: u64) -> Ns {
     let (mul, shift) = time_scale();
-    Ns::new(scale(tsc.saturating_sub(BOOT_TSC.load(Ordering::Relaxed)), mul, shift))
+    Ns::new(scale(
+        tsc.saturating_sub(BOOT_TSC.load(Ordering::Relaxed)),
+        mul,
+        shift,
+    ))
 }
 
 pub fn tsc_khz() -> u64 {
@@ -97,7 +101,8 @@ pub fn init(other: impl Fn() -> u64) -> u64 {
             break (ticks.max(1), at, beside);
         }
     };
-    let khz = ((end - start) as u128 * PIT_HZ as u128 / ticks as u128 / 1000).clamp(1000, 1 << 32) as u64;
+    let khz =
+        ((end - start) as u128 * PIT_HZ as u128 / ticks as u128 / 1000).clamp(1000, 1 << 32) as u64;
     let (mul, shift) = scale_of(khz);
     KHZ.store(khz, Ordering::Relaxed);
     MUL.store(mul, Ordering::Relaxed);
@@ -129,19 +134,32 @@ fn read_rtc() -> u64 {
     }
     let mode = cmos(0x0b);
     let is_binary = mode & 4 != 0;
-    let decode = |raw: u8| if is_binary { raw.into() } else { u64::from(raw >> 4) * 10 + u64::from(raw & 15) };
+    let decode = |raw: u8| {
+        if is_binary {
+            raw.into()
+        } else {
+            u64::from(raw >> 4) * 10 + u64::from(raw & 15)
+        }
+    };
     let [second, minute, raw_hour, day, month, year] = last;
     let mut hour = decode(raw_hour & 0x7f);
     if mode & 2 == 0 {
         hour = hour % 12 + if raw_hour & 0x80 != 0 { 12 } else { 0 };
     }
-    seconds_of(2000 + decode(year), decode(month), decode(day)) + hour * 3600 + decode(minute) * 60 + decode(second)
+    seconds_of(2000 + decode(year), decode(month), decode(day))
+        + hour * 3600
+        + decode(minute) * 60
+        + decode(second)
 }
 
 /// Seconds from 1970 to the start of a day of the Gregorian calendar.
 fn seconds_of(year: u64, month: u64, day: u64) -> u64 {
     // Years that begin in March, so that the leap day is the last.
-    let (y, m) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
+    let (y, m) = if month <= 2 {
+        (year - 1, month + 9)
+    } else {
+        (year, month - 3)
+    };
     let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day.saturating_sub(1);
     // 719468 days from 1 March of year 0 to 1970.
     days.saturating_sub(719_468) * 86_400

@@ -92,9 +92,16 @@ impl Builder<'_> {
         for level in 0..depth {
             let at = table + (va >> (39 - 9 * level) & 511) * 8;
             if read(at) & PRESENT == 0 {
-                let new = self.carver.take(PAGE, PAGE).expect("memory for the core's page tables");
+                let new = self
+                    .carver
+                    .take(PAGE, PAGE)
+                    .expect("memory for the core's page tables");
                 // Rights are the leaves' business, but user pages need the bit on the way.
-                let user = if va < M2P_START + (1 << 39) && va >= M2P_START { USER } else { 0 };
+                let user = if (M2P_START..M2P_START + (1 << 39)).contains(&va) {
+                    USER
+                } else {
+                    0
+                };
                 write(at, new | PRESENT | WRITABLE | user);
             }
             table = read(at) & ADDRESS;
@@ -114,7 +121,10 @@ impl Builder<'_> {
 
     /// The image with the rights of its sections; unused pages below stacks stay absent.
     fn image(&mut self, guards: &[u64]) {
-        let (text, rodata) = ((&raw const __text_end) as u64, (&raw const __rodata_end) as u64);
+        let (text, rodata) = (
+            (&raw const __text_end) as u64,
+            (&raw const __rodata_end) as u64,
+        );
         let mut va = CORE_BASE;
         while va < (&raw const __core_end) as u64 {
             let flags = match va {
@@ -156,7 +166,13 @@ pub struct Built {
 
 /// Builds the core's tables and loads them. `m2p` is 2 MiB-aligned; `guards` are pages of the image
 /// to leave out.
-pub fn build(carver: &mut Carver, ram: &[Range<u64>], m2p: Range<u64>, guards: &[u64], physical_bits: u32) -> Built {
+pub fn build(
+    carver: &mut Carver,
+    ram: &[Range<u64>],
+    m2p: Range<u64>,
+    guards: &[u64],
+    physical_bits: u32,
+) -> Built {
     let root = carver.take(PAGE, PAGE).expect("memory for the core's root");
     let mut builder = Builder { carver, root };
     // Every slot gets its table now, for roots copy the entries.
@@ -177,7 +193,9 @@ pub fn build(carver: &mut Carver, ram: &[Range<u64>], m2p: Range<u64>, guards: &
     PHYSICAL_LIMIT.store(1 << physical_bits, Ordering::Relaxed);
     IDLE_ROOT.store(root, Ordering::Relaxed);
     load(root);
-    Built { slots: core::array::from_fn(|n| read(root + (256 + n as u64) * 8)) }
+    Built {
+        slots: core::array::from_fn(|n| read(root + (256 + n as u64) * 8)),
+    }
 }
 
 /// Where the leaf entry of an address of the windows is.
@@ -191,7 +209,10 @@ fn leaf(va: u64) -> u64 {
 
 /// Sets one page of the descriptor windows.
 pub fn set_window(va: u64, entry: u64) {
-    assert!((WINDOWS..WINDOWS + LARGE).contains(&va), "within the windows");
+    assert!(
+        (WINDOWS..WINDOWS + LARGE).contains(&va),
+        "within the windows"
+    );
     write(leaf(va), entry);
     flush_page(va);
 }
@@ -200,7 +221,10 @@ pub fn set_window(va: u64, entry: u64) {
 /// addresses, or the window is full.
 pub fn map_device(at: Maddr, bytes: usize) -> Option<*mut u8> {
     let first = at.get() & !(PAGE - 1);
-    let end = at.get().checked_add(bytes as u64)?.checked_next_multiple_of(PAGE)?;
+    let end = at
+        .get()
+        .checked_add(bytes as u64)?
+        .checked_next_multiple_of(PAGE)?;
     if bytes == 0 || end > PHYSICAL_LIMIT.load(Ordering::Relaxed) {
         return None;
     }
@@ -212,7 +236,10 @@ pub fn map_device(at: Maddr, bytes: usize) -> Option<*mut u8> {
     DEVICES_TAKEN.store(next, Ordering::Relaxed);
     let base = DEVICES + taken;
     for offset in (0..end - first).step_by(PAGE as usize) {
-        write(leaf(base + offset), first + offset | PRESENT | WRITABLE | NO_EXECUTE | UNCACHED | GLOBAL);
+        write(
+            leaf(base + offset),
+            (first + offset) | PRESENT | WRITABLE | NO_EXECUTE | UNCACHED | GLOBAL,
+        );
     }
     Some((base + (at.get() - first)) as *mut u8)
 }

@@ -12,7 +12,10 @@
 //!
 //! Linear page tables are refused: an entry of an L(n) table needs an L(n-1), and a frame has one type.
 
-use super::{Account, Flags, FrameError, FrameTable, NIL, ORPHANS, Owner};
+use super::{
+    Flags, FrameError, FrameTable, NIL, Owner,
+    owned::{Account, ORPHANS},
+};
 use crate::memory::validate::{self, ENTRIES, Level, Pte, Rule};
 use bulkhead_abi::{DomId, Mfn};
 

@@ -686,7 +686,7 @@ fn tables_grow_to_their_limit_and_are_listed() {
             super::super::frame::Owner::Domain(m.b.dom),
             "so that it can be mapped"
         );
-        assert_eq!(m.core.frames.kind(mfn).0, FrameType::Writable);
+        assert_eq!(m.core.frames.frame_type(mfn), FrameType::Writable);
     }
     assert_eq!(ask(&mut m, me, 65, list), GNTST_GENERAL_ERROR);
     assert_eq!(ask(&mut m, me, u32::MAX, list), GNTST_GENERAL_ERROR);

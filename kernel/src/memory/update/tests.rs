@@ -16,19 +16,43 @@ const DEVICE: Mfn = Mfn::new(0x1000);
 const CORE_SLOTS: [u64; 16] = [0xc0e; 16];
 
 fn walk<R>(budget: &mut Budget, f: impl FnOnce(&mut Walk) -> R) -> R {
-    f(&mut Walk { budget, io: &|mfn| mfn == DEVICE })
+    f(&mut Walk {
+        budget,
+        io: &|mfn| mfn == DEVICE,
+    })
 }
 
 /// What happens to the domain. Frames are named by position among the candidates.
 #[derive(Clone, Debug)]
 enum Op {
-    Write { table: usize, index: u16, target: usize, bits: u64 },
-    Map { root: usize, va: u64, target: usize, bits: u64 },
-    Pin { frame: usize, level: usize },
-    Unpin { frame: usize },
-    NewRoot { frame: usize },
-    DropRoot { root: usize },
-    Decrease { frame: usize },
+    Write {
+        table: usize,
+        index: u16,
+        target: usize,
+        bits: u64,
+    },
+    Map {
+        root: usize,
+        va: u64,
+        target: usize,
+        bits: u64,
+    },
+    Pin {
+        frame: usize,
+        level: usize,
+    },
+    Unpin {
+        frame: usize,
+    },
+    NewRoot {
+        frame: usize,
+    },
+    DropRoot {
+        root: usize,
+    },
+    Decrease {
+        frame: usize,
+    },
     Populate,
 }
 
@@ -49,14 +73,22 @@ fn bits() -> impl Strategy<Value = u64> {
     ]
 }
 
+/// Any candidate, or one that the first tree makes a table of or maps.
+fn frame(planted: std::ops::Range<usize>, all: usize) -> impl Strategy<Value = usize> {
+    prop_oneof![3 => planted, 1 => 0..all]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let index = prop::sample::select(&INDICES[..]);
+    let target = || frame(1..9, 28);
     prop_oneof![
-        10 => (0usize..24, index, 0usize..28, bits()).prop_map(|(table, index, target, bits)| Op::Write { table, index, target, bits }),
-        4 => (0usize..4, 0u64..8, 0usize..28, bits()).prop_map(|(root, va, target, bits)| Op::Map { root, va, target, bits }),
+        10 => (frame(0..5, 28), index, target(), bits())
+            .prop_map(|(table, index, target, bits)| Op::Write { table, index, target, bits }),
+        8 => (0usize..2, 0u64..6, target(), bits())
+            .prop_map(|(root, va, target, bits)| Op::Map { root, va, target, bits }),
         4 => (0usize..24, 0usize..4).prop_map(|(frame, level)| Op::Pin { frame, level }),
         2 => (0usize..24).prop_map(|frame| Op::Unpin { frame }),
-        2 => (0usize..24).prop_map(|frame| Op::NewRoot { frame }),
+        2 => frame(0..1, 24).prop_map(|frame| Op::NewRoot { frame }),
         1 => (0usize..4).prop_map(|root| Op::DropRoot { root }),
         1 => (0usize..24).prop_map(|frame| Op::Decrease { frame }),
         1 => Just(Op::Populate),
@@ -80,13 +112,23 @@ impl World {
     fn new(budget: u32, patience: u32) -> Self {
         let mut frames = fake::table(FRAMES);
         frames.set_core_slots(CORE_SLOTS);
-        let mut candidates: Vec<Mfn> = (0..24).map(|_| frames.alloc_domain(DOM, 0).unwrap()).collect();
+        let mut candidates: Vec<Mfn> = (0..24)
+            .map(|_| frames.alloc_domain(DOM, 0).unwrap())
+            .collect();
         let allocated = candidates.iter().map(|mfn| mfn.get()).collect();
         candidates.push(frames.alloc_domain(OTHER, 0).unwrap());
         candidates.push(frames.alloc_core(1).unwrap());
         candidates.push(DEVICE);
         candidates.push(Mfn::new(0xf_ffff_ffff));
-        let mut world = Self { frames, candidates, allocated, pins: BTreeMap::new(), roots: vec![], budget, patience };
+        let mut world = Self {
+            frames,
+            candidates,
+            allocated,
+            pins: BTreeMap::new(),
+            roots: vec![],
+            budget,
+            patience,
+        };
         world.plant();
         world
     }
@@ -95,10 +137,21 @@ impl World {
     fn plant(&mut self) {
         let c = self.candidates.clone();
         let rw = Pte::PRESENT | Pte::USER | Pte::RW;
-        let links = [(0, 0, 1), (1, 0, 2), (2, 0, 3), (2, 1, 4), (3, 0, 5), (3, 1, 6), (3, 2, 7), (4, 511, 8)];
+        let links = [
+            (0, 0, 1),
+            (1, 0, 2),
+            (2, 0, 3),
+            (2, 1, 4),
+            (3, 0, 5),
+            (3, 1, 6),
+            (3, 2, 7),
+            (4, 511, 8),
+        ];
         for (table, index, target) in links {
             let at = validate::entry_at(c[table], index);
-            self.frames.mem().write_u64(at, c[target].maddr().get() | rw);
+            self.frames
+                .mem()
+                .write_u64(at, c[target].maddr().get() | rw);
         }
         self.apply(&Op::NewRoot { frame: 0 });
     }
@@ -122,21 +175,45 @@ impl World {
     }
 
     fn write(&mut self, at: Maddr, target: usize, bits: u64) -> bool {
-        let entry = self.candidates[target % self.candidates.len()].maddr().get() | bits;
+        let entry = self.candidates[target % self.candidates.len()]
+            .maddr()
+            .get()
+            | bits;
         let owners = Owners::only(DOM);
-        matches!(self.insist(|frames, w| write_entry(frames, owners, at, |_| entry, w)), Some(Ok(_)))
+        matches!(
+            self.insist(|frames, w| write_entry(frames, owners, at, |_| entry, w)),
+            Some(Ok(_))
+        )
     }
 
     /// Whether the operation changed anything.
     fn apply(&mut self, op: &Op) -> bool {
         match *op {
-            Op::Write { table, index, target, bits } => {
-                self.write(validate::entry_at(self.candidates[table], index), target, bits)
-            }
-            Op::Map { root, va, target, bits } => {
-                let va = GuestVa::new(va << 12 | (va & 1) << 21);
-                let Some(&l4) = self.roots.get(root) else { return false };
-                let Some(at) = l1_entry_of(&self.frames, l4, va) else { return false };
+            Op::Write {
+                table,
+                index,
+                target,
+                bits,
+            } => self.write(
+                validate::entry_at(self.candidates[table], index),
+                target,
+                bits,
+            ),
+            Op::Map {
+                root,
+                va,
+                target,
+                bits,
+            } => {
+                // Pages 0 to 2 of the first L1; the last and two more of the second.
+                let va =
+                    GuestVa::new([0, 0x1000, 0x2000, 0x3f_f000, 0x20_0000, 0x20_1000][va as usize]);
+                let Some(&l4) = self.roots.get(root) else {
+                    return false;
+                };
+                let Some(at) = l1_entry_of(&self.frames, l4, va) else {
+                    return false;
+                };
                 self.write(at, target, bits)
             }
             Op::Pin { frame, level } => {
@@ -155,7 +232,8 @@ impl World {
             }
             Op::NewRoot { frame } => {
                 let mfn = self.candidates[frame];
-                let done = self.insist(|frames, w| frames.get_table(mfn, DOM, Level::L4, w)) == Some(Ok(()));
+                let done = self.insist(|frames, w| frames.get_table(mfn, DOM, Level::L4, w))
+                    == Some(Ok(()));
                 if done {
                     self.roots.push(mfn);
                 }
@@ -176,10 +254,14 @@ impl World {
                 done
             }
             Op::Populate => {
-                let Some(gone) = (0..24).find(|&i| !self.allocated.contains(&self.candidates[i].get())) else {
+                let Some(gone) =
+                    (0..24).find(|&i| !self.allocated.contains(&self.candidates[i].get()))
+                else {
                     return false;
                 };
-                let Some(mfn) = self.frames.alloc_domain(DOM, 0) else { return false };
+                let Some(mfn) = self.frames.alloc_domain(DOM, 0) else {
+                    return false;
+                };
                 self.candidates[gone] = mfn;
                 assert!(self.allocated.insert(mfn.get()), "handed out twice");
                 true
@@ -215,11 +297,24 @@ impl World {
         expected
     }
 
-    fn scan(&self, table: Mfn, level: Level, expected: &mut BTreeMap<u64, Expected>, queue: &mut Vec<(u64, Level)>) {
+    fn scan(
+        &self,
+        table: Mfn,
+        level: Level,
+        expected: &mut BTreeMap<u64, Expected>,
+        queue: &mut Vec<(u64, Level)>,
+    ) {
         for index in 0..512 {
-            let raw = self.frames.mem().read_u64(Maddr::new((table.get() << 12) + 8 * index));
+            let raw = self
+                .frames
+                .mem()
+                .read_u64(Maddr::new((table.get() << 12) + 8 * index));
             if level == Level::L4 && (256..272).contains(&index) {
-                assert_eq!(raw, CORE_SLOTS[index as usize - 256], "a guest has changed a core slot");
+                assert_eq!(
+                    raw,
+                    CORE_SLOTS[index as usize - 256],
+                    "a guest has changed a core slot"
+                );
                 continue;
             }
             if raw & 1 == 0 {
@@ -246,15 +341,25 @@ impl World {
     fn check(&self) {
         let expected = self.recount();
         let known: BTreeSet<u64> = (0..FRAMES as u64).collect();
-        assert!(expected.keys().all(|mfn| known.contains(mfn)), "something maps no memory");
+        assert!(
+            expected.keys().all(|mfn| known.contains(mfn)),
+            "something maps no memory"
+        );
         for mfn in known {
             let frame = expected.get(&mfn).copied().unwrap_or_default();
             let (refs, types, kind) = self.frames.counts(Mfn::new(mfn));
             match self.frames.owner(Mfn::new(mfn)) {
                 Owner::Domain(DOM) => {
-                    assert!(frame.as_table == 0 || frame.writers == 0, "{mfn:#x} is a table and writable");
+                    assert!(
+                        frame.as_table == 0 || frame.writers == 0,
+                        "{mfn:#x} is a table and writable"
+                    );
                     assert_eq!(refs, frame.refs, "references of {mfn:#x}");
-                    assert_eq!(types, frame.as_table + frame.writers, "type references of {mfn:#x}");
+                    assert_eq!(
+                        types,
+                        frame.as_table + frame.writers,
+                        "type references of {mfn:#x}"
+                    );
                     if let Some(level) = frame.level {
                         assert_eq!(kind, level.frame_type(), "type of {mfn:#x}");
                     } else if types > 0 {
@@ -267,7 +372,10 @@ impl World {
     }
 
     fn counts(&self) -> Vec<(u32, u32)> {
-        (0..FRAMES as u64).map(|n| self.frames.counts(Mfn::new(n))).map(|(refs, types, _)| (refs, types)).collect()
+        (0..FRAMES as u64)
+            .map(|n| self.frames.counts(Mfn::new(n)))
+            .map(|(refs, types, _)| (refs, types))
+            .collect()
     }
 }
 
@@ -280,7 +388,12 @@ struct Expected {
 }
 
 fn cases(n: u32) -> ProptestConfig {
-    ProptestConfig { cases: if cfg!(miri) { 1 } else { n }, failure_persistence: None, ..Default::default() }
+    ProptestConfig {
+        cases: if cfg!(miri) { 1 } else { n },
+        failure_persistence: None,
+        max_shrink_iters: 300,
+        ..Default::default()
+    }
 }
 
 proptest! {
@@ -326,11 +439,12 @@ proptest! {
     }
 }
 
+/// A map of the other domain's page in the middle of the first L1.
 fn granted(world: &mut World) -> (Maddr, Mfn) {
     let frame = world.candidates[24];
     // What the grant table holds for the map itself.
     world.frames.get_writable(frame, OTHER).unwrap();
-    let at = validate::entry_at(world.candidates[3], 5);
+    let at = validate::entry_at(world.candidates[3], 250);
     map_granted(&mut world.frames, DOM, at, frame, true, 0).unwrap();
     (at, frame)
 }
@@ -356,7 +470,9 @@ fn the_mapper_may_clear_a_granted_entry_but_not_copy_it_nor_make_it_writable_aga
     let elsewhere = validate::entry_at(world.candidates[3], 6);
     let mut set = |at, value| {
         let mut budget = Budget::default();
-        walk(&mut budget, |w| write_entry(&mut world.frames, Owners::only(DOM), at, |_| value, w))
+        walk(&mut budget, |w| {
+            write_entry(&mut world.frames, Owners::only(DOM), at, |_| value, w)
+        })
     };
     assert!(set(elsewhere, entry).is_err());
     assert!(set(at, entry & !Pte::RW).is_ok());
@@ -382,12 +498,37 @@ fn an_unmap_never_writes_into_what_is_no_longer_a_table() {
 }
 
 #[test]
+fn an_unmap_and_the_taking_apart_of_the_table_drop_the_entrys_references_once() {
+    for steps in (1000..2700).step_by(if cfg!(miri) { 700 } else { 100 }) {
+        let mut world = World::new(9999, 9);
+        let (at, frame) = granted(&mut world);
+        world.apply(&Op::DropRoot { root: 0 });
+        world.frames.drain(DOM, &mut Budget::new(steps));
+        let _ = grant_unmap(&mut world.frames, DOM, at, frame);
+        assert_eq!(
+            world.frames.counts(frame),
+            (2, 1, FrameType::Writable),
+            "after {steps} steps"
+        );
+        world.drain();
+        assert_eq!(
+            world.frames.counts(frame),
+            (2, 1, FrameType::Writable),
+            "after {steps} steps"
+        );
+    }
+}
+
+#[test]
 fn a_grant_goes_only_into_a_live_l1_of_the_mapper() {
     let mut world = World::new(9999, 9);
     let frame = world.candidates[24];
     for table in [2, 5, 24, 25, 26, 27] {
         let at = validate::entry_at(world.candidates[table], 5);
-        assert!(map_granted(&mut world.frames, DOM, at, frame, false, 0).is_err(), "candidate {table}");
+        assert!(
+            map_granted(&mut world.frames, DOM, at, frame, false, 0).is_err(),
+            "candidate {table}"
+        );
     }
     assert_eq!(world.frames.counts(frame).0, 1);
 }
@@ -396,7 +537,9 @@ fn a_grant_goes_only_into_a_live_l1_of_the_mapper() {
 fn a_granted_page_outlives_its_owner_until_it_is_unmapped() {
     let mut world = World::new(9999, 9);
     let (at, frame) = granted(&mut world);
-    while teardown::relinquish_frames(&mut world.frames, OTHER, &mut Budget::new(3)) == Progress::More {}
+    while teardown::relinquish_frames(&mut world.frames, OTHER, &mut Budget::new(3))
+        == Progress::More
+    {}
     assert_eq!(world.frames.owner(frame), Owner::Orphan);
     assert!(world.frames.get_page(frame, OTHER).is_err());
     let _ = grant_unmap(&mut world.frames, DOM, at, frame);
@@ -408,11 +551,20 @@ fn a_granted_page_outlives_its_owner_until_it_is_unmapped() {
 fn preserving_accessed_and_dirty_bits_keeps_what_the_processor_set() {
     let mut world = World::new(9999, 9);
     let at = validate::entry_at(world.candidates[3], 0);
-    let old = world.frames.mem().fetch_or_u64(at, Pte::DIRTY | Pte::ACCESSED);
+    let old = world
+        .frames
+        .mem()
+        .fetch_or_u64(at, Pte::DIRTY | Pte::ACCESSED);
     let mut budget = Budget::default();
     let keep = Pte::ACCESSED | Pte::DIRTY;
     let result = walk(&mut budget, |w| {
-        write_entry(&mut world.frames, Owners::only(DOM), at, |now| (old & !Pte::RW) | now & keep, w)
+        write_entry(
+            &mut world.frames,
+            Owners::only(DOM),
+            at,
+            |now| (old & !Pte::RW) | now & keep,
+            w,
+        )
     });
     assert_eq!(result, Ok(old | keep));
     assert_eq!(world.frames.mem().read_u64(at), (old & !Pte::RW) | keep);
@@ -422,11 +574,22 @@ fn preserving_accessed_and_dirty_bits_keeps_what_the_processor_set() {
 #[test]
 fn dom0_maps_a_page_of_another_domain_only_by_its_name() {
     let mut world = World::new(9999, 9);
-    let (at, frame) = (validate::entry_at(world.candidates[3], 9), world.candidates[24]);
+    let (at, frame) = (
+        validate::entry_at(world.candidates[3], 9),
+        world.candidates[24],
+    );
     let value = frame.maddr().get() | Pte::PRESENT | Pte::RW;
     let mut set = |pages| {
         let mut budget = Budget::default();
-        walk(&mut budget, |w| write_entry(&mut world.frames, Owners { tables: DOM, pages }, at, |_| value, w))
+        walk(&mut budget, |w| {
+            write_entry(
+                &mut world.frames,
+                Owners { tables: DOM, pages },
+                at,
+                |_| value,
+                w,
+            )
+        })
     };
     assert!(set(DOM).is_err());
     assert!(set(OTHER).is_ok());
@@ -438,7 +601,17 @@ fn an_address_without_an_l1_has_no_entry() {
     let world = World::new(9999, 9);
     let l4 = world.candidates[0];
     assert!(l1_entry_of(&world.frames, l4, GuestVa::new(0x1000)).is_some());
-    for va in [1 << 22, 1 << 30, 1 << 39, 0xffff_8000_0000_0000, 0x8000_0000_0000] {
-        assert_eq!(l1_entry_of(&world.frames, l4, GuestVa::new(va)), None, "{va:#x}");
+    for va in [
+        1 << 22,
+        1 << 30,
+        1 << 39,
+        0xffff_8000_0000_0000,
+        0x8000_0000_0000,
+    ] {
+        assert_eq!(
+            l1_entry_of(&world.frames, l4, GuestVa::new(va)),
+            None,
+            "{va:#x}"
+        );
     }
 }

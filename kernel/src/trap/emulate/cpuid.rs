@@ -49,7 +49,12 @@ const SIGNATURE: [u32; 3] = [0x566e_6558, 0x6558_4d4d, 0x4d4d_566e];
 const HYPERVISOR_BASE: u32 = 0x4000_0000;
 
 /// The answer to CPUID `leaf`, `subleaf`, from that of the processor.
-pub fn leaf(native: impl Fn(u32, u32) -> [u32; 4], view: &View, leaf: u32, subleaf: u32) -> [u32; 4] {
+pub fn leaf(
+    native: impl Fn(u32, u32) -> [u32; 4],
+    view: &View,
+    leaf: u32,
+    subleaf: u32,
+) -> [u32; 4] {
     match leaf {
         0x4000_0000..=0x4fff_ffff => return hypervisor(view, leaf, subleaf),
         // Of an unknown extended range the processor says nothing; one of ours ends at 21.
@@ -129,20 +134,34 @@ fn feature_leaf(out: &mut [u32; 4], view: &View, subleaf: u32) {
 }
 
 /// Leaf 0xd: sizes for the XCR0 that the guest has, and for all it may set.
-fn extended_state(native: &impl Fn(u32, u32) -> [u32; 4], out: &mut [u32; 4], view: &View, subleaf: u32) {
+fn extended_state(
+    native: &impl Fn(u32, u32) -> [u32; 4],
+    out: &mut [u32; 4],
+    view: &View,
+    subleaf: u32,
+) {
     let offered = view.features.xcr0;
     if offered == 0 {
         *out = [0; 4];
         return;
     }
     let size = |state: u64| {
-        (2..63).filter(|n| state >> n & 1 != 0).fold(576, |size: u32, n| {
-            let [bytes, offset, ..] = native(0xd, n);
-            size.max(bytes.saturating_add(offset))
-        })
+        (2..63)
+            .filter(|n| state >> n & 1 != 0)
+            .fold(576, |size: u32, n| {
+                let [bytes, offset, ..] = native(0xd, n);
+                size.max(bytes.saturating_add(offset))
+            })
     };
     match subleaf {
-        0 => *out = [offered as u32, size(view.xcr0), size(offered), (offered >> 32) as u32],
+        0 => {
+            *out = [
+                offered as u32,
+                size(view.xcr0),
+                size(offered),
+                (offered >> 32) as u32,
+            ]
+        }
         // XSAVEOPT and XGETBV(1); no compacted form, no supervisor state.
         1 => *out = [out[0] & bits([0, 2]), 0, 0, 0],
         n if n < 63 && offered >> n & 1 != 0 => {}
@@ -166,7 +185,12 @@ fn time_leaf(view: &View, subleaf: u32) -> [u32; 4] {
     let khz = view.tsc_khz as u32;
     match subleaf {
         // The TSC is native; mode 2 says so.
-        0 => [u32::from(view.features.rdtscp) << 2, 2, khz, view.incarnation],
+        0 => [
+            u32::from(view.features.rdtscp) << 2,
+            2,
+            khz,
+            view.incarnation,
+        ],
         1 => {
             let (mul, shift) = scale_of(view.tsc_khz.max(1));
             [0, 0, mul, shift as u32]
@@ -185,8 +209,17 @@ mod tests {
     }
 
     fn view(xcr0: u64) -> View {
-        let features = Features { xcr0, physical_bits: 40, rdtscp: true };
-        View { features, xcr0: 3, tsc_khz: 2_000_000, incarnation: 1 }
+        let features = Features {
+            xcr0,
+            physical_bits: 40,
+            rdtscp: true,
+        };
+        View {
+            features,
+            xcr0: 3,
+            tsc_khz: 2_000_000,
+            incarnation: 1,
+        }
     }
 
     /// `(leaf, subleaf, register, bit)` that must never show, by the ABI notes.
@@ -220,7 +253,11 @@ mod tests {
     fn what_the_core_does_not_virtualise_is_hidden() {
         for &(number, sub, register, bit) in HIDDEN {
             let out = leaf(all_ones, &view(7), number, sub);
-            assert_eq!(out[register] >> bit & 1, 0, "leaf {number:#x} register {register} bit {bit}");
+            assert_eq!(
+                out[register] >> bit & 1,
+                0,
+                "leaf {number:#x} register {register} bit {bit}"
+            );
         }
     }
 
@@ -239,7 +276,10 @@ mod tests {
 
     #[test]
     fn it_says_that_it_is_xen_at_one_place_only() {
-        assert_eq!(leaf(all_ones, &view(7), 0x4000_0000, 0), [0x4000_0005, 0x566e_6558, 0x6558_4d4d, 0x4d4d_566e]);
+        assert_eq!(
+            leaf(all_ones, &view(7), 0x4000_0000, 0),
+            [0x4000_0005, 0x566e_6558, 0x6558_4d4d, 0x4d4d_566e]
+        );
         for n in 1..256 {
             assert_eq!(leaf(all_ones, &view(7), 0x4000_0000 + 0x100 * n, 0), [0; 4]);
         }
@@ -247,7 +287,13 @@ mod tests {
 
     #[test]
     fn the_size_of_the_state_follows_xcr0() {
-        let native = |number, sub| if (number, sub) == (0xd, 2) { [256, 576, 0, 0] } else { [u32::MAX; 4] };
+        let native = |number, sub| {
+            if (number, sub) == (0xd, 2) {
+                [256, 576, 0, 0]
+            } else {
+                [u32::MAX; 4]
+            }
+        };
         let mut view = view(7);
         assert_eq!(leaf(native, &view, 0xd, 0), [7, 576, 832, 0]);
         view.xcr0 = 7;

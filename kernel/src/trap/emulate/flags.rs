@@ -7,14 +7,24 @@ const PF: u64 = 1 << 2;
 const AF: u64 = 1 << 4;
 pub const ZF: u64 = 1 << 6;
 const SF: u64 = 1 << 7;
+/// Direction of string instructions.
+pub const DF: u64 = 1 << 10;
 const OF: u64 = 1 << 11;
 const ALL: u64 = CF | PF | AF | ZF | SF | OF;
 
 fn of_result(result: u64, width: u32) -> u64 {
     let result = result & mask(width);
-    let parity = if (result as u8).count_ones().is_multiple_of(2) { PF } else { 0 };
+    let parity = if (result as u8).count_ones().is_multiple_of(2) {
+        PF
+    } else {
+        0
+    };
     let zero = if result == 0 { ZF } else { 0 };
-    let sign = if result >> (8 * width - 1) & 1 != 0 { SF } else { 0 };
+    let sign = if result >> (8 * width - 1) & 1 != 0 {
+        SF
+    } else {
+        0
+    };
     parity | zero | sign
 }
 
@@ -30,7 +40,11 @@ pub fn compare(rflags: u64, a: u64, b: u64, width: u32) -> u64 {
     let carry = if a < b { CF } else { 0 };
     let adjust = if (a ^ b ^ result) & 0x10 != 0 { AF } else { 0 };
     let top = 8 * width - 1;
-    let overflow = if ((a ^ b) & (a ^ result)) >> top & 1 != 0 { OF } else { 0 };
+    let overflow = if ((a ^ b) & (a ^ result)) >> top & 1 != 0 {
+        OF
+    } else {
+        0
+    };
     rflags & !ALL | of_result(result, width) | carry | adjust | overflow
 }
 
@@ -40,11 +54,13 @@ pub fn bit(rflags: u64, was_set: bool) -> u64 {
 }
 
 #[cfg(all(test, target_arch = "x86_64", not(miri)))]
+#[allow(unsafe_code, reason = "the oracle is the host's processor")]
 mod tests {
     use super::*;
     use proptest::prelude::{any, prop_assert_eq, proptest};
 
     /// What the processor of the host says.
+    #[allow(unsafe_code, reason = "asks the host's processor, in a test")]
     fn hardware_compare(a: u64, b: u64) -> u64 {
         let flags: u64;
         // SAFETY: compares two registers and reads the flags through the stack.

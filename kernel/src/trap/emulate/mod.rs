@@ -8,7 +8,7 @@ pub mod msr;
 pub mod privileged;
 pub mod ptwr;
 
-pub use privileged::{forced, privileged};
+pub use privileged::{forced, privileged, software_interrupt};
 pub use ptwr::page_table_write;
 
 use crate::{Core, memory::guest::GuestSpace, state::Caller, trap::context::Mode};
@@ -19,7 +19,9 @@ pub const MAX_INSTRUCTION: usize = 15;
 
 /// The bytes at the current vCPU's RIP, as many as can be read.
 fn fetch(core: &Core, caller: Caller, buffer: &mut [u8; MAX_INSTRUCTION]) -> usize {
-    let Some(vcpu) = core.vcpu(caller) else { return 0 };
+    let Some(vcpu) = core.vcpu(caller) else {
+        return 0;
+    };
     let root = match vcpu.guest.mode {
         Mode::Kernel => vcpu.roots.kernel,
         Mode::User => vcpu.roots.user,
@@ -31,5 +33,12 @@ fn fetch(core: &Core, caller: Caller, buffer: &mut [u8; MAX_INSTRUCTION]) -> usi
     }
     // The next page may not be there, and the instruction may not need it.
     let here = (0x1000 - (rip & 0xfff) as usize).min(MAX_INSTRUCTION);
-    if space.read_bytes(GuestVa::new(rip), &mut buffer[..here]).is_ok() { here } else { 0 }
+    if space
+        .read_bytes(GuestVa::new(rip), &mut buffer[..here])
+        .is_ok()
+    {
+        here
+    } else {
+        0
+    }
 }

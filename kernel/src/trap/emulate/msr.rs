@@ -32,7 +32,9 @@ pub fn read(core: &Core, caller: Caller, number: u32) -> Result<u64, Refused> {
         FS_BASE => arch::read_fs_base(),
         GS_BASE => arch::read_gs_base(),
         KERNEL_GS_BASE => arch::read_inactive_gs_base(),
-        TSC_AUX if arch::features().rdtscp => core.vcpu(caller).ok_or(Refused)?.guest.tsc_aux.into(),
+        TSC_AUX if arch::features().rdtscp => {
+            core.vcpu(caller).ok_or(Refused)?.guest.tsc_aux.into()
+        }
         _ => return Err(Refused),
     })
 }
@@ -40,7 +42,10 @@ pub fn read(core: &Core, caller: Caller, number: u32) -> Result<u64, Refused> {
 /// WRMSR, from guest-kernel mode.
 pub fn write(core: &mut Core, caller: Caller, number: u32, value: u64) -> Result<(), Refused> {
     let guest = &mut core.vcpu_mut(caller).ok_or(Refused)?.guest;
-    let canonical = GuestVa::new(value).is_canonical().then_some(value).ok_or(Refused);
+    let canonical = GuestVa::new(value)
+        .is_canonical()
+        .then_some(value)
+        .ok_or(Refused);
     match number {
         FS_BASE => {
             guest.fs_base = canonical?;
@@ -72,7 +77,9 @@ fn fill_for_guest(core: &mut Core, caller: Caller, value: u64) -> Result<(), Ref
         return Err(Refused);
     }
     let mfn = Maddr::new(value).mfn();
-    core.frames.get_writable(mfn, caller.dom).map_err(|_| Refused)?;
+    core.frames
+        .get_writable(mfn, caller.dom)
+        .map_err(|_| Refused)?;
     page::fill(core.frames.mem(), mfn);
     core.frames.put_writable(mfn);
     Ok(())

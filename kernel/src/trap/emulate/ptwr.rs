@@ -22,6 +22,8 @@ use bulkhead_abi::{GuestVa, Maddr, Mfn, vcpu::UserRegs};
 enum Op {
     /// Stores the value.
     Store(u64),
+    /// Stores the value; RDI moves on.
+    StoreString(u64),
     /// Stores the value; the old one goes to this register.
     Exchange(u64, u8),
     And(u64),
@@ -32,7 +34,10 @@ enum Op {
     ClearBit(u32),
     FlipBit(u32),
     /// Stores `new` if memory is `expected` (RAX); else RAX gets what memory is.
-    CompareExchange { expected: u64, new: u64 },
+    CompareExchange {
+        expected: u64,
+        new: u64,
+    },
 }
 
 /// A decoded store.
@@ -50,7 +55,7 @@ impl Op {
     /// What memory holds afterwards.
     fn apply(self, old: u64) -> u64 {
         match self {
-            Self::Store(value) | Self::Exchange(value, _) => value,
+            Self::Store(value) | Self::StoreString(value) | Self::Exchange(value, _) => value,
             Self::And(value) => old & value,
             Self::Or(value) => old | value,
             Self::Xor(value) => old ^ value,
@@ -82,7 +87,18 @@ impl Store {
         let old = entry >> (8 * (self.address & 7)) & mask(self.width);
         match self.op {
             Op::Store(_) => {}
-            Op::Exchange(_, register) => decode::write(regs, register, self.width, self.prefixes, old),
+            Op::StoreString(_) => {
+                let step = u64::from(self.width);
+                let down = regs.rflags & flags::DF != 0;
+                regs.rdi = if down {
+                    regs.rdi.wrapping_sub(step)
+                } else {
+                    regs.rdi.wrapping_add(step)
+                };
+            }
+            Op::Exchange(_, register) => {
+                decode::write(regs, register, self.width, self.prefixes, old)
+            }
             Op::And(_) | Op::Or(_) | Op::Xor(_) => {
                 regs.rflags = flags::logic(regs.rflags, self.op.apply(old), self.width);
             }
@@ -103,15 +119,23 @@ impl Store {
 /// Emulates the instruction at RIP if it is such a store to `address`, which faulted. False: the
 /// fault is the guest's.
 pub fn page_table_write(core: &mut Core, caller: Caller, address: u64) -> bool {
-    let Some(entry) = table_entry(core, caller, address) else { return false };
+    let Some(entry) = table_entry(core, caller, address) else {
+        return false;
+    };
     let mut bytes = [0; MAX_INSTRUCTION];
     let fetched = fetch(core, caller, &mut bytes);
-    let Some(vcpu) = core.vcpu(caller) else { return false };
-    let Some(store) = decode_store(&bytes[..fetched], vcpu.regs()) else { return false };
+    let Some(vcpu) = core.vcpu(caller) else {
+        return false;
+    };
+    let Some(store) = decode_store(&bytes[..fetched], vcpu.regs()) else {
+        return false;
+    };
     if store.address != address || !address.is_multiple_of(u64::from(store.width)) {
         return false;
     }
-    let Ok(old) = update::emulated_write(core, caller, entry, |old| store.merge(old)) else { return false };
+    let Ok(old) = update::emulated_write(core, caller, entry, |old| store.merge(old)) else {
+        return false;
+    };
     if let Some(vcpu) = core.vcpu_mut(caller) {
         store.finish(vcpu.regs_mut(), old);
     }
@@ -135,19 +159,43 @@ fn decode_store(bytes: &[u8], regs: &UserRegs) -> Option<Store> {
     if prefixes.repeat || prefixes.based_segment {
         return None;
     }
+    if matches!(opcode, 0xaa | 0xab) && !prefixes.address32 {
+        let width = if opcode == 0xaa { 1 } else { prefixes.width() };
+        let op = Op::StoreString(regs.rax & mask(width));
+        return Some(Store {
+            address: regs.rdi,
+            width,
+            op,
+            length: decoder.length(),
+            prefixes,
+        });
+    }
     let (modrm, width, op) = if opcode == 0x0f {
         let opcode = decoder.byte()?;
         two_byte(&mut decoder, prefixes, opcode, regs)?
     } else {
         one_byte(&mut decoder, prefixes, opcode, regs)?
     };
-    let Operand::Memory(address) = modrm.operand else { return None };
-    Some(Store { address, width, op, length: decoder.length(), prefixes })
+    let Operand::Memory(address) = modrm.operand else {
+        return None;
+    };
+    Some(Store {
+        address,
+        width,
+        op,
+        length: decoder.length(),
+        prefixes,
+    })
 }
 
 type Decoded = (ModRm, u32, Op);
 
-fn one_byte(decoder: &mut Decoder<'_>, prefixes: Prefixes, opcode: u8, regs: &UserRegs) -> Option<Decoded> {
+fn one_byte(
+    decoder: &mut Decoder<'_>,
+    prefixes: Prefixes,
+    opcode: u8,
+    regs: &UserRegs,
+) -> Option<Decoded> {
     // In these groups bit 0 of the opcode says "not a byte".
     let width = if opcode & 1 == 0 { 1 } else { prefixes.width() };
     let immediate = match opcode {
@@ -178,7 +226,12 @@ fn one_byte(decoder: &mut Decoder<'_>, prefixes: Prefixes, opcode: u8, regs: &Us
     Some((modrm, width, op))
 }
 
-fn two_byte(decoder: &mut Decoder<'_>, prefixes: Prefixes, opcode: u8, regs: &UserRegs) -> Option<Decoded> {
+fn two_byte(
+    decoder: &mut Decoder<'_>,
+    prefixes: Prefixes,
+    opcode: u8,
+    regs: &UserRegs,
+) -> Option<Decoded> {
     let width = if opcode == 0xb0 { 1 } else { prefixes.width() };
     let bits = 8 * width;
     match opcode {
@@ -229,27 +282,54 @@ mod tests {
 
     #[test]
     fn exchanging_a_register_with_an_entry_gives_back_the_old_entry() {
-        let mut regs = UserRegs { rdi: 0x1000, rax: 5, rip: 0x100, ..Default::default() };
-        assert_eq!(run(&[0x48, 0x87, 0x07], &mut regs, 0xabcd_0000_0000_1067), 5);
+        let mut regs = UserRegs {
+            rdi: 0x1000,
+            rax: 5,
+            rip: 0x100,
+            ..Default::default()
+        };
+        assert_eq!(
+            run(&[0x48, 0x87, 0x07], &mut regs, 0xabcd_0000_0000_1067),
+            5
+        );
         assert_eq!((regs.rax, regs.rip), (0xabcd_0000_0000_1067, 0x103));
     }
 
     #[test]
     fn a_locked_byte_and_clears_the_writable_bit_only() {
-        let mut regs = UserRegs { r8: 0x2008, rflags: 2, ..Default::default() };
-        assert_eq!(run(&[0xf0, 0x41, 0x80, 0x20, 0xfd], &mut regs, 0x8000_0000_1234_5067), 0x8000_0000_1234_5065);
+        let mut regs = UserRegs {
+            r8: 0x2008,
+            rflags: 2,
+            ..Default::default()
+        };
+        assert_eq!(
+            run(
+                &[0xf0, 0x41, 0x80, 0x20, 0xfd],
+                &mut regs,
+                0x8000_0000_1234_5067
+            ),
+            0x8000_0000_1234_5065
+        );
     }
 
     #[test]
     fn clearing_a_bit_reports_what_it_was() {
-        let mut regs = UserRegs { rbx: 0x3000, ..Default::default() };
+        let mut regs = UserRegs {
+            rbx: 0x3000,
+            ..Default::default()
+        };
         assert_eq!(run(&[0xf0, 0x48, 0x0f, 0xba, 0x33, 5], &mut regs, 0x20), 0);
         assert_eq!(regs.rflags & flags::CF, flags::CF);
     }
 
     #[test]
     fn a_failed_compare_and_exchange_loads_the_accumulator() {
-        let mut regs = UserRegs { rdi: 0x1000, rax: 1, rcx: 9, ..Default::default() };
+        let mut regs = UserRegs {
+            rdi: 0x1000,
+            rax: 1,
+            rcx: 9,
+            ..Default::default()
+        };
         assert_eq!(run(&[0xf0, 0x48, 0x0f, 0xb1, 0x0f], &mut regs, 7), 7);
         assert_eq!((regs.rax, regs.rflags & flags::ZF), (7, 0));
         assert_eq!(run(&[0xf0, 0x48, 0x0f, 0xb1, 0x0f], &mut regs, 7), 9);
@@ -259,7 +339,12 @@ mod tests {
     #[test]
     fn other_instructions_are_left_to_the_guest() {
         let regs = UserRegs::default();
-        for bytes in [&[0x48, 0x01, 0x07][..], &[0xf3, 0x48, 0xab], &[0x65, 0x48, 0x89, 0x07], &[0x48, 0x87, 0xc7]] {
+        for bytes in [
+            &[0x48, 0x01, 0x07][..],
+            &[0xf3, 0x48, 0xab],
+            &[0x65, 0x48, 0x89, 0x07],
+            &[0x48, 0x87, 0xc7],
+        ] {
             assert_eq!(decode_store(bytes, &regs), None, "{bytes:x?}");
         }
     }
