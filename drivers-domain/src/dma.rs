@@ -35,10 +35,7 @@ struct OneCpu(RefCell<State>);
 // thread; `RefCell` guards against re-entry.
 unsafe impl Sync for OneCpu {}
 
-static STATE: OneCpu = OneCpu(RefCell::new(State {
-    queues: BTreeMap::new(),
-    window: None,
-}));
+static STATE: OneCpu = OneCpu(RefCell::new(State { queues: BTreeMap::new(), window: None }));
 
 /// A page of the stand-in. Aligned, so that a slice from its start does not cross a page.
 #[derive(Clone)]
@@ -52,9 +49,7 @@ pub struct Window {
 
 impl Default for Window {
     fn default() -> Self {
-        Self {
-            stand_in: vec![Page([0; PAGE_SIZE]); WINDOW_PAGES].into_boxed_slice(),
-        }
+        Self { stand_in: vec![Page([0; PAGE_SIZE]); WINDOW_PAGES].into_boxed_slice() }
     }
 }
 

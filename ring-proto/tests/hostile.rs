@@ -14,11 +14,7 @@ const STEPS: usize = if cfg!(miri) { 12 } else { 200 };
 
 fn cases() -> ProptestConfig {
     match cfg!(miri) {
-        true => ProptestConfig {
-            cases: 3,
-            failure_persistence: None,
-            ..ProptestConfig::default()
-        },
+        true => ProptestConfig { cases: 3, failure_persistence: None, ..ProptestConfig::default() },
         false => ProptestConfig::default(),
     }
 }
@@ -40,10 +36,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        (
-            0_usize..20,
-            prop_oneof![Just(0_u32), 0_u32..9, any::<u32>()]
-        )
+        (0_usize..20, prop_oneof![Just(0_u32), 0_u32..9, any::<u32>()])
             .prop_map(|(word, value)| Step::Poke { word, value }),
         (-3_i32..6).prop_map(Step::Nudge),
         Just(Step::Take),

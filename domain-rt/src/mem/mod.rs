@@ -72,11 +72,7 @@ fn facts() -> &'static Facts {
 pub(crate) unsafe fn init(boot: &'static Boot, start_info: u64, stack_top: u64) {
     // SAFETY: the caller's contract is the same.
     let layout = unsafe { direct::build(boot, start_info, stack_top) };
-    FACTS.call_once(|| Facts {
-        p2m: boot.p2m,
-        nr_frames: layout.nr_frames,
-        ramdisk: boot.ramdisk,
-    });
+    FACTS.call_once(|| Facts { p2m: boot.p2m, nr_frames: layout.nr_frames, ramdisk: boot.ramdisk });
     *FRAMES.lock() = Some(layout.free);
 }
 
@@ -177,10 +173,7 @@ pub fn alloc_pages(count: usize) -> Option<Pages> {
 
 fn alloc_aligned(count: usize, align: usize) -> Option<Pages> {
     let start = FRAMES.lock().as_mut()?.take(count, align)?;
-    let pages = Pages {
-        pfn: Pfn::new(start as u64),
-        count,
-    };
+    let pages = Pages { pfn: Pfn::new(start as u64), count };
     pages.shared().fill(0, pages.bytes(), 0);
     Some(pages)
 }

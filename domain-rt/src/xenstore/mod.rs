@@ -267,12 +267,8 @@ impl Xenstore {
             state.watches.insert(token, sender);
             token
         };
-        let watch = Watch {
-            inner: Rc::downgrade(&self.inner),
-            path: path.to_string(),
-            token,
-            events,
-        };
+        let watch =
+            Watch { inner: Rc::downgrade(&self.inner), path: path.to_string(), token, events };
         let text = token.to_string();
         let parts: [&[u8]; 4] = [path.as_bytes(), b"\0", text.as_bytes(), b"\0"];
         self.request(xs::XS_WATCH, 0, &parts).await?;

@@ -192,11 +192,7 @@ impl FrameTable {
         for n in ram.iter().flat_map(|range| range.start..range.end.min(max)) {
             let frame = &mut table.frames[n as usize];
             if frame.owner == OWNER_IO {
-                *frame = Frame {
-                    owner: OWNER_CORE,
-                    refs: 1,
-                    ..Frame::IO
-                };
+                *frame = Frame { owner: OWNER_CORE, refs: 1, ..Frame::IO };
                 table.core_frames += 1;
                 table.total_frames += 1;
             }
@@ -230,9 +226,7 @@ impl FrameTable {
 
     /// What the frame is in use as; `None` while nobody uses it as anything.
     pub fn frame_type(&self, mfn: Mfn) -> FrameType {
-        self.get(mfn)
-            .filter(|f| f.types > 0)
-            .map_or(FrameType::None, |f| f.kind)
+        self.get(mfn).filter(|f| f.types > 0).map_or(FrameType::None, |f| f.kind)
     }
 
     /// Frames of RAM.
@@ -253,9 +247,7 @@ impl FrameTable {
     /// Frames a domain owns, including those it gave away that are still referenced;
     /// frames it shares with the core do not count.
     pub fn tot_pages(&self, dom: DomId) -> u64 {
-        self.accounts
-            .get(dom.get() as usize)
-            .map_or(0, |account| u64::from(account.frames))
+        self.accounts.get(dom.get() as usize).map_or(0, |account| u64::from(account.frames))
     }
 
     /// The raw L4 entries 256..=271 that every L4 gets when it is validated.
@@ -427,11 +419,7 @@ impl FrameTable {
             self.begin_undo(mfn);
             return Err(FrameError::Busy { mfn });
         }
-        Err(FrameError::WrongType {
-            mfn,
-            is: frame.kind,
-            count: frame.types,
-        })
+        Err(FrameError::WrongType { mfn, is: frame.kind, count: frame.types })
     }
 
     fn drop_plain(&mut self, mfn: Mfn) {
@@ -512,9 +500,7 @@ pub mod fake {
 
         /// Whether nothing is half done.
         pub fn is_settled(&self) -> bool {
-            self.frames
-                .iter()
-                .all(|f| !f.flags.intersects(Flags::PARTIAL | Flags::UNDO))
+            self.frames.iter().all(|f| !f.flags.intersects(Flags::PARTIAL | Flags::UNDO))
         }
 
         pub fn is_allocated(&self, mfn: Mfn) -> bool {

@@ -16,12 +16,7 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) const EMPTY: Self = Self {
-        head: NIL,
-        tail: NIL,
-        frames: 0,
-        undo: NIL,
-    };
+    pub(super) const EMPTY: Self = Self { head: NIL, tail: NIL, frames: 0, undo: NIL };
 }
 
 /// Frames on their way out of a reservation, threaded through the table.
@@ -70,25 +65,13 @@ impl FrameTable {
     ) -> Result<(), FrameError> {
         self.check_let_go(mfn, dom)?;
         let n = mfn.get() as u32;
-        let Frame {
-            refs, types, kind, ..
-        } = self.frames[n as usize];
+        let Frame { refs, types, kind, .. } = self.frames[n as usize];
         if refs != 1 || types != 0 {
-            return Err(FrameError::WrongType {
-                mfn,
-                is: kind,
-                count: types,
-            });
+            return Err(FrameError::WrongType { mfn, is: kind, count: types });
         }
         self.unlink(n);
         let next = core::mem::replace(&mut list.0, n);
-        self.frames[n as usize] = Frame {
-            owner: OWNER_CORE,
-            refs: 1,
-            next,
-            kind,
-            ..Frame::IO
-        };
+        self.frames[n as usize] = Frame { owner: OWNER_CORE, refs: 1, next, kind, ..Frame::IO };
         self.core_frames += 1;
         Ok(())
     }
@@ -160,12 +143,8 @@ impl FrameTable {
 
     /// Makes the frame part of a domain's reservation.
     pub(super) fn own(&mut self, n: u32, dom: DomId) {
-        self.frames[n as usize] = Frame {
-            owner: dom.get(),
-            refs: 1,
-            flags: Flags::ALLOCATED,
-            ..Frame::IO
-        };
+        self.frames[n as usize] =
+            Frame { owner: dom.get(), refs: 1, flags: Flags::ALLOCATED, ..Frame::IO };
         let head = self.account(n).head;
         self.frames[n as usize].next = head;
         if head == NIL {

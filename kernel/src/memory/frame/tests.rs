@@ -15,17 +15,12 @@ fn frames<const N: usize>(table: &mut FrameTable) -> [Mfn; N] {
 }
 
 fn link(table: &FrameTable, from: Mfn, index: u16, to: Mfn) {
-    table
-        .mem()
-        .write_u64(validate::entry_at(from, index), to.maddr().get() | LINK);
+    table.mem().write_u64(validate::entry_at(from, index), to.maddr().get() | LINK);
 }
 
 /// Runs `f` with so many steps and no right to any device.
 fn walk<R>(steps: u32, f: impl FnOnce(&mut Walk) -> R) -> R {
-    f(&mut Walk {
-        budget: &mut Budget::new(steps),
-        io: &|_| false,
-    })
+    f(&mut Walk { budget: &mut Budget::new(steps), io: &|_| false })
 }
 
 fn pin(table: &mut FrameTable, mfn: Mfn, level: Level) -> Result<(), TableError> {
@@ -55,19 +50,10 @@ fn nobody_takes_references_on_frames_of_others_or_of_nobody() {
     let mut table = fake::table(64);
     let [mfn] = frames(&mut table);
     let core = table.alloc_core(1).unwrap();
-    assert!(matches!(
-        table.get_page(mfn, OTHER),
-        Err(FrameError::NotOwner { .. })
-    ));
-    assert!(matches!(
-        table.get_writable(core, DOM),
-        Err(FrameError::NotOwner { .. })
-    ));
+    assert!(matches!(table.get_page(mfn, OTHER), Err(FrameError::NotOwner { .. })));
+    assert!(matches!(table.get_writable(core, DOM), Err(FrameError::NotOwner { .. })));
     for absent in [64, u64::from(u32::MAX), u64::MAX] {
-        assert!(matches!(
-            table.get_page(Mfn::new(absent), DOM),
-            Err(FrameError::NoFrame { .. })
-        ));
+        assert!(matches!(table.get_page(Mfn::new(absent), DOM), Err(FrameError::NoFrame { .. })));
     }
 }
 
@@ -92,10 +78,7 @@ fn a_table_can_not_become_writable_nor_a_table_of_another_level() {
     pin(&mut table, mfn, Level::L2).unwrap();
     assert!(matches!(
         table.get_writable(mfn, DOM),
-        Err(FrameError::WrongType {
-            is: FrameType::L2,
-            ..
-        })
+        Err(FrameError::WrongType { is: FrameType::L2, .. })
     ));
     assert!(walk(9999, |w| table.get_table(mfn, DOM, Level::L1, w)).is_err());
     assert_eq!(table.counts(mfn), (2, 1, FrameType::L2));
@@ -111,9 +94,7 @@ fn descriptors_are_judged_once_and_a_refusal_leaves_no_type() {
     ));
     assert_eq!(table.frame_type(mfn), FrameType::None);
     table.get_descriptors(mfn, DOM, |_, _| true).unwrap();
-    table
-        .get_descriptors(mfn, DOM, |_, _| panic!("judged twice"))
-        .unwrap();
+    table.get_descriptors(mfn, DOM, |_, _| panic!("judged twice")).unwrap();
     assert!(table.get_writable(mfn, DOM).is_err());
     table.put_descriptors(mfn);
     table.put_descriptors(mfn);
@@ -154,18 +135,10 @@ fn a_change_of_type_asks_for_a_flush_and_a_first_use_does_not() {
     drain(&mut table);
     assert_eq!(table.take_flush(), Flush::None);
     table.get_writable(mfn, DOM).unwrap();
-    assert_eq!(
-        table.take_flush(),
-        Flush::All,
-        "a processor may still walk it"
-    );
+    assert_eq!(table.take_flush(), Flush::All, "a processor may still walk it");
     table.put_writable(mfn);
     table.let_go(mfn, DOM).unwrap();
-    assert_eq!(
-        table.take_flush(),
-        Flush::All,
-        "the next owner must not be reachable"
-    );
+    assert_eq!(table.take_flush(), Flush::All, "the next owner must not be reachable");
 }
 
 #[test]
@@ -186,10 +159,7 @@ fn a_failed_validation_gives_back_what_it_took() {
         link(&table, from, 3, to);
     }
     link(&table, l1, 511, l4);
-    assert!(
-        pin(&mut table, l4, Level::L4).is_err(),
-        "maps its own root writable"
-    );
+    assert!(pin(&mut table, l4, Level::L4).is_err(), "maps its own root writable");
     drain(&mut table);
     for mfn in [l4, l3, l2, l1, page] {
         assert_eq!((table.counts(mfn).0, table.counts(mfn).1), (1, 0), "{mfn}");
@@ -209,10 +179,7 @@ fn a_validation_stops_at_its_budget_and_goes_on_where_it_stopped() {
         stays += 1;
     }
     let entries = 3 * 512 + 512 - 16u32;
-    assert!(
-        (entries / 64..=entries / 64 + 5).contains(&stays),
-        "{stays} stays"
-    );
+    assert!((entries / 64..=entries / 64 + 5).contains(&stays), "{stays} stays");
     assert_eq!(table.counts(page), (2, 1, FrameType::Writable));
     assert!(table.is_settled());
 }
@@ -223,18 +190,9 @@ fn half_a_validation_gives_way_to_another_use() {
     let [l2, l1, page] = frames(&mut table);
     link(&table, l2, 0, l1);
     link(&table, l1, 0, page);
-    assert_eq!(
-        walk(10, |w| table.pin(l2, DOM, Level::L2, w)),
-        Err(TableError::Again)
-    );
-    assert_eq!(
-        table.get_writable(l1, DOM),
-        Err(FrameError::Busy { mfn: l1 })
-    );
-    assert!(matches!(
-        table.get_writable(l2, DOM),
-        Err(FrameError::Busy { .. })
-    ));
+    assert_eq!(walk(10, |w| table.pin(l2, DOM, Level::L2, w)), Err(TableError::Again));
+    assert_eq!(table.get_writable(l1, DOM), Err(FrameError::Busy { mfn: l1 }));
+    assert!(matches!(table.get_writable(l2, DOM), Err(FrameError::Busy { .. })));
     drain(&mut table);
     assert_eq!(table.get_writable(l1, DOM), Ok(()));
     assert_eq!(table.get_writable(l2, DOM), Ok(()));
@@ -269,10 +227,7 @@ fn every_l4_gets_the_core_slots_and_loses_them_with_its_type() {
     link(&table, l4, 260, page);
     pin(&mut table, l4, Level::L4).unwrap();
     for i in 0..16 {
-        assert_eq!(
-            table.mem().read_u64(validate::entry_at(l4, 256 + i)),
-            0xabc000 + u64::from(i)
-        );
+        assert_eq!(table.mem().read_u64(validate::entry_at(l4, 256 + i)), 0xabc000 + u64::from(i));
     }
     assert_eq!(table.counts(page).0, 1);
     table.unpin(l4, DOM).unwrap();
@@ -286,10 +241,7 @@ fn pin_and_unpin_do_not_nest() {
     let [mfn] = frames(&mut table);
     assert!(matches!(table.unpin(mfn, DOM), Err(FrameError::Pin { .. })));
     pin(&mut table, mfn, Level::L1).unwrap();
-    assert_eq!(
-        pin(&mut table, mfn, Level::L1),
-        Err(FrameError::Pin { mfn }.into())
-    );
+    assert_eq!(pin(&mut table, mfn, Level::L1), Err(FrameError::Pin { mfn }.into()));
     assert!(table.unpin(mfn, OTHER).is_err());
     table.unpin(mfn, DOM).unwrap();
     assert!(matches!(table.unpin(mfn, DOM), Err(FrameError::Pin { .. })));
@@ -343,11 +295,7 @@ fn frames_come_zeroed_and_aligned_to_their_order() {
     let again = table.alloc_core(8).unwrap();
     assert_eq!(table.mem().read_u64(again.maddr()), 0);
     assert!(table.alloc_domain(DOM, 10).is_none());
-    assert!(
-        table
-            .alloc_domain(DomId::new(MAX_DOMAINS as u16), 0)
-            .is_none()
-    );
+    assert!(table.alloc_domain(DomId::new(MAX_DOMAINS as u16), 0).is_none());
     assert!(table.alloc_core(513).is_none());
 }
 

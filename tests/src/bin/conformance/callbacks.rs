@@ -20,20 +20,12 @@ pub fn run() {
 }
 
 fn put(kind: u16, address: u64) -> String {
-    let mut arg = CallbackRegister {
-        kind,
-        flags: 1,
-        address,
-        ..Default::default()
-    };
+    let mut arg = CallbackRegister { kind, flags: 1, address, ..Default::default() };
     rc(op(CALLBACK_OP, CALLBACKOP_REGISTER, &mut arg))
 }
 
 fn remove(kind: u16) -> String {
-    let mut arg = CallbackUnregister {
-        kind,
-        ..Default::default()
-    };
+    let mut arg = CallbackUnregister { kind, ..Default::default() };
     rc(op(CALLBACK_OP, CALLBACKOP_UNREGISTER, &mut arg))
 }
 
@@ -54,34 +46,16 @@ fn register() {
         "callback_op: registers the nmi callback",
         put(CALLBACKTYPE_NMI, callback_address(EVENT)),
     );
-    check(
-        "callback_op: unregisters the nmi callback",
-        remove(CALLBACKTYPE_NMI),
-    );
-    check(
-        "callback_op: refuses to unregister the event callback",
-        remove(CALLBACKTYPE_EVENT),
-    );
-    check(
-        "callback_op: refuses to unregister the syscall callback",
-        remove(CALLBACKTYPE_SYSCALL),
-    );
+    check("callback_op: unregisters the nmi callback", remove(CALLBACKTYPE_NMI));
+    check("callback_op: refuses to unregister the event callback", remove(CALLBACKTYPE_EVENT));
+    check("callback_op: refuses to unregister the syscall callback", remove(CALLBACKTYPE_SYSCALL));
     check(
         "callback_op: refuses an address that is not canonical",
         put(CALLBACKTYPE_EVENT, NON_CANONICAL),
     );
-    check(
-        "callback_op: refuses an unknown kind",
-        put(77, callback_address(EVENT)),
-    );
-    check(
-        "callback_op: refuses to unregister an unknown kind",
-        remove(77),
-    );
-    check(
-        "callback_op: refuses an unknown operation",
-        said(CALLBACK_OP, &[9, 0]),
-    );
+    check("callback_op: refuses an unknown kind", put(77, callback_address(EVENT)));
+    check("callback_op: refuses to unregister an unknown kind", remove(77));
+    check("callback_op: refuses an unknown operation", said(CALLBACK_OP, &[9, 0]));
     check(
         "callback_op: refuses an unmapped structure",
         said(CALLBACK_OP, &[CALLBACKOP_REGISTER, UNMAPPED]),
@@ -90,10 +64,7 @@ fn register() {
 
 fn legacy() {
     let all = [EVENT, FAILSAFE, SYSCALL].map(callback_address);
-    check(
-        "set_callbacks: registers all three",
-        said(SET_CALLBACKS, &all),
-    );
+    check("set_callbacks: registers all three", said(SET_CALLBACKS, &all));
 }
 
 fn upcalls() {
@@ -104,43 +75,27 @@ fn upcalls() {
     let (word, bit) = (port as usize / 64, 1u64 << (port % 64));
     info.atomic_u64(2560 + word * 8).fetch_or(bit, Relaxed);
     send(port);
-    let bits = (
-        info.read_u64(2048 + word * 8) & bit != 0,
-        info.read_u64(8) != 0,
-        info.read_u8(0),
-    );
-    check(
-        "event: a masked port becomes pending and no more",
-        alloc::format!("{bits:?}"),
-    );
+    let bits = (info.read_u64(2048 + word * 8) & bit != 0, info.read_u64(8) != 0, info.read_u8(0));
+    check("event: a masked port becomes pending and no more", alloc::format!("{bits:?}"));
     info.atomic_u64(2048 + word * 8).fetch_and(!bit, Relaxed);
     info.atomic_u64(2560 + word * 8).fetch_and(!bit, Relaxed);
     EVENTS.store(0, Relaxed);
     send(port);
-    let bits = (
-        info.read_u64(2048 + word * 8) & bit != 0,
-        info.read_u64(8) == 1 << word,
-        info.read_u8(0),
-    );
+    let bits =
+        (info.read_u64(2048 + word * 8) & bit != 0, info.read_u64(8) == 1 << word, info.read_u8(0));
     check(
         "event: a port raises its word and the upcall",
         alloc::format!("{bits:?}, upcalls {}", EVENTS.load(Relaxed)),
     );
     send(port);
-    check(
-        "event: a pending port is not raised again",
-        alloc::format!("{}", info.read_u8(0)),
-    );
+    check("event: a pending port is not raised again", alloc::format!("{}", info.read_u8(0)));
     info.write_u8(1, 0);
     hv(XEN_VERSION, &[0]);
     let masked = info.swap_u8(1, 1);
     let inside = MASKED_INSIDE.load(Relaxed);
     check(
         "event: any hypercall after unmasking delivers",
-        alloc::format!(
-            "upcalls {}, masked inside {inside}, after {masked}",
-            EVENTS.load(Relaxed)
-        ),
+        alloc::format!("upcalls {}, masked inside {inside}, after {masked}", EVENTS.load(Relaxed)),
     );
     let frame =
         event_frame().map(|f| (f.is_user(), f.was_masked(), f.rflags >> 9 & 1, f.error_code));

@@ -33,9 +33,7 @@ pub struct Trap {
 
 impl fmt::Display for Trap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Frame {
-            vector, error_code, ..
-        } = self.frame;
+        let Frame { vector, error_code, .. } = self.frame;
         write!(f, "trap {vector} error {error_code:#x}")?;
         match self.offset {
             near @ -16..=64 => write!(f, " at +{near}"),

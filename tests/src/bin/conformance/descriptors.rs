@@ -50,25 +50,13 @@ fn clear_fs() {
 
 fn global(table: &Scratch) {
     let frame = table.mfn().get();
-    check(
-        "set_gdt: refuses a page with a writable mapping",
-        set(&[frame], 16),
-    );
+    check("set_gdt: refuses a page with a writable mapping", set(&[frame], 16));
     table.remap(table.read_only());
     check("set_gdt: one frame", set(&[frame], 16));
-    check(
-        "set_gdt: its frame refuses to become writable",
-        table.remap(table.data()),
-    );
+    check("set_gdt: its frame refuses to become writable", table.remap(table.data()));
     check("gdt: loads a data selector", load_fs(1 << 3 | 3));
-    check(
-        "gdt: a selector whose privilege was raised",
-        load_fs(3 << 3 | 3),
-    );
-    check(
-        "gdt: the raised privilege can be read back",
-        format!("{:#x}", table.read(3) >> 45 & 3),
-    );
+    check("gdt: a selector whose privilege was raised", load_fs(3 << 3 | 3));
+    check("gdt: the raised privilege can be read back", format!("{:#x}", table.read(3) >> 45 & 3));
     check("gdt: an absent descriptor faults", load_fs(4 << 3 | 3));
     check("gdt: an empty descriptor faults", load_fs(5 << 3 | 3));
     check("gdt: the flat selectors are still there", load_fs(0xe02b));
@@ -78,53 +66,28 @@ fn global(table: &Scratch) {
 /// A gate to guest code gives nothing that the guest has not.
 fn gate(table: &Scratch) {
     let gates = Scratch::new().into_table(&[(7, GATE)]);
-    check(
-        "set_gdt: a call gate to flat code",
-        set(&[gates.mfn().get()], 16),
-    );
-    check(
-        "set_gdt: back to the first table",
-        set(&[table.mfn().get()], 16),
-    );
-    check(
-        "set_gdt: the table left behind may become writable",
-        gates.remap(gates.data()),
-    );
+    check("set_gdt: a call gate to flat code", set(&[gates.mfn().get()], 16));
+    check("set_gdt: back to the first table", set(&[table.mfn().get()], 16));
+    check("set_gdt: the table left behind may become writable", gates.remap(gates.data()));
 }
 
 fn global_refusals() {
-    for (name, descriptor) in [
-        ("a task state segment", TSS),
-        ("a local table", 0x0000_8200_0000_0067),
-    ] {
+    for (name, descriptor) in
+        [("a task state segment", TSS), ("a local table", 0x0000_8200_0000_0067)]
+    {
         let table = Scratch::new().into_table(&[(1, DATA), (7, descriptor)]);
-        check(
-            &format!("set_gdt: refuses {name}"),
-            set(&[table.mfn().get()], 16),
-        );
+        check(&format!("set_gdt: refuses {name}"), set(&[table.mfn().get()], 16));
         check(
             &format!("set_gdt: nothing is left of a table with {name}"),
             table.remap(table.data()),
         );
     }
     let table = Scratch::new().into_table(&[]);
-    check(
-        "set_gdt: refuses more entries than there are",
-        set(&[table.mfn().get(); 16], 7169),
-    );
-    check(
-        "set_gdt: refuses a frame of the core",
-        set(&[frame_of_the_core().get()], 16),
-    );
+    check("set_gdt: refuses more entries than there are", set(&[table.mfn().get(); 16], 7169));
+    check("set_gdt: refuses a frame of the core", set(&[frame_of_the_core().get()], 16));
     check("set_gdt: refuses a frame past the end", set(&[1 << 39], 16));
-    check(
-        "set_gdt: refuses an unmapped list",
-        said(SET_GDT, &[UNMAPPED, 16]),
-    );
-    check(
-        "set_gdt: refuses a list in the hole",
-        said(SET_GDT, &[HOLE, 16]),
-    );
+    check("set_gdt: refuses an unmapped list", said(SET_GDT, &[UNMAPPED, 16]));
+    check("set_gdt: refuses a list in the hole", said(SET_GDT, &[HOLE, 16]));
     check("gdt: refusals leave the old one", load_fs(1 << 3 | 3));
     clear_fs();
 }
@@ -137,64 +100,34 @@ fn updates(table: &Scratch) {
     clear_fs();
     check("update_descriptor: clears", put(slot(5), 0));
     check("gdt: the cleared descriptor faults", load_fs(5 << 3 | 3));
-    check(
-        "update_descriptor: refuses a task state segment",
-        put(slot(6), TSS),
-    );
-    check(
-        "update_descriptor: refuses an address that is not aligned",
-        put(slot(6) + 4, DATA),
-    );
+    check("update_descriptor: refuses a task state segment", put(slot(6), TSS));
+    check("update_descriptor: refuses an address that is not aligned", put(slot(6) + 4, DATA));
     check(
         "update_descriptor: refuses a frame of the core",
         put(frame_of_the_core().maddr().get(), DATA),
     );
-    check(
-        "update_descriptor: refuses an address past the end",
-        put(1 << 51, DATA),
-    );
+    check("update_descriptor: refuses an address past the end", put(1 << 51, DATA));
     let page = Scratch::new();
     let result = put(page.maddr() + 8, DATA);
-    check(
-        "update_descriptor: writes a plain page",
-        format!("{result} {:#x}", page.read(1)),
-    );
+    check("update_descriptor: writes a plain page", format!("{result} {:#x}", page.read(1)));
 }
 
 fn local() {
     let table = Scratch::new().into_table(&[(1, DATA), (2, CODE)]);
     check("set_ldt: none", mmuext(MMUEXT_SET_LDT, 0, 0));
-    check(
-        "set_ldt: of one page",
-        mmuext(MMUEXT_SET_LDT, table.va(), 8),
-    );
+    check("set_ldt: of one page", mmuext(MMUEXT_SET_LDT, table.va(), 8));
     check("ldt: loads a data selector", load_fs(1 << 3 | 7));
-    check(
-        "set_ldt: its frame refuses to become writable",
-        table.remap(table.data()),
-    );
+    check("set_ldt: its frame refuses to become writable", table.remap(table.data()));
     clear_fs();
     check("ldt: a selector past its end faults", load_fs(9 << 3 | 7));
-    check(
-        "set_ldt: refuses a base that is not aligned",
-        mmuext(MMUEXT_SET_LDT, table.va() + 8, 8),
-    );
-    check(
-        "set_ldt: refuses too many entries",
-        mmuext(MMUEXT_SET_LDT, table.va(), 8193),
-    );
+    check("set_ldt: refuses a base that is not aligned", mmuext(MMUEXT_SET_LDT, table.va() + 8, 8));
+    check("set_ldt: refuses too many entries", mmuext(MMUEXT_SET_LDT, table.va(), 8193));
     check("set_ldt: none again", mmuext(MMUEXT_SET_LDT, 0, 0));
     check("ldt: selectors fault without one", load_fs(1 << 3 | 7));
-    check(
-        "set_ldt: then the frame may become writable",
-        table.remap(table.data()),
-    );
+    check("set_ldt: then the frame may become writable", table.remap(table.data()));
     let bad = Scratch::new().into_table(&[(1, TSS)]);
     mmuext(MMUEXT_SET_LDT, bad.va(), 8);
-    check(
-        "ldt: a table with a task state segment cannot be used",
-        load_fs(1 << 3 | 7).0.is_some(),
-    );
+    check("ldt: a table with a task state segment cannot be used", load_fs(1 << 3 | 7).0.is_some());
     mmuext(MMUEXT_SET_LDT, 0, 0);
 }
 
@@ -211,26 +144,14 @@ fn bases() {
     // SAFETY: the base was set to a page of ours.
     unsafe { core::arch::asm!("mov {v}, fs:[16]", v = out(reg) value) };
     check("fs: reads from the new base", format!("{value:#x}"));
-    check(
-        "set_segment_base: gs in kernel mode",
-        base(SEGBASE_GS_KERNEL, page.va()),
-    );
+    check("set_segment_base: gs in kernel mode", base(SEGBASE_GS_KERNEL, page.va()));
     let value: u64;
     // SAFETY: as above.
     unsafe { core::arch::asm!("mov {v}, gs:[16]", v = out(reg) value) };
     check("gs: reads from the new base", format!("{value:#x}"));
-    check(
-        "set_segment_base: gs of user mode",
-        base(SEGBASE_GS_USER, 0x1000),
-    );
-    check(
-        "set_segment_base: gs selector of user mode",
-        base(SEGBASE_GS_USER_SEL, 0),
-    );
-    check(
-        "set_segment_base: a bad gs selector counts as null",
-        base(SEGBASE_GS_USER_SEL, 0xfff8),
-    );
+    check("set_segment_base: gs of user mode", base(SEGBASE_GS_USER, 0x1000));
+    check("set_segment_base: gs selector of user mode", base(SEGBASE_GS_USER_SEL, 0));
+    check("set_segment_base: a bad gs selector counts as null", base(SEGBASE_GS_USER_SEL, 0xfff8));
     for (name, which) in [
         ("fs", SEGBASE_FS),
         ("gs of user mode", SEGBASE_GS_USER),

@@ -46,22 +46,13 @@ fn cpuid_leaf(leaf: u32, sub: u32) -> (Outcome, [u32; 4]) {
 
 fn cpuid() {
     let (outcome, _) = forced(0, 0);
-    check(
-        "forced emulation: the prefix before another instruction faults",
-        outcome,
-    );
+    check("forced emulation: the prefix before another instruction faults", outcome);
     let (outcome, [max, b, c, d]) = cpuid_leaf(0x4000_0000, 0);
     let text: alloc::vec::Vec<u8> = [b, c, d].iter().flat_map(|r| r.to_le_bytes()).collect();
     let text = String::from_utf8_lossy(&text).into_owned();
-    check(
-        "cpuid 0x40000000: the signature",
-        format!("{outcome} {text} {max:#x}"),
-    );
+    check("cpuid 0x40000000: the signature", format!("{outcome} {text} {max:#x}"));
     let (outcome, [a, ..]) = cpuid_leaf(0x4000_0001, 0);
-    check(
-        "cpuid 0x40000001: the version",
-        format!("{outcome} {}.{}", a >> 16, a & 0xffff),
-    );
+    check("cpuid 0x40000001: the version", format!("{outcome} {}.{}", a >> 16, a & 0xffff));
     let (outcome, [a, b, c, _]) = cpuid_leaf(0x4000_0002, 0);
     check(
         "cpuid 0x40000002: hypercall pages and features",
@@ -70,20 +61,14 @@ fn cpuid() {
     let (_, [_, _, c, d]) = cpuid_leaf(1, 0);
     // MONITOR, VMX, SMX, EST, TM2, PDCM, PCID, DCA, x2APIC, TSC deadline.
     let never = 1 << 3 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 15 | 1 << 17 | 1 << 18 | 1 << 24;
-    check(
-        "cpuid 1: what a PV guest must not see in ecx",
-        format!("{:#x}", c & never),
-    );
+    check("cpuid 1: what a PV guest must not see in ecx", format!("{:#x}", c & never));
     check(
         "cpuid 1: runs on a hypervisor, CX16, OSXSAVE",
         format!("{:#x}", c & (1 << 31 | 1 << 13 | 1 << 27)),
     );
     // PSE, PGE, VME, PSE36, DS, TM, PBE.
     let never = 1 << 3 | 1 << 13 | 1 << 1 | 1 << 17 | 1 << 21 | 1 << 29 | 1 << 31;
-    check(
-        "cpuid 1: what a PV guest must not see in edx",
-        format!("{:#x}", d & never),
-    );
+    check("cpuid 1: what a PV guest must not see in edx", format!("{:#x}", d & never));
     // FPU, TSC, MSR, PAE, CX8, CMOV, PAT, CLFLUSH, FXSR, SSE, SSE2.
     let always = 1
         | 1 << 4
@@ -96,18 +81,12 @@ fn cpuid() {
         | 1 << 24
         | 1 << 25
         | 1 << 26;
-    check(
-        "cpuid 1: what every guest needs is there",
-        d & always == always,
-    );
+    check("cpuid 1: what every guest needs is there", d & always == always);
     let (_, [_, b, c, _]) = cpuid_leaf(7, 0);
     // SMEP, INVPCID, MPX, SMAP, PT.
     check(
         "cpuid 7: what a PV guest must not see in ebx",
-        format!(
-            "{:#x}",
-            b & (1 << 7 | 1 << 10 | 1 << 14 | 1 << 20 | 1 << 25)
-        ),
+        format!("{:#x}", b & (1 << 7 | 1 << 10 | 1 << 14 | 1 << 20 | 1 << 25)),
     );
     // PKU, OSPKE, CET shadow stacks, LA57.
     check(
@@ -140,23 +119,15 @@ fn wrmsr(msr: u32, value: u64) -> Outcome {
 
 fn msrs() {
     let (outcome, value) = rdmsr(EFER);
-    check(
-        "rdmsr efer: long mode, no-execute, syscall",
-        format!("{outcome} {:#x}", value & 0xd01),
-    );
+    check("rdmsr efer: long mode, no-execute, syscall", format!("{outcome} {:#x}", value & 0xd01));
     check("wrmsr efer: the same value", wrmsr(EFER, value));
     let (outcome, value) = rdmsr(PAT);
     check("rdmsr pat", format!("{outcome} {value:#x}"));
-    check(
-        "wrmsr pat: another value faults",
-        wrmsr(PAT, 0x0606_0606_0606_0606),
-    );
+    check("wrmsr pat: another value faults", wrmsr(PAT, 0x0606_0606_0606_0606));
     let page = Scratch::new();
-    for (name, msr) in [
-        ("fs base", FS_BASE),
-        ("gs base", GS_BASE),
-        ("kernel gs base", KERNEL_GS_BASE),
-    ] {
+    for (name, msr) in
+        [("fs base", FS_BASE), ("gs base", GS_BASE), ("kernel gs base", KERNEL_GS_BASE)]
+    {
         let outcome = wrmsr(msr, page.va());
         let (read, value) = rdmsr(msr);
         check(
@@ -173,10 +144,7 @@ fn msrs() {
     check("rdmsr: an unknown register faults", outcome);
     check("wrmsr: an unknown register faults", wrmsr(0xdead, 0));
     let (outcome, tsc) = rdmsr(0x10);
-    check(
-        "rdmsr: the time stamp counter",
-        format!("{outcome} {}", tsc > 0),
-    );
+    check("rdmsr: the time stamp counter", format!("{outcome} {}", tsc > 0));
 }
 
 fn read_cr0() -> (Outcome, u64) {
@@ -187,38 +155,20 @@ fn read_cr0() -> (Outcome, u64) {
 
 fn control_registers() {
     let (outcome, cr0) = read_cr0();
-    check(
-        "cr0: protection and paging on, TS off",
-        format!("{outcome} {:#x}", cr0 & 0x8000_0009),
-    );
+    check("cr0: protection and paging on, TS off", format!("{outcome} {:#x}", cr0 & 0x8000_0009));
     said(FPU_TASKSWITCH, &[1]);
-    check(
-        "cr0: shows the virtual TS",
-        format!("{:#x}", read_cr0().1 & 8),
-    );
+    check("cr0: shows the virtual TS", format!("{:#x}", read_cr0().1 & 8));
     check("clts", attempt!("clts"));
-    check(
-        "cr0: TS is gone after clts",
-        format!("{:#x}", read_cr0().1 & 8),
-    );
-    check(
-        "cr0: TS may be written",
-        attempt!("mov cr0, {v}", v = in(reg) cr0 | 8),
-    );
+    check("cr0: TS is gone after clts", format!("{:#x}", read_cr0().1 & 8));
+    check("cr0: TS may be written", attempt!("mov cr0, {v}", v = in(reg) cr0 | 8));
     check("cr0: it is set then", format!("{:#x}", read_cr0().1 & 8));
     let _ = attempt!("mov cr0, {v}", v = in(reg) cr0);
-    check(
-        "cr0: another bit faults",
-        attempt!("mov cr0, {v}", v = in(reg) cr0 ^ 1 << 18),
-    );
+    check("cr0: another bit faults", attempt!("mov cr0, {v}", v = in(reg) cr0 ^ 1 << 18));
     let mut value = 0u64;
     let outcome = attempt!("mov {v}, cr2", v = inout(reg) value);
     check("cr2: can be read", outcome);
     let outcome = attempt!("mov {v}, cr3", v = inout(reg) value);
-    check(
-        "cr3: is the L4",
-        format!("{outcome} {}", value & FRAME == root().maddr().get()),
-    );
+    check("cr3: is the L4", format!("{outcome} {}", value & FRAME == root().maddr().get()));
     check(
         "cr3: the same value may be written",
         attempt!("mov cr3, {v}", v = in(reg) root().maddr().get()),
@@ -229,10 +179,7 @@ fn control_registers() {
         "cr4: shows what the guest relies on",
         format!("{outcome} {:#x}", value & (1 << 5 | 1 << 9 | 1 << 10)),
     );
-    check(
-        "cr4: the same value may be written",
-        attempt!("mov cr4, {v}", v = in(reg) value),
-    );
+    check("cr4: the same value may be written", attempt!("mov cr4, {v}", v = in(reg) value));
     check("cr8: faults", attempt!("mov {v}, cr8", v = out(reg) _));
     let _ = mmuext(domain_rt::abi::mmu::MMUEXT_TLB_FLUSH_LOCAL, 0, 0);
 }
@@ -242,24 +189,15 @@ fn xcr() {
     let _ = attempt!("mov {v}, cr4", v = inout(reg) cr4);
     let set = attempt!("mov cr4, {v}", v = in(reg) cr4 | 1 << 18);
     let _ = attempt!("mov {v}, cr4", v = inout(reg) cr4);
-    check(
-        "cr4: OSXSAVE can be set",
-        format!("{set} {:#x}", cr4 & 1 << 18),
-    );
+    check("cr4: OSXSAVE can be set", format!("{set} {:#x}", cr4 & 1 << 18));
     let (mut low, mut high) = (0u32, 0u32);
     let outcome = attempt!("xgetbv", in("ecx") 0, inout("eax") low, inout("edx") high);
-    check(
-        "xgetbv: x87 and SSE are on",
-        format!("{outcome} {:#x}", low & 1),
-    );
+    check("xgetbv: x87 and SSE are on", format!("{outcome} {:#x}", low & 1));
     check(
         "xsetbv: the same value, with OSXSAVE",
         attempt!("xsetbv", in("ecx") 0, in("eax") low, in("edx") high),
     );
-    check(
-        "xsetbv: x87 off faults",
-        attempt!("xsetbv", in("ecx") 0, in("eax") 0, in("edx") 0),
-    );
+    check("xsetbv: x87 off faults", attempt!("xsetbv", in("ecx") 0, in("eax") 0, in("edx") 0));
     check(
         "xsetbv: an unknown register faults",
         attempt!("xsetbv", in("ecx") 5, in("eax") low, in("edx") high),
@@ -268,21 +206,12 @@ fn xcr() {
 
 fn others() {
     check("rdtsc", attempt!("rdtsc", out("rax") _, out("rdx") _));
-    check(
-        "rdpmc faults",
-        attempt!("rdpmc", in("ecx") 0, out("rax") _, out("rdx") _),
-    );
+    check("rdpmc faults", attempt!("rdpmc", in("ecx") 0, out("rax") _, out("rdx") _));
     check("wbinvd", attempt!("wbinvd"));
     check("invd", attempt!("invd"));
     check("invlpg", attempt!("invlpg [{a}]", a = in(reg) HOLE));
-    check(
-        "lgdt faults",
-        attempt!("lgdt [{a}]", a = in(reg) Scratch::new().va()),
-    );
-    check(
-        "lidt faults",
-        attempt!("lidt [{a}]", a = in(reg) Scratch::new().va()),
-    );
+    check("lgdt faults", attempt!("lgdt [{a}]", a = in(reg) Scratch::new().va()));
+    check("lidt faults", attempt!("lidt [{a}]", a = in(reg) Scratch::new().va()));
     check("ltr faults", attempt!("ltr {s:x}", s = in(reg) 0u32));
     check("lldt faults", attempt!("lldt {s:x}", s = in(reg) 0u32));
     check("swapgs faults", attempt!("swapgs"));
@@ -297,21 +226,13 @@ fn others() {
     let flags: u64;
     // SAFETY: reads the flags.
     unsafe { core::arch::asm!("pushfq; pop {f}", f = out(reg) flags) };
-    check(
-        "flags: interrupts are on, IOPL 0",
-        format!("{} {}", flags >> 9 & 1, flags >> 12 & 3),
-    );
+    check("flags: interrupts are on, IOPL 0", format!("{} {}", flags >> 9 & 1, flags >> 12 & 3));
     check(
         "native iret faults without its stack",
-        attempt!("push 0; push 0; push 0; push 0; push 0; iretq; 3: add rsp, 40")
-            .0
-            .is_some(),
+        attempt!("push 0; push 0; push 0; push 0; push 0; iretq; 3: add rsp, 40").0.is_some(),
     );
     check("vmmcall faults", attempt!("vmmcall"));
-    check(
-        "monitor faults",
-        attempt!("monitor", in("rax") 0, in("ecx") 0, in("edx") 0),
-    );
+    check("monitor faults", attempt!("monitor", in("rax") 0, in("ecx") 0, in("edx") 0));
 }
 
 fn debug_registers() {
@@ -322,10 +243,7 @@ fn debug_registers() {
     check("set_debugreg: an address", set(0, 0x12_3000));
     check("get_debugreg: reads it back", get(0));
     check("set_debugreg: refuses an address in the hole", set(1, HOLE));
-    check(
-        "set_debugreg: refuses an address that is not canonical",
-        set(1, 1 << 63),
-    );
+    check("set_debugreg: refuses an address that is not canonical", set(1, 1 << 63));
     check("set_debugreg: refuses register 8", set(8, 0));
     check("get_debugreg: refuses register 8", get(8));
     check("set_debugreg: refuses register 9", set(9, 0));
@@ -342,14 +260,8 @@ fn debug_registers() {
         "breakpoint: none when disarmed",
         format!("{outcome} {}", core::hint::black_box(word) != 7),
     );
-    check(
-        "mov from a debug register",
-        attempt!("mov {v}, dr0", v = out(reg) _),
-    );
-    check(
-        "mov to a debug register",
-        attempt!("mov dr0, {v}", v = in(reg) 0u64),
-    );
+    check("mov from a debug register", attempt!("mov {v}, dr0", v = out(reg) _));
+    check("mov to a debug register", attempt!("mov dr0, {v}", v = in(reg) 0u64));
 }
 
 fn assists() {

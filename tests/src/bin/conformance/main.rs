@@ -53,10 +53,6 @@ fn main(boot: &'static domain_rt::Boot) {
     user::run();
     vcpu::run_last();
     // The runtime's own end would look at the old vCPU info: leave at once.
-    let reason = if tap::plan() {
-        SHUTDOWN_POWEROFF
-    } else {
-        SHUTDOWN_CRASH
-    };
+    let reason = if tap::plan() { SHUTDOWN_POWEROFF } else { SHUTDOWN_CRASH };
     domain_rt::hypercall::shutdown(reason)
 }

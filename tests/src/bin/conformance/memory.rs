@@ -19,15 +19,8 @@ pub fn run() {
 fn figures() {
     let mut map = MachphysMapping::default();
     let result = op(MEMORY_OP, memory::XENMEM_MACHPHYS_MAPPING, &mut map);
-    let found = (
-        map.v_start == M2P_START,
-        map.v_end > map.v_start,
-        map.max_mfn > 0,
-    );
-    check(
-        "machphys_mapping: where the table is",
-        format!("{} {found:?}", rc(result)),
-    );
+    let found = (map.v_start == M2P_START, map.v_end > map.v_start, map.max_mfn > 0);
+    check("machphys_mapping: where the table is", format!("{} {found:?}", rc(result)));
     let frame = op(MEMORY_OP, memory::XENMEM_MAXIMUM_RAM_PAGE, &mut 0u64);
     check("maximum_ram_page: there is one", frame > 0);
     let mut me = DomId::SELF.get();
@@ -37,22 +30,11 @@ fn figures() {
     let mut nobody = 0x1234u16;
     check(
         "current_reservation: refuses a domain that is not there",
-        rc(op(
-            MEMORY_OP,
-            memory::XENMEM_CURRENT_RESERVATION,
-            &mut nobody,
-        )),
+        rc(op(MEMORY_OP, memory::XENMEM_CURRENT_RESERVATION, &mut nobody)),
     );
-    let mut map = MemoryMap {
-        nr_entries: 1,
-        buffer: UNMAPPED,
-        ..Default::default()
-    };
+    let mut map = MemoryMap { nr_entries: 1, buffer: UNMAPPED, ..Default::default() };
     let result = op(MEMORY_OP, memory::XENMEM_MEMORY_MAP, &mut map);
-    check(
-        "memory_map: does not succeed with an unmapped buffer",
-        result < 0,
-    );
+    check("memory_map: does not succeed with an unmapped buffer", result < 0);
 }
 
 fn reservation(list: u64, extents: u64, order: u32) -> MemoryReservation {
@@ -76,20 +58,11 @@ fn reservations() {
     page.write(0, 0x5555);
     let mut frame = page.mfn().get();
     page.remap(0);
-    let me = || {
-        op(
-            MEMORY_OP,
-            memory::XENMEM_CURRENT_RESERVATION,
-            &mut DomId::SELF.get(),
-        )
-    };
+    let me = || op(MEMORY_OP, memory::XENMEM_CURRENT_RESERVATION, &mut DomId::SELF.get());
     let before = me();
     let mut arg = reservation((&raw mut frame) as u64, 1, 0);
     let result = op(MEMORY_OP, memory::XENMEM_DECREASE_RESERVATION, &mut arg);
-    check(
-        "decrease_reservation: of one frame",
-        format!("{} {}", rc(result), me() - before),
-    );
+    check("decrease_reservation: of one frame", format!("{} {}", rc(result), me() - before));
     check(
         "decrease_reservation: the frame is ours no more",
         page.remap(Mfn::new(frame).maddr().get() | RW),
@@ -97,14 +70,8 @@ fn reservations() {
     let mut place = page.pfn();
     let mut arg = reservation((&raw mut place) as u64, 1, 0);
     let result = op(MEMORY_OP, memory::XENMEM_POPULATE_PHYSMAP, &mut arg);
-    check(
-        "populate_physmap: of one frame",
-        format!("{} {}", rc(result), me() - before),
-    );
-    check(
-        "populate_physmap: the table names its place",
-        m2p(place) == page.pfn(),
-    );
+    check("populate_physmap: of one frame", format!("{} {}", rc(result), me() - before));
+    check("populate_physmap: the table names its place", m2p(place) == page.pfn());
     let mapped = page.remap(Mfn::new(place).maddr().get() | RW);
     check("populate_physmap: the frame can be mapped", mapped);
     adopt(&page, place);
@@ -130,29 +97,17 @@ fn exchanges() {
         nr_exchanged: 0,
     };
     let result = op(MEMORY_OP, memory::XENMEM_EXCHANGE, &mut arg);
-    check(
-        "exchange: one frame for another",
-        format!("{} {}", rc(result), arg.nr_exchanged),
-    );
+    check("exchange: one frame for another", format!("{} {}", rc(result), arg.nr_exchanged));
     let new = if arg.nr_exchanged == 1 { place } else { old };
-    check(
-        "exchange: the table names its place",
-        m2p(new) == page.pfn(),
-    );
-    check(
-        "exchange: the frame can be mapped",
-        page.remap(Mfn::new(new).maddr().get() | RW),
-    );
+    check("exchange: the table names its place", m2p(new) == page.pfn());
+    check("exchange: the frame can be mapped", page.remap(Mfn::new(new).maddr().get() | RW));
     adopt(&page, new);
     let mut arg = MemoryExchange {
         input: reservation((&raw mut old) as u64, 1, 0),
         output: reservation((&raw mut place) as u64, 2, 0),
         nr_exchanged: 0,
     };
-    check(
-        "exchange: refuses unequal sums",
-        rc(op(MEMORY_OP, memory::XENMEM_EXCHANGE, &mut arg)),
-    );
+    check("exchange: refuses unequal sums", rc(op(MEMORY_OP, memory::XENMEM_EXCHANGE, &mut arg)));
     let mut core = frame_of_the_core().get();
     let mut arg = MemoryExchange {
         input: reservation((&raw mut core) as u64, 1, 0),
@@ -160,10 +115,7 @@ fn exchanges() {
         nr_exchanged: 0,
     };
     let result = op(MEMORY_OP, memory::XENMEM_EXCHANGE, &mut arg);
-    check(
-        "exchange: refuses a frame of the core",
-        format!("{} {}", rc(result), arg.nr_exchanged),
-    );
+    check("exchange: refuses a frame of the core", format!("{} {}", rc(result), arg.nr_exchanged));
 }
 
 fn refusals() {
@@ -184,23 +136,11 @@ fn refusals() {
         ("populate_physmap", memory::XENMEM_POPULATE_PHYSMAP),
     ] {
         let mut arg = reservation(UNMAPPED, 1, 0);
-        check(
-            &format!("{name}: with an unmapped list"),
-            rc(op(MEMORY_OP, cmd, &mut arg)),
-        );
+        check(&format!("{name}: with an unmapped list"), rc(op(MEMORY_OP, cmd, &mut arg)));
         let mut arg = reservation(HOLE, 1, 0);
-        check(
-            &format!("{name}: with a list in the hole"),
-            rc(op(MEMORY_OP, cmd, &mut arg)),
-        );
-        check(
-            &format!("{name}: with an unmapped structure"),
-            said(MEMORY_OP, &[cmd, UNMAPPED]),
-        );
-        let mut arg = MemoryReservation {
-            domid: 0x1234,
-            ..reservation(0, 0, 0)
-        };
+        check(&format!("{name}: with a list in the hole"), rc(op(MEMORY_OP, cmd, &mut arg)));
+        check(&format!("{name}: with an unmapped structure"), said(MEMORY_OP, &[cmd, UNMAPPED]));
+        let mut arg = MemoryReservation { domid: 0x1234, ..reservation(0, 0, 0) };
         check(
             &format!("{name}: with a domain that is not there"),
             rc(op(MEMORY_OP, cmd, &mut arg)),
@@ -212,8 +152,5 @@ fn refusals() {
         "populate_physmap: an absurd order",
         rc(op(MEMORY_OP, memory::XENMEM_POPULATE_PHYSMAP, &mut arg)),
     );
-    check(
-        "memory_op: refuses an unknown operation",
-        said(MEMORY_OP, &[63, 0]),
-    );
+    check("memory_op: refuses an unknown operation", said(MEMORY_OP, &[63, 0]));
 }

@@ -33,10 +33,7 @@ fn va_mapping() {
     a.write(0, 0xa);
     b.write(0, 0xb);
     let result = a.remap(b.data());
-    check(
-        "update_va_mapping: shows another frame",
-        format!("{result} {:#x}", a.read(0)),
-    );
+    check("update_va_mapping: shows another frame", format!("{result} {:#x}", a.read(0)));
     a.remap(a.data());
     let result = a.remap(0);
     let outcome = attempt!("mov rax, [{a}]", a = in(reg) a.va(), out("rax") _);
@@ -48,10 +45,7 @@ fn va_mapping() {
     );
     let result = a.remap(a.read_only());
     let outcome = attempt!("mov [{a}], rax", a = in(reg) a.va());
-    check(
-        "update_va_mapping: makes read-only",
-        format!("{result}, {outcome}"),
-    );
+    check("update_va_mapping: makes read-only", format!("{result}, {outcome}"));
     a.remap(a.maddr() | PRESENT | WRITE | ACCESSED);
     let stored = leaf(a.va()).1;
     check(
@@ -64,21 +58,15 @@ fn va_mapping() {
         "update_va_mapping: flags of an entry with the user bit",
         format!("{:#x}", stored & !FRAME & !(1 << 8)),
     );
-    for (name, flags) in [
-        ("none", 0),
-        ("local flush", 1),
-        ("all", 1 | 1 << 2),
-        ("page on all", 2 | 1 << 2),
-    ] {
+    for (name, flags) in
+        [("none", 0), ("local flush", 1), ("all", 1 | 1 << 2), ("page on all", 2 | 1 << 2)]
+    {
         check(
             &format!("update_va_mapping: flush kind {name}"),
             said(UPDATE_VA_MAPPING, &[a.va(), a.data(), flags]),
         );
     }
-    check(
-        "update_va_mapping: flush kind 3",
-        said(UPDATE_VA_MAPPING, &[a.va(), a.data(), 3]),
-    );
+    check("update_va_mapping: flush kind 3", said(UPDATE_VA_MAPPING, &[a.va(), a.data(), 3]));
 }
 
 fn va_refusals() {
@@ -87,11 +75,7 @@ fn va_refusals() {
     let table = root().maddr().get();
     for (name, va, entry) in [
         ("a writable mapping of a page table", page.va(), table | RW),
-        (
-            "a writable mapping of a frame of the core",
-            page.va(),
-            core | RW,
-        ),
+        ("a writable mapping of a frame of the core", page.va(), core | RW),
         ("a mapping of a frame of the core", page.va(), core | RO),
         ("a frame past the end of memory", page.va(), (1 << 51) | RO),
         ("an address without a table", FREE, page.data()),
@@ -104,20 +88,14 @@ fn va_refusals() {
             said(UPDATE_VA_MAPPING, &[va, entry, UVMF_INVLPG]),
         );
     }
-    check(
-        "update_va_mapping: a read-only mapping of a page table",
-        uvm(page.va(), table | RO),
-    );
+    check("update_va_mapping: a read-only mapping of a page table", uvm(page.va(), table | RO));
     page.remap(page.data());
     let result = page.remap(page.data() | 1 << 7);
     check("update_va_mapping: an entry with the PAT bit", result);
     page.remap(page.data());
     check(
         "update_va_mapping_otherdomain: refuses a domain that is not there",
-        said(
-            UPDATE_VA_MAPPING_OTHERDOMAIN,
-            &[page.va(), page.data(), 0, 0x1234],
-        ),
+        said(UPDATE_VA_MAPPING_OTHERDOMAIN, &[page.va(), page.data(), 0, 0x1234]),
     );
 }
 
@@ -125,19 +103,13 @@ fn entries() {
     let page = Scratch::new();
     let (ptr, _) = leaf(page.va());
     check("mmu_update: an entry in use", update(ptr, page.read_only()));
-    check(
-        "mmu_update: the entry is read-only now",
-        leaf(page.va()).1 & WRITE,
-    );
+    check("mmu_update: the entry is read-only now", leaf(page.va()).1 & WRITE);
     check(
         "mmu_update: an entry without translation",
         update(ptr | MMU_PT_UPDATE_NO_TRANSLATE, page.data()),
     );
     update(ptr, page.data() | ACCESSED | DIRTY);
-    update(
-        ptr | MMU_PT_UPDATE_PRESERVE_AD,
-        page.data() & !(ACCESSED | DIRTY),
-    );
+    update(ptr | MMU_PT_UPDATE_PRESERVE_AD, page.data() & !(ACCESSED | DIRTY));
     check(
         "mmu_update: keeps accessed and dirty when asked to",
         format!("{:#x}", leaf(page.va()).1 & (ACCESSED | DIRTY)),
@@ -150,26 +122,11 @@ fn entries() {
     update(ptr, page.data());
     let target = Scratch::new();
     let result = update(target.entry(5), 0x1122);
-    check(
-        "mmu_update: writes a plain page",
-        format!("{result} {:#x}", target.read(5)),
-    );
+    check("mmu_update: writes a plain page", format!("{result} {:#x}", target.read(5)));
     for (name, ptr, val) in [
-        (
-            "a writable mapping of a page table",
-            ptr,
-            root().maddr().get() | RW,
-        ),
-        (
-            "a mapping of a frame of the core",
-            ptr,
-            frame_of_the_core().maddr().get() | RO,
-        ),
-        (
-            "an entry in a frame of the core",
-            frame_of_the_core().maddr().get(),
-            0,
-        ),
+        ("a writable mapping of a page table", ptr, root().maddr().get() | RW),
+        ("a mapping of a frame of the core", ptr, frame_of_the_core().maddr().get() | RO),
+        ("an entry in a frame of the core", frame_of_the_core().maddr().get(), 0),
         ("an entry past the end of memory", 1 << 51, 0),
     ] {
         check(&format!("mmu_update: refuses {name}"), update(ptr, val));
@@ -179,14 +136,8 @@ fn entries() {
 fn batches(is_dom0: bool) {
     let page = Scratch::new();
     let (ptr, _) = leaf(page.va());
-    let good = MmuUpdate {
-        ptr,
-        val: page.data(),
-    };
-    let bad = MmuUpdate {
-        ptr,
-        val: root().maddr().get() | RW,
-    };
+    let good = MmuUpdate { ptr, val: page.data() };
+    let bad = MmuUpdate { ptr, val: root().maddr().get() | RW };
     check(
         "mmu_update: counts what it did",
         format!("{:?}", updates(&[good, good, good], DomId::SELF)),
@@ -195,19 +146,10 @@ fn batches(is_dom0: bool) {
         "mmu_update: stops at the first refusal",
         format!("{:?}", updates(&[good, bad, good], DomId::SELF)),
     );
-    check(
-        "mmu_update: of nothing",
-        format!("{:?}", updates(&[], DomId::SELF)),
-    );
-    let (nobody, denied) = (
-        DomId::new(0x1234),
-        if is_dom0 { "-ESRCH" } else { "-EPERM" },
-    );
+    check("mmu_update: of nothing", format!("{:?}", updates(&[], DomId::SELF)));
+    let (nobody, denied) = (DomId::new(0x1234), if is_dom0 { "-ESRCH" } else { "-EPERM" });
     let (found, _) = updates(&[good], nobody);
-    check(
-        "mmu_update: refuses a domain that is not there",
-        found == "-ESRCH" || found == denied,
-    );
+    check("mmu_update: refuses a domain that is not there", found == "-ESRCH" || found == denied);
     check(
         "mmu_update: refuses an unmapped list",
         said(MMU_UPDATE, &[UNMAPPED, 1, 0, DomId::SELF.get().into()]),
@@ -232,10 +174,7 @@ fn machphys() {
         format!("{before} {result} {during:#x} {}", look() == page.pfn()),
     );
     let core = frame_of_the_core().maddr().get() | MMU_MACHPHYS_UPDATE;
-    check(
-        "machphys update: refuses a frame of the core",
-        update(core, 5),
-    );
+    check("machphys update: refuses a frame of the core", update(core, 5));
     check(
         "machphys update: refuses a frame past the end",
         update(1 << 51 | MMU_MACHPHYS_UPDATE, 5),
@@ -250,28 +189,13 @@ fn upper_levels() {
     let l2 = Scratch::new().into_table(&[(0, l1.table())]);
     let l3 = Scratch::new().into_table(&[]);
     let l4_entry = root().maddr().get() + slot(FREE, 3) as u64 * 8;
-    check(
-        "mmu_update: links an empty L3 into the L4",
-        update(l4_entry, l3.table()),
-    );
-    check(
-        "mmu_update: links an L2 with its L1",
-        update(l3.entry(0), l2.table()),
-    );
+    check("mmu_update: links an empty L3 into the L4", update(l4_entry, l3.table()));
+    check("mmu_update: links an L2 with its L1", update(l3.entry(0), l2.table()));
     // SAFETY: mapped by the entries above.
     let seen = unsafe { ((FREE + 3 * 4096) as *const u64).read_volatile() };
-    check(
-        "mmu_update: the new address shows the page",
-        format!("{seen:#x}"),
-    );
-    check(
-        "mmu_update: a live table refuses to become writable",
-        uvm(l1.va(), l1.data()),
-    );
-    check(
-        "mmu_update: an entry of a live L1",
-        update(l1.entry(5), page.read_only()),
-    );
+    check("mmu_update: the new address shows the page", format!("{seen:#x}"));
+    check("mmu_update: a live table refuses to become writable", uvm(l1.va(), l1.data()));
+    check("mmu_update: an entry of a live L1", update(l1.entry(5), page.read_only()));
     check(
         "mmu_update: refuses a large page in the L2",
         update(l2.entry(1), page.maddr() | TABLE | 1 << 7),
@@ -280,47 +204,20 @@ fn upper_levels() {
         "mmu_update: refuses a large page in the L3",
         update(l3.entry(1), page.maddr() | TABLE | 1 << 7),
     );
-    check(
-        "mmu_update: refuses a writable page as L1",
-        update(l2.entry(1), page.table()),
-    );
-    check(
-        "mmu_update: refuses an L1 as L2",
-        update(l3.entry(1), l1.table()),
-    );
-    check(
-        "mmu_update: refuses an L2 as L1",
-        update(l2.entry(1), l2.table()),
-    );
-    check(
-        "mmu_update: an L1 in two places",
-        update(l2.entry(1), l1.table()),
-    );
-    check(
-        "mmu_update: takes the second place away",
-        update(l2.entry(1), 0),
-    );
-    check(
-        "mmu_update: upper entries are stored with the user bit",
-        upper_flags(&l3, &l2),
-    );
+    check("mmu_update: refuses a writable page as L1", update(l2.entry(1), page.table()));
+    check("mmu_update: refuses an L1 as L2", update(l3.entry(1), l1.table()));
+    check("mmu_update: refuses an L2 as L1", update(l2.entry(1), l2.table()));
+    check("mmu_update: an L1 in two places", update(l2.entry(1), l1.table()));
+    check("mmu_update: takes the second place away", update(l2.entry(1), 0));
+    check("mmu_update: upper entries are stored with the user bit", upper_flags(&l3, &l2));
     check("mmu_update: unlinks the L3", update(l4_entry, 0));
-    check(
-        "mmu_update: an unlinked table may become writable",
-        uvm(l1.va(), l1.data()),
-    );
+    check("mmu_update: an unlinked table may become writable", uvm(l1.va(), l1.data()));
     for (name, slot) in [("first", 256), ("last", 271)] {
         let ptr = root().maddr().get() + slot * 8;
-        check(
-            &format!("mmu_update: refuses the {name} slot of the hole"),
-            update(ptr, 0),
-        );
+        check(&format!("mmu_update: refuses the {name} slot of the hole"), update(ptr, 0));
     }
     let hole = slot(HOLE_START, 3);
-    check(
-        "mmu_update: the hole is the core's own",
-        peek(root(), hole) & PRESENT,
-    );
+    check("mmu_update: the hole is the core's own", peek(root(), hole) & PRESENT);
 }
 
 fn upper_flags(l3: &Scratch, l2: &Scratch) -> alloc::string::String {
@@ -335,10 +232,7 @@ fn upper_flags(l3: &Scratch, l2: &Scratch) -> alloc::string::String {
 fn bad_tables() {
     let page = Scratch::new();
     for (name, entry) in [
-        (
-            "maps a frame of the core",
-            frame_of_the_core().maddr().get() | RO,
-        ),
+        ("maps a frame of the core", frame_of_the_core().maddr().get() | RO),
         ("maps a page table writable", root().maddr().get() | RW),
         ("maps a frame past the end", 1 << 51 | RO),
     ] {
@@ -348,10 +242,7 @@ fn bad_tables() {
         if result == "0" {
             mmuext(MMUEXT_UNPIN_TABLE, l1.mfn().get(), 0);
         }
-        check(
-            &format!("pin: nothing is left of an L1 that {name}"),
-            uvm(l1.va(), l1.data()),
-        );
+        check(&format!("pin: nothing is left of an L1 that {name}"), uvm(l1.va(), l1.data()));
     }
     let own = Scratch::new();
     let l1 = own.into_table(&[]);

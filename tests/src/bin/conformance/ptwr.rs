@@ -28,11 +28,7 @@ pub fn run() {
 /// Outcome, and what the entry holds now without its frame and global bit.
 fn after(outcome: Outcome, l1: &Scratch, index: usize) -> alloc::string::String {
     let value = l1.read(index);
-    let frame = if value & FRAME == 0 {
-        "no frame"
-    } else {
-        "a frame"
-    };
+    let frame = if value & FRAME == 0 { "no frame" } else { "a frame" };
     format!("{outcome}, {frame} {:#x}", value & !FRAME & !(1 << 8))
 }
 
@@ -60,10 +56,7 @@ fn exchanges(l1: &Scratch, page: &Scratch) {
     let at = l1.va() + 8;
     let mut value = page.data();
     let o = attempt!("xchg [{a}], {v}", a = in(reg) at, v = inout(reg) value);
-    check(
-        "ptwr: xchg sets",
-        format!("{}, old {value:#x}", after(o, l1, 1)),
-    );
+    check("ptwr: xchg sets", format!("{}, old {value:#x}", after(o, l1, 1)));
     let mut value = 0u64;
     let o = attempt!("xchg [{a}], {v}", a = in(reg) at, v = inout(reg) value);
     let old = (value & FRAME == page.maddr(), value & !FRAME & !(1 << 8));
@@ -73,10 +66,7 @@ fn exchanges(l1: &Scratch, page: &Scratch) {
     );
     let mut old = 0u64;
     let o = attempt!("lock cmpxchg [{a}], {v}", a = in(reg) at, v = in(reg) page.data(), inout("rax") old);
-    check(
-        "ptwr: cmpxchg that matches",
-        format!("{}, rax {old:#x}", after(o, l1, 1)),
-    );
+    check("ptwr: cmpxchg that matches", format!("{}, rax {old:#x}", after(o, l1, 1)));
     let mut old = 5u64;
     let o = attempt!("lock cmpxchg [{a}], {v}", a = in(reg) at, v = in(reg) 0u64, inout("rax") old);
     let seen = old & FRAME == page.maddr();
@@ -90,10 +80,7 @@ fn bits(l1: &Scratch, page: &Scratch) {
     let at = l1.va() + 8;
     crate::tables::update(l1.entry(1), page.data() | ACCESSED | DIRTY);
     let o = attempt!("lock and byte ptr [{a}], {m}", a = in(reg) at, m = const !(WRITE as i8));
-    check(
-        "ptwr: lock and of a byte takes the write bit",
-        after(o, l1, 1),
-    );
+    check("ptwr: lock and of a byte takes the write bit", after(o, l1, 1));
     let o = attempt!("lock btr qword ptr [{a}], 5", a = in(reg) at);
     check("ptwr: lock btr takes the accessed bit", after(o, l1, 1));
     let o = attempt!("lock or qword ptr [{a}], {m}", a = in(reg) at, m = const WRITE as i32);
@@ -104,16 +91,10 @@ fn refusals(l1: &Scratch, page: &Scratch) {
     let at = |index: usize| l1.va() + index as u64 * 8;
     let bad = root().maddr().get() | crate::tables::RW;
     let o = attempt!("mov [{a}], {v}", a = in(reg) at(5), v = in(reg) bad);
-    check(
-        "ptwr: refuses a writable mapping of a page table",
-        after(o, l1, 5),
-    );
+    check("ptwr: refuses a writable mapping of a page table", after(o, l1, 5));
     let core = crate::tables::frame_of_the_core().maddr().get() | crate::tables::RO;
     let o = attempt!("mov [{a}], {v}", a = in(reg) at(5), v = in(reg) core);
-    check(
-        "ptwr: refuses a mapping of a frame of the core",
-        after(o, l1, 5),
-    );
+    check("ptwr: refuses a mapping of a frame of the core", after(o, l1, 5));
     let o = attempt!("mov [{a}], {v}", a = in(reg) at(5) + 4, v = in(reg) page.data());
     check("ptwr: refuses a write across two entries", after(o, l1, 5));
 }

@@ -15,19 +15,13 @@ const MS: u64 = 1_000_000;
 
 pub fn run() {
     check("sched_op: yield", said(SCHED_OP, &[sched::SCHEDOP_YIELD]));
-    check(
-        "sched_op: refuses an unknown operation",
-        said(SCHED_OP, &[99, 0]),
-    );
+    check("sched_op: refuses an unknown operation", said(SCHED_OP, &[99, 0]));
     check(
         "sched_op: shutdown refuses an unmapped structure",
         said(SCHED_OP, &[sched::SCHEDOP_SHUTDOWN, UNMAPPED]),
     );
     check("sched_op_compat: yield", said(SCHED_OP_COMPAT, &[0, 0]));
-    check(
-        "sched_op_compat: refuses an unknown operation",
-        said(SCHED_OP_COMPAT, &[99, 0]),
-    );
+    check("sched_op_compat: refuses an unknown operation", said(SCHED_OP_COMPAT, &[99, 0]));
     let timer = timer_port().expect("the runtime bound it");
     block(timer);
     timers(timer);
@@ -67,10 +61,7 @@ fn block(timer: u32) {
     let masked = shared_info().swap_u8(1, 1);
     check(
         "block: returns at once when an event waits",
-        format!(
-            "{result}, upcalls {}, masked {masked}",
-            EVENTS.load(Relaxed)
-        ),
+        format!("{result}, upcalls {}, masked {masked}", EVENTS.load(Relaxed)),
     );
     clear(port);
     close(port);
@@ -106,10 +97,7 @@ fn timers(timer: u32) {
     check("set_timer_op: 0 cancels", format!("{result} {fired}"));
     set_timer(now() + 3_600_000 * MS);
     set_timer(now() + MS);
-    check(
-        "set_timer_op: a new deadline replaces the old",
-        fires(timer),
-    );
+    check("set_timer_op: a new deadline replaces the old", fires(timer));
     clear(timer);
 }
 
@@ -129,10 +117,7 @@ fn polls(timer: u32) {
     set_mask(port, true);
     let start = now();
     let result = rc(poll(&[port], start + 5 * MS));
-    check(
-        "poll: returns at its timeout",
-        format!("{result}, in time {}", now() >= start + 5 * MS),
-    );
+    check("poll: returns at its timeout", format!("{result}, in time {}", now() >= start + 5 * MS));
     send(port);
     let result = rc(poll(&[port], 0));
     check(
@@ -149,22 +134,9 @@ fn polls(timer: u32) {
         format!("{result} {}", is_pending(timer)),
     );
     clear(timer);
-    check(
-        "poll: refuses a port past the last",
-        rc(poll(&[port, 70_000], 0)),
-    );
-    check(
-        "poll: refuses more than 128 ports",
-        rc(poll(&[port; 129], 0)),
-    );
-    let mut arg = Poll {
-        ports: UNMAPPED,
-        nr_ports: 1,
-        ..Default::default()
-    };
-    check(
-        "poll: refuses an unmapped list",
-        rc(op(SCHED_OP, sched::SCHEDOP_POLL, &mut arg)),
-    );
+    check("poll: refuses a port past the last", rc(poll(&[port, 70_000], 0)));
+    check("poll: refuses more than 128 ports", rc(poll(&[port; 129], 0)));
+    let mut arg = Poll { ports: UNMAPPED, nr_ports: 1, ..Default::default() };
+    check("poll: refuses an unmapped list", rc(op(SCHED_OP, sched::SCHEDOP_POLL, &mut arg)));
     close(port);
 }

@@ -29,9 +29,7 @@ pub struct Scratch {
 
 impl Scratch {
     pub fn new() -> Self {
-        Self {
-            pages: mem::alloc_pages(1).expect("a page"),
-        }
+        Self { pages: mem::alloc_pages(1).expect("a page") }
     }
 
     pub fn va(&self) -> u64 {
@@ -115,40 +113,22 @@ pub fn uvm(va: u64, entry: u64) -> String {
 /// One page-table update; result in words.
 pub fn update(ptr: u64, val: u64) -> String {
     let update = MmuUpdate { ptr, val };
-    said(
-        MMU_UPDATE,
-        &[(&raw const update) as u64, 1, 0, DomId::SELF.get().into()],
-    )
+    said(MMU_UPDATE, &[(&raw const update) as u64, 1, 0, DomId::SELF.get().into()])
 }
 
 /// Several updates; result in words and how many were done.
 pub fn updates(list: &[MmuUpdate], domain: DomId) -> (String, u32) {
     let mut done = 99u32;
     let at = (&raw mut done) as u64;
-    let result = hv(
-        MMU_UPDATE,
-        &[
-            list.as_ptr() as u64,
-            list.len() as u64,
-            at,
-            domain.get().into(),
-        ],
-    );
+    let result =
+        hv(MMU_UPDATE, &[list.as_ptr() as u64, list.len() as u64, at, domain.get().into()]);
     (rc(result), done)
 }
 
 /// One extended operation; result in words.
 pub fn mmuext(cmd: u32, arg1: u64, arg2: u64) -> String {
-    let op = MmuextOp {
-        cmd,
-        arg1,
-        arg2,
-        ..Default::default()
-    };
-    said(
-        MMUEXT_OP,
-        &[(&raw const op) as u64, 1, 0, DomId::SELF.get().into()],
-    )
+    let op = MmuextOp { cmd, arg1, arg2, ..Default::default() };
+    said(MMUEXT_OP, &[(&raw const op) as u64, 1, 0, DomId::SELF.get().into()])
 }
 
 /// The L4 that this program runs on.
@@ -158,9 +138,7 @@ pub fn root() -> Mfn {
 
 /// An entry of one of our own tables.
 pub fn peek(table: Mfn, index: usize) -> u64 {
-    mem::own_page(table)
-        .expect("an own frame")
-        .read_u64(index * 8)
+    mem::own_page(table).expect("an own frame").read_u64(index * 8)
 }
 
 /// The L1 entry that maps `va`: its machine address and its value.
@@ -180,8 +158,6 @@ pub const fn slot(va: u64, level: u32) -> usize {
 
 /// A frame of the core: what the first used slot of the hole in our L4 names.
 pub fn frame_of_the_core() -> Mfn {
-    let entry = (256..272)
-        .map(|i| peek(root(), i))
-        .find(|e| e & PRESENT != 0);
+    let entry = (256..272).map(|i| peek(root(), i)).find(|e| e & PRESENT != 0);
     Maddr::new(entry.expect("the core maps itself") & FRAME).mfn()
 }

@@ -29,9 +29,7 @@ fn line(text: &str) {
 /// What Xen gives for the case of this name.
 fn expected(name: &str) -> Option<&'static str> {
     let mut lines = EXPECTED.lines().filter_map(|l| l.rsplit_once(" -> "));
-    lines
-        .find(|(case, _)| *case == name)
-        .map(|(_, value)| value)
+    lines.find(|(case, _)| *case == name).map(|(_, value)| value)
 }
 
 /// Why Bulkhead gives `found` instead, if that is on purpose.

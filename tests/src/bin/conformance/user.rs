@@ -98,18 +98,9 @@ impl Space {
         let l4 = Scratch::new().into_table(&[(0, l3.maddr() | TABLE)]);
         let kernel_stack = mem::alloc_pages(4).expect("four pages");
         let top = kernel_stack.va() + kernel_stack.bytes() as u64;
-        check(
-            "user: pins the L4",
-            mmuext(MMUEXT_PIN_L4_TABLE, l4.mfn().get(), 0),
-        );
-        check(
-            "user: makes it the user table",
-            mmuext(MMUEXT_NEW_USER_BASEPTR, l4.mfn().get(), 0),
-        );
-        check(
-            "stack_switch",
-            said(STACK_SWITCH, &[FLAT_RING3_SS64.into(), top]),
-        );
+        check("user: pins the L4", mmuext(MMUEXT_PIN_L4_TABLE, l4.mfn().get(), 0));
+        check("user: makes it the user table", mmuext(MMUEXT_NEW_USER_BASEPTR, l4.mfn().get(), 0));
+        check("stack_switch", said(STACK_SWITCH, &[FLAT_RING3_SS64.into(), top]));
         Self {
             l4,
             _lower: [l3, l2, l1],
@@ -139,9 +130,7 @@ impl Space {
         };
         // SAFETY: the context lives on this stack, which `__user_back` restores.
         unsafe { __user_enter(&raw const context) };
-        LEFT.lock()
-            .take()
-            .expect("user mode was left through the hook")
+        LEFT.lock().take().expect("user mode was left through the hook")
     }
 }
 
@@ -165,14 +154,8 @@ pub fn run() {
     segments(&space);
     events(&space);
     returns(&space);
-    check(
-        "user: takes the user table away",
-        mmuext(MMUEXT_NEW_USER_BASEPTR, 0, 0),
-    );
-    check(
-        "user: unpins the L4",
-        mmuext(MMUEXT_UNPIN_TABLE, space.l4.mfn().get(), 0),
-    );
+    check("user: takes the user table away", mmuext(MMUEXT_NEW_USER_BASEPTR, 0, 0));
+    check("user: unpins the L4", mmuext(MMUEXT_UNPIN_TABLE, space.l4.mfn().get(), 0));
 }
 
 const SYSCALL_INSN: &[u8] = &[0x0f, 0x05];
@@ -190,32 +173,21 @@ fn syscalls(space: &Space) {
     );
     check("user: selectors and stack of a syscall", found);
     let returns = (frame.rcx == frame.rip, frame.r11 ^ frame.rflags);
-    check(
-        "user: rcx and r11 of a syscall are its return, but for IF",
-        format!("{returns:?}"),
-    );
+    check("user: rcx and r11 of a syscall are its return, but for IF", format!("{returns:?}"));
     // mov eax, 17 (xen_version); xor edi, edi; syscall
     let (frame, _) = space.run(&[0xb8, 17, 0, 0, 0, 0x31, 0xff, 0x0f, 0x05]);
     check(
         "user: a hypercall number is an ordinary syscall",
         format!("rax {} {}", frame.rax, how((frame, 0))),
     );
-    let with = IretContext {
-        rax: 0x11,
-        rcx: 0x22,
-        r11: 0x33,
-        ..Default::default()
-    };
+    let with = IretContext { rax: 0x11, rcx: 0x22, r11: 0x33, ..Default::default() };
     // int3
     let (frame, _) = space.run_with(&[0xcc], with);
     check(
         "iret: gives rax, rcx and r11",
         format!("{:#x} {:#x} {:#x}", frame.rax, frame.rcx, frame.r11),
     );
-    let with = IretContext {
-        flags: VGCF_IN_SYSCALL,
-        ..Default::default()
-    };
+    let with = IretContext { flags: VGCF_IN_SYSCALL, ..Default::default() };
     let (frame, _) = space.run_with(&[0xcc], with);
     check("iret: as return of a syscall", how((frame, 0)));
 }
@@ -243,21 +215,14 @@ fn faults(space: &Space) {
         // cpuid; int3
         ("cpuid goes on", &[0x0f, 0xa2, 0xcc]),
         // ud2 "xen" cpuid
-        (
-            "forced emulation",
-            &[0x0f, 0x0b, 0x78, 0x65, 0x6e, 0x0f, 0xa2, 0xcc],
-        ),
+        ("forced emulation", &[0x0f, 0x0b, 0x78, 0x65, 0x6e, 0x0f, 0xa2, 0xcc]),
     ] {
         check(&format!("user: {name}"), how(space.run(program)));
     }
-    for (name, address) in [
-        ("reads nothing", NOTHING),
-        ("reads a page of its own, then stops", CONSTANT),
-    ] {
-        check(
-            &format!("user: {name}"),
-            how(space.run(&access(0x8b, address))),
-        );
+    for (name, address) in
+        [("reads nothing", NOTHING), ("reads a page of its own, then stops", CONSTANT)]
+    {
+        check(&format!("user: {name}"), how(space.run(&access(0x8b, address))));
     }
     for (name, address) in [
         ("writes nothing", NOTHING),
@@ -265,10 +230,7 @@ fn faults(space: &Space) {
         ("writes its stack, then stops", STACK),
         ("writes its code", CODE),
     ] {
-        check(
-            &format!("user: {name}"),
-            how(space.run(&access(0x89, address))),
-        );
+        check(&format!("user: {name}"), how(space.run(&access(0x89, address))));
     }
     let (frame, cr2) = space.run(&access(0x8b, HOLE));
     let found = (frame.vector, frame.error_code & !1, cr2 == HOLE);
@@ -333,10 +295,7 @@ fn events(space: &Space) {
     set_mask(port, false);
     send(port);
     EVENTS.store(0, Relaxed);
-    let with = IretContext {
-        rflags: 1 << 9,
-        ..Default::default()
-    };
+    let with = IretContext { rflags: 1 << 9, ..Default::default() };
     let left = space.run_with(&[0xcc], with);
     let inside = MASKED_INSIDE.load(Relaxed);
     let mask = shared_info().swap_u8(1, 1);
@@ -363,10 +322,7 @@ fn events(space: &Space) {
 }
 
 fn returns(space: &Space) {
-    let with = IretContext {
-        rflags: 3 << 12 | 1,
-        ..Default::default()
-    };
+    let with = IretContext { rflags: 3 << 12 | 1, ..Default::default() };
     let (frame, _) = space.run_with(&[0xcc], with);
     check(
         "iret: IOPL is not given, other flags are",
@@ -375,18 +331,12 @@ fn returns(space: &Space) {
     // pushfq; pop rax; int3
     let (frame, _) = space.run(&[0x9c, 0x58, 0xcc]);
     check("user: sees interrupts on", frame.rax >> 9 & 1);
-    let with = IretContext {
-        rflags: 1 << 8,
-        ..Default::default()
-    };
+    let with = IretContext { rflags: 1 << 8, ..Default::default() };
     // nop; nop
     let left = space.run_with(&[0x90, 0x90], with);
     check("user: single step", how(left));
     // A stack pointer that is not aligned: the frame is on the kernel's stack anyway.
     // sub rsp, 3; int3
     let (frame, _) = space.run(&[0x48, 0x83, 0xec, 0x03, 0xcc]);
-    check(
-        "user: a stack pointer that is not aligned is kept",
-        format!("{:#x}", frame.rsp),
-    );
+    check("user: a stack pointer that is not aligned is kept", format!("{:#x}", frame.rsp));
 }

@@ -21,10 +21,7 @@ pub fn run() {
     presence();
     runstate();
     timers();
-    check(
-        "vcpu_op: refuses an unknown operation",
-        said(VCPU_OP, &[99, 0, 0]),
-    );
+    check("vcpu_op: refuses an unknown operation", said(VCPU_OP, &[99, 0, 0]));
 }
 
 fn on_vcpu0<T>(cmd: u64, arg: &mut T) -> String {
@@ -35,16 +32,8 @@ fn presence() {
     for (name, cmd, id) in [
         ("is_up: vcpu 0", vcpu::VCPUOP_IS_UP, 0),
         ("is_up: a vcpu that is not there", vcpu::VCPUOP_IS_UP, 7),
-        (
-            "is_up: the highest id that a guest asks for",
-            vcpu::VCPUOP_IS_UP,
-            8191,
-        ),
-        (
-            "is_up: the highest number",
-            vcpu::VCPUOP_IS_UP,
-            u32::MAX.into(),
-        ),
+        ("is_up: the highest id that a guest asks for", vcpu::VCPUOP_IS_UP, 8191),
+        ("is_up: the highest number", vcpu::VCPUOP_IS_UP, u32::MAX.into()),
         ("up: vcpu 0 runs already", vcpu::VCPUOP_UP, 0),
         ("up: a vcpu that is not there", vcpu::VCPUOP_UP, 7),
         ("down: a vcpu that is not there", vcpu::VCPUOP_DOWN, 7),
@@ -61,15 +50,8 @@ fn runstate() {
     let mut info = RunstateInfo::default();
     let result = on_vcpu0(vcpu::VCPUOP_GET_RUNSTATE_INFO, &mut info);
     let total: u64 = info.time.iter().sum();
-    let found = (
-        info.state == RUNSTATE_RUNNING,
-        total > 0,
-        info.state_entry_time > 0,
-    );
-    check(
-        "get_runstate_info: running, with times",
-        format!("{result} {found:?}"),
-    );
+    let found = (info.state == RUNSTATE_RUNNING, total > 0, info.state_entry_time > 0);
+    check("get_runstate_info: running, with times", format!("{result} {found:?}"));
     check(
         "get_runstate_info: refuses an unmapped structure",
         said(VCPU_OP, &[vcpu::VCPUOP_GET_RUNSTATE_INFO, 0, UNMAPPED]),
@@ -78,10 +60,7 @@ fn runstate() {
     let mut va = page.va();
     let result = on_vcpu0(vcpu::VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA, &mut va);
     let found = (page.read(0) as u32 == RUNSTATE_RUNNING, page.read(2) > 0);
-    check(
-        "register_runstate_memory_area: filled in at once",
-        format!("{result} {found:?}"),
-    );
+    check("register_runstate_memory_area: filled in at once", format!("{result} {found:?}"));
     let mut none = 0u64;
     check(
         "register_runstate_memory_area: a null address ends it",
@@ -95,11 +74,7 @@ fn runstate() {
 }
 
 fn single(at: u64, flags: u32) -> String {
-    let mut arg = SetSingleshotTimer {
-        timeout_abs_ns: at,
-        flags,
-        ..Default::default()
-    };
+    let mut arg = SetSingleshotTimer { timeout_abs_ns: at, flags, ..Default::default() };
     on_vcpu0(vcpu::VCPUOP_SET_SINGLESHOT_TIMER, &mut arg)
 }
 
@@ -108,17 +83,11 @@ fn timers() {
     set_mask(timer, true);
     clear(timer);
     let now = || time::now().get();
-    check(
-        "set_singleshot_timer: in the future",
-        single(now() + 2 * MS, 0),
-    );
+    check("set_singleshot_timer: in the future", single(now() + 2 * MS, 0));
     check("set_singleshot_timer: fires", fires(timer));
     clear(timer);
     let result = single(1, VCPU_SSHOTTMR_FUTURE);
-    check(
-        "set_singleshot_timer: takes the past, whatever its flag says",
-        result,
-    );
+    check("set_singleshot_timer: takes the past, whatever its flag says", result);
     let _ = fires(timer);
     clear(timer);
     check("set_singleshot_timer: takes the past", single(1, 0));
@@ -128,10 +97,7 @@ fn timers() {
     single(soon, 0);
     let result = said(VCPU_OP, &[vcpu::VCPUOP_STOP_SINGLESHOT_TIMER, 0, 0]);
     let fired = fires_until(timer, soon + 50 * MS);
-    check(
-        "stop_singleshot_timer: stops it",
-        format!("{result} {fired}"),
-    );
+    check("stop_singleshot_timer: stops it", format!("{result} {fired}"));
     for (name, id) in [("another vcpu", 7), ("an unmapped structure", 0)] {
         let result = said(VCPU_OP, &[vcpu::VCPUOP_SET_SINGLESHOT_TIMER, id, UNMAPPED]);
         check(&format!("set_singleshot_timer: refuses {name}"), result);
@@ -152,15 +118,8 @@ fn timers() {
 }
 
 fn register(mfn: u64, offset: u32) -> i64 {
-    let mut arg = RegisterVcpuInfo {
-        mfn,
-        offset,
-        ..Default::default()
-    };
-    hv(
-        VCPU_OP,
-        &[vcpu::VCPUOP_REGISTER_VCPU_INFO, 0, (&raw mut arg) as u64],
-    )
+    let mut arg = RegisterVcpuInfo { mfn, offset, ..Default::default() };
+    hv(VCPU_OP, &[vcpu::VCPUOP_REGISTER_VCPU_INFO, 0, (&raw mut arg) as u64])
 }
 
 /// After this the runtime looks at the wrong page: nothing may wait or sleep.
@@ -174,27 +133,13 @@ pub fn run_last() {
         "register_vcpu_info: refuses a frame of the core",
         rc(register(frame_of_the_core().get(), 0)),
     );
-    check(
-        "register_vcpu_info: refuses a frame past the end",
-        rc(register(1 << 45, 0)),
-    );
+    check("register_vcpu_info: refuses a frame past the end", rc(register(1 << 45, 0)));
     let old = shared_info();
     old.write_u8(1, 1);
     let result = rc(register(page.mfn().get(), 128));
     let at = page.shared().slice(128, 64);
-    let found = (
-        at.read_u8(0),
-        at.read_u8(1),
-        at.read_u64(8) == u64::MAX,
-        at.read_u64(48) > 0,
-    );
-    check(
-        "register_vcpu_info: moves it, with everything pending",
-        format!("{result} {found:?}"),
-    );
-    check(
-        "register_vcpu_info: refuses a second time",
-        rc(register(page.mfn().get(), 0)),
-    );
+    let found = (at.read_u8(0), at.read_u8(1), at.read_u64(8) == u64::MAX, at.read_u64(48) > 0);
+    check("register_vcpu_info: moves it, with everything pending", format!("{result} {found:?}"));
+    check("register_vcpu_info: refuses a second time", rc(register(page.mfn().get(), 0)));
     core::mem::forget(page);
 }

@@ -16,24 +16,11 @@ pub fn run() {
 
 fn facts() {
     let version = hv(nr::XEN_VERSION, &[version::XENVER_VERSION]);
-    check(
-        "xen_version: version",
-        alloc::format!("{}.{}", version >> 16, version & 0xffff),
-    );
-    check(
-        "xen_version: page size",
-        said(nr::XEN_VERSION, &[version::XENVER_PAGESIZE]),
-    );
+    check("xen_version: version", alloc::format!("{}.{}", version >> 16, version & 0xffff));
+    check("xen_version: page size", said(nr::XEN_VERSION, &[version::XENVER_PAGESIZE]));
     let mut hole = 0u64;
-    let result = op(
-        nr::XEN_VERSION,
-        version::XENVER_PLATFORM_PARAMETERS,
-        &mut hole,
-    );
-    check(
-        "xen_version: platform parameters",
-        alloc::format!("{} {hole:#x}", rc(result)),
-    );
+    let result = op(nr::XEN_VERSION, version::XENVER_PLATFORM_PARAMETERS, &mut hole);
+    check("xen_version: platform parameters", alloc::format!("{} {hole:#x}", rc(result)));
     let mut info = FeatureInfo::default();
     let result = op(nr::XEN_VERSION, version::XENVER_GET_FEATURES, &mut info);
     let never = info.submap & 0b1101;
@@ -42,15 +29,9 @@ fn facts() {
         "get_features: neither writable page tables nor translation, but preserve-AD",
         alloc::format!("{} {never:#x} {preserve}", rc(result)),
     );
-    let mut info = FeatureInfo {
-        submap_idx: 7,
-        submap: 0,
-    };
+    let mut info = FeatureInfo { submap_idx: 7, submap: 0 };
     let result = op(nr::XEN_VERSION, version::XENVER_GET_FEATURES, &mut info);
-    check(
-        "get_features: refuses a submap that is not there",
-        rc(result),
-    );
+    check("get_features: refuses a submap that is not there", rc(result));
 }
 
 fn texts() {
@@ -78,32 +59,17 @@ fn texts() {
         "xen_version: refuses a buffer in the hole",
         said(nr::XEN_VERSION, &[version::XENVER_EXTRAVERSION, HOLE]),
     );
-    check(
-        "xen_version: refuses an unknown command",
-        said(nr::XEN_VERSION, &[99, 0]),
-    );
+    check("xen_version: refuses an unknown command", said(nr::XEN_VERSION, &[99, 0]));
 }
 
 fn console() {
-    check(
-        "console_io: writes nothing",
-        said(nr::CONSOLE_IO, &[0, 0, 0]),
-    );
+    check("console_io: writes nothing", said(nr::CONSOLE_IO, &[0, 0, 0]));
     check(
         "console_io: writes a line",
-        said(
-            nr::CONSOLE_IO,
-            &[0, 16, b"# a line of TAP\n".as_ptr() as u64],
-        ),
+        said(nr::CONSOLE_IO, &[0, 16, b"# a line of TAP\n".as_ptr() as u64]),
     );
-    check(
-        "console_io: refuses an unmapped buffer",
-        said(nr::CONSOLE_IO, &[0, 10, UNMAPPED]),
-    );
-    check(
-        "console_io: refuses an unknown command",
-        said(nr::CONSOLE_IO, &[9, 0, 0]),
-    );
+    check("console_io: refuses an unmapped buffer", said(nr::CONSOLE_IO, &[0, 10, UNMAPPED]));
+    check("console_io: refuses an unknown command", said(nr::CONSOLE_IO, &[9, 0, 0]));
 }
 
 fn numbers() {
@@ -114,21 +80,14 @@ fn numbers() {
         ("hypercall 64: does not exist", 64),
         ("hypercall 1000: does not exist", 1000),
         ("hypercall 2^63: does not exist", 1 << 63),
-        (
-            "hypercall 2^32: upper half of the number counts",
-            1 << 32 | nr::XEN_VERSION,
-        ),
+        ("hypercall 2^32: upper half of the number counts", 1 << 32 | nr::XEN_VERSION),
     ] {
         check(name, said(number, &[99]));
     }
 }
 
 fn entry(op: u64, args: &[u64]) -> MulticallEntry {
-    let mut entry = MulticallEntry {
-        op,
-        result: 77,
-        ..Default::default()
-    };
+    let mut entry = MulticallEntry { op, result: 77, ..Default::default() };
     entry.args[..args.len()].copy_from_slice(args);
     entry
 }
@@ -143,10 +102,7 @@ fn multicall() {
     let at = batch.as_mut_ptr() as u64;
     let result = hv(nr::MULTICALL, &[at, batch.len() as u64]);
     let results = batch.map(|e| rc(e.result as i64)).join(" ");
-    check(
-        "multicall: goes on after errors",
-        alloc::format!("{}: {results}", rc(result)),
-    );
+    check("multicall: goes on after errors", alloc::format!("{}: {results}", rc(result)));
     let mut inner = [entry(nr::XEN_VERSION, &[version::XENVER_PAGESIZE])];
     let mut outer = [entry(nr::MULTICALL, &[inner.as_mut_ptr() as u64, 1])];
     let result = hv(nr::MULTICALL, &[outer.as_mut_ptr() as u64, 1]);
@@ -156,14 +112,8 @@ fn multicall() {
         alloc::format!("{}: {nested} {}", rc(result), inner[0].result),
     );
     check("multicall: of nothing", said(nr::MULTICALL, &[0, 0]));
-    check(
-        "multicall: refuses an unmapped list",
-        said(nr::MULTICALL, &[UNMAPPED, 1]),
-    );
-    check(
-        "multicall: refuses a list in the hole",
-        said(nr::MULTICALL, &[HOLE, 1]),
-    );
+    check("multicall: refuses an unmapped list", said(nr::MULTICALL, &[UNMAPPED, 1]));
+    check("multicall: refuses a list in the hole", said(nr::MULTICALL, &[HOLE, 1]));
 }
 
 /// A hypercall keeps every register but RAX, RCX and R11.
