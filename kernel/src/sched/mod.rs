@@ -68,17 +68,9 @@ impl Core {
         match wake {
             Wake::Nobody => {}
             Wake::Vcpu(who) => self.wake_one(who),
-            Wake::Vcpus {
-                dom,
-                incarnation,
-                mask,
-            } => {
+            Wake::Vcpus { dom, incarnation, mask } => {
                 for n in (0..u32::BITS).filter(|n| mask & 1 << n != 0) {
-                    self.wake_one(VcpuRef {
-                        dom,
-                        vcpu: VcpuId::new(n),
-                        incarnation,
-                    });
+                    self.wake_one(VcpuRef { dom, vcpu: VcpuId::new(n), incarnation });
                 }
             }
         }
@@ -243,10 +235,7 @@ pub fn stop_timers(core: &mut Core, dom: DomId, vcpu: VcpuId) {
 pub fn runstate_info(core: &mut Core, who: VcpuRef) -> Option<RunstateInfo> {
     let id = slot_of(core, who)?;
     let times = &core.sched.slot(id)?.times;
-    Some(RunstateInfo {
-        time: times.times_at(arch::now()),
-        ..times.info()
-    })
+    Some(RunstateInfo { time: times.times_at(arch::now()), ..times.info() })
 }
 
 /// `SET_SCHED`: one vCPU, or all of a domain for `u32::MAX`.
@@ -302,9 +291,5 @@ pub fn get_params(core: &Core, about: &SchedParams) -> Result<SchedParams, Errno
 pub fn times(core: &mut Core, dom: DomId, vcpu: VcpuId) -> Result<VcpuTimes, Errno> {
     let id = slot_in(core, dom, vcpu).ok_or(Errno::ENOENT)?;
     let times = core.sched.times(id, arch::now()).ok_or(Errno::ENOENT)?;
-    Ok(VcpuTimes {
-        domid: dom.get(),
-        vcpu: vcpu.get(),
-        ..times
-    })
+    Ok(VcpuTimes { domid: dom.get(), vcpu: vcpu.get(), ..times })
 }

@@ -14,11 +14,7 @@ const CPU: CpuId = CpuId(0);
 const MS: u64 = 1_000_000;
 
 fn who(n: u16) -> VcpuRef {
-    VcpuRef {
-        dom: DomId::new(n + 1),
-        vcpu: VcpuId::new(0),
-        incarnation: Incarnation(1),
-    }
+    VcpuRef { dom: DomId::new(n + 1), vcpu: VcpuId::new(0), incarnation: Incarnation(1) }
 }
 
 /// A scheduler alone, its clock, and its vCPUs in the order they came.
@@ -38,10 +34,7 @@ impl Sim {
             ids: Vec::new(),
         };
         for (n, params) in params.iter().enumerate() {
-            let id = sim
-                .sched
-                .add(&mut sim.frames, who(n as u16), sim.now)
-                .unwrap();
+            let id = sim.sched.add(&mut sim.frames, who(n as u16), sim.now).unwrap();
             sim.sched.set_params(id, *params, sim.now);
             sim.sched.set_eligible(id, true, sim.now);
             sim.ids.push(id);
@@ -82,10 +75,7 @@ impl Sim {
 }
 
 fn weight(raw: u32) -> Params {
-    Params {
-        weight: Weight::new(raw).unwrap(),
-        ..Params::DEFAULT
-    }
+    Params { weight: Weight::new(raw).unwrap(), ..Params::DEFAULT }
 }
 
 fn warping(warp: u64, limit: u64, unwarp: u64) -> Params {
@@ -104,10 +94,7 @@ fn weights_1_2_4_share_ten_seconds_within_two_per_cent() {
     for (n, parts) in [(0, 1), (1, 2), (2, 4)] {
         let ideal = 10_000 * MS * parts / 7;
         let ran = sim.ran(n);
-        assert!(
-            ran.abs_diff(ideal) * 50 < ideal,
-            "vCPU {n} ran {ran} of {ideal}"
-        );
+        assert!(ran.abs_diff(ideal) * 50 < ideal, "vCPU {n} ran {ran} of {ideal}");
     }
 }
 
@@ -115,26 +102,14 @@ fn weights_1_2_4_share_ten_seconds_within_two_per_cent() {
 fn a_vcpu_alone_runs_without_being_asked_again() {
     let mut sim = Sim::new(&[Params::DEFAULT]);
     let decision = sim.sched.pick(CPU, sim.now);
-    assert_eq!(
-        decision,
-        Decision {
-            next: Some(who(0)),
-            until: None
-        }
-    );
+    assert_eq!(decision, Decision { next: Some(who(0)), until: None });
 }
 
 #[test]
 fn a_cpu_without_anyone_to_run_idles() {
     let mut sim = Sim::new(&[Params::DEFAULT]);
     sim.block(0);
-    assert_eq!(
-        sim.sched.pick(CPU, sim.now),
-        Decision {
-            next: None,
-            until: None
-        }
-    );
+    assert_eq!(sim.sched.pick(CPU, sim.now), Decision { next: None, until: None });
     sim.pass(MS);
     sim.wake(0);
     assert_eq!(sim.pick(), Some(0));
@@ -172,10 +147,7 @@ fn sleeping_earns_no_credit() {
     let before = sim.ran(1);
     sim.run_until(1100 * MS);
     let ran = sim.ran(1) - before;
-    assert!(
-        ran.abs_diff(50 * MS) <= 2 * Params::DEFAULT.allowance.get(),
-        "ran {ran} of 100 ms"
-    );
+    assert!(ran.abs_diff(50 * MS) <= 2 * Params::DEFAULT.allowance.get(), "ran {ran} of 100 ms");
 }
 
 #[test]
@@ -206,13 +178,7 @@ fn a_warp_ends_at_its_limit_and_comes_back_after_the_unwarp_time() {
     sim.run_until(50 * MS);
     sim.wake(1);
     let decision = sim.sched.pick(CPU, sim.now);
-    assert_eq!(
-        decision,
-        Decision {
-            next: Some(who(1)),
-            until: Some(Ns::new(53 * MS))
-        }
-    );
+    assert_eq!(decision, Decision { next: Some(who(1)), until: Some(Ns::new(53 * MS)) });
     sim.run_until(55 * MS);
     assert_eq!(sim.pick(), Some(0));
     // Blocked and woken too soon: no warp, so it waits its turn.
@@ -287,19 +253,10 @@ fn parameters_from_outside_are_checked() {
     let ns = Ns::new;
     let ok = Params::checked(1, ns(0), ns(0), ns(0), ns(0)).unwrap();
     assert_eq!(ok.allowance, Params::DEFAULT.allowance);
-    assert_eq!(
-        Params::checked(0, ns(0), ns(0), ns(0), ns(0)),
-        Err(Errno::EINVAL)
-    );
-    assert_eq!(
-        Params::checked(65_536, ns(0), ns(0), ns(0), ns(0)),
-        Err(Errno::EINVAL)
-    );
+    assert_eq!(Params::checked(0, ns(0), ns(0), ns(0), ns(0)), Err(Errno::EINVAL));
+    assert_eq!(Params::checked(65_536, ns(0), ns(0), ns(0), ns(0)), Err(Errno::EINVAL));
     let long = ns(bvt::MAX_SPAN.get() + 1);
-    assert_eq!(
-        Params::checked(1, long, ns(0), ns(0), ns(0)),
-        Err(Errno::EINVAL)
-    );
+    assert_eq!(Params::checked(1, long, ns(0), ns(0), ns(0)), Err(Errno::EINVAL));
     let short = Params::checked(1, ns(0), ns(0), ns(0), ns(1)).unwrap();
     assert_eq!(short.allowance, bvt::MIN_ALLOWANCE);
 }

@@ -108,13 +108,7 @@ impl World {
             grow(&mut core, caller.dom, 1).unwrap();
             frames.extend((2..6).map(|n| (d, frame_at(&core, caller, page(n)))));
         }
-        Self {
-            core,
-            callers,
-            known: Vec::new(),
-            lives: [0; 3],
-            frames,
-        }
+        Self { core, callers, known: Vec::new(), lives: [0; 3], frames }
     }
 
     fn frame(&self, d: usize, gref: u64) -> Mfn {
@@ -123,30 +117,16 @@ impl World {
 
     fn entry_at(&self, d: usize, gref: u32) -> Maddr {
         let domain = self.core.domains.get(self.callers[d].dom).unwrap();
-        domain
-            .grants
-            .table
-            .as_deref()
-            .unwrap()
-            .entry_at(Gref::new(gref))
-            .unwrap()
+        domain.grants.table.as_deref().unwrap().entry_at(Gref::new(gref)).unwrap()
     }
 
     fn pte_at(&self, d: usize, va: u64) -> Maddr {
-        let root = self
-            .core
-            .vcpu(self.callers[d])
-            .unwrap()
-            .roots
-            .kernel
-            .unwrap();
+        let root = self.core.vcpu(self.callers[d]).unwrap().roots.kernel.unwrap();
         update::l1_entry_of(&self.core.frames, root, GuestVa::new(va)).unwrap()
     }
 
     fn nth(&self, by: usize, nth: usize) -> Option<usize> {
-        let mine: Vec<usize> = (0..self.known.len())
-            .filter(|&i| self.known[i].by == by)
-            .collect();
+        let mine: Vec<usize> = (0..self.known.len()).filter(|&i| self.known[i].by == by).collect();
         mine.get(nth % mine.len().max(1)).copied()
     }
 
@@ -160,15 +140,7 @@ impl World {
                 let at = self.entry_at(d, gref as u32);
                 // A well-behaved granter: not while it is in use.
                 if Entry(mem.read_u64(at)).marks() == 0 {
-                    mem.write_u64(
-                        at,
-                        table::Entry {
-                            flags,
-                            domid,
-                            frame,
-                        }
-                        .word(),
-                    );
+                    mem.write_u64(at, table::Entry { flags, domid, frame }.word());
                 }
             }
             Act::Revoke(d, gref) => {
@@ -177,29 +149,15 @@ impl World {
                     mem.write_u64(at, 0);
                 }
             }
-            Act::Map {
-                by,
-                of,
-                gref,
-                slot,
-                readonly,
-                by_pte,
-            } => {
+            Act::Map { by, of, gref, slot, readonly, by_pte } => {
                 let va = slot_va(slot);
                 let at = self.pte_at(by, va);
-                let (host_addr, kind) = if by_pte {
-                    (at.get(), GNTMAP_CONTAINS_PTE)
-                } else {
-                    (va, 0)
-                };
+                let (host_addr, kind) =
+                    if by_pte { (at.get(), GNTMAP_CONTAINS_PTE) } else { (va, 0) };
                 let flags = GNTMAP_HOST_MAP | kind | if readonly { GNTMAP_READONLY } else { 0 };
                 let granter = self.callers[of].dom;
-                let request = map::MapRequest {
-                    flags,
-                    host_addr,
-                    granter,
-                    gref: Gref::new(gref as u32),
-                };
+                let request =
+                    map::MapRequest { flags, host_addr, granter, gref: Gref::new(gref as u32) };
                 let before = Entry(mem.read_u64(self.entry_at(of, gref as u32)));
                 let result = map::map(&mut self.core, self.callers[by], &request);
                 let allowed = before.lets(self.callers[by].dom, !readonly);
@@ -219,17 +177,8 @@ impl World {
             }
             Act::Unmap { by, nth } => {
                 let Some(i) = self.nth(by, nth) else { return };
-                let Known {
-                    handle,
-                    addr,
-                    frame,
-                    ..
-                } = self.known[i];
-                let at = if self.by_pte(addr) {
-                    Maddr::new(addr)
-                } else {
-                    self.pte_at(by, addr)
-                };
+                let Known { handle, addr, frame, .. } = self.known[i];
+                let at = if self.by_pte(addr) { Maddr::new(addr) } else { self.pte_at(by, addr) };
                 let entry = Pte::new(mem.read_u64(at));
                 let is_there = entry.is_present() && entry.mfn() == frame;
                 let result = map::unmap(&mut self.core, self.callers[by], addr, handle);
@@ -252,22 +201,12 @@ impl World {
             Act::Clear(d, slot) => {
                 let at = self.pte_at(d, slot_va(slot));
                 let dom = self.callers[d].dom;
-                update::with_walk(
-                    &mut self.core,
-                    dom,
-                    &mut Budget::default(),
-                    |frames, walk| {
-                        update::write_entry(frames, Owners::only(dom), at, |_| 0, walk).unwrap();
-                    },
-                )
+                update::with_walk(&mut self.core, dom, &mut Budget::default(), |frames, walk| {
+                    update::write_entry(frames, Owners::only(dom), at, |_| 0, walk).unwrap();
+                })
                 .unwrap();
             }
-            Act::Copy {
-                by,
-                of,
-                gref,
-                write,
-            } => {
+            Act::Copy { by, of, gref, write } => {
                 let own = frame_at(&self.core, self.callers[by], page(PAGES - 1));
                 let own = copy::End {
                     dom: self.callers[by].dom,
@@ -275,20 +214,12 @@ impl World {
                     offset: 3,
                 };
                 let what = copy::What::Grant(Gref::new(gref as u32));
-                let theirs = copy::End {
-                    dom: self.callers[of].dom,
-                    what,
-                    offset: 0,
-                };
+                let theirs = copy::End { dom: self.callers[of].dom, what, offset: 0 };
                 let (from, to) = if write { (own, theirs) } else { (theirs, own) };
                 let before = Entry(mem.read_u64(self.entry_at(of, gref as u32)));
                 let result = copy::copy(&mut self.core, self.callers[by].dom, from, to, 100);
                 let dom = self.callers[by].dom;
-                assert_eq!(
-                    result.is_ok(),
-                    before.lets(dom, write),
-                    "{act:?} {result:?}"
-                );
+                assert_eq!(result.is_ok(), before.lets(dom, write), "{act:?} {result:?}");
             }
             Act::Release(d) => {
                 let dom = self.callers[d].dom;
@@ -327,11 +258,7 @@ impl World {
             let types = maps.filter(|entry| entry.is_writable()).count()
                 + uses.filter(|known| known.writable).count();
             let (has, has_types, _) = self.core.frames.counts(frame);
-            assert_eq!(
-                (has as usize, has_types as usize),
-                (refs, types),
-                "domain {d} {frame}"
-            );
+            assert_eq!((has as usize, has_types as usize), (refs, types), "domain {d} {frame}");
         }
         for d in 0..3 {
             for gref in 2..6u32 {

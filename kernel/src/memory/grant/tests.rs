@@ -48,25 +48,12 @@ fn machine() -> Machine {
 impl Machine {
     fn entry_at(&self, of: Caller, gref: u32) -> Maddr {
         let domain = self.core.domains.get(of.dom).unwrap();
-        domain
-            .grants
-            .table
-            .as_deref()
-            .unwrap()
-            .entry_at(Gref::new(gref))
-            .unwrap()
+        domain.grants.table.as_deref().unwrap().entry_at(Gref::new(gref)).unwrap()
     }
 
     fn write_entry(&self, of: Caller, gref: u32, flags: u16, to: Caller, frame: Mfn) {
-        let entry = table::Entry {
-            flags,
-            domid: to.dom.get(),
-            frame: frame.get() as u32,
-        };
-        self.core
-            .frames
-            .mem()
-            .write_u64(self.entry_at(of, gref), entry.word());
+        let entry = table::Entry { flags, domid: to.dom.get(), frame: frame.get() as u32 };
+        self.core.frames.mem().write_u64(self.entry_at(of, gref), entry.word());
     }
 
     /// `a` grants its page `n` to `b` as gref 8 + n.
@@ -88,16 +75,9 @@ impl Machine {
     fn map_with(&mut self, asked: MapGrantRef) -> Result<u32, i16> {
         put(&self.core, self.b, ARGS, &asked);
         let args = [GNTTABOP_MAP_GRANT_REF, ARGS, 1, 0, 0, 0];
-        assert_eq!(
-            grant_table_op(&mut self.core, self.b, args),
-            Outcome::Done(0)
-        );
+        assert_eq!(grant_table_op(&mut self.core, self.b, args), Outcome::Done(0));
         let told: MapGrantRef = get(&self.core, self.b, ARGS);
-        if told.status == GNTST_OKAY {
-            Ok(told.handle)
-        } else {
-            Err(told.status)
-        }
+        if told.status == GNTST_OKAY { Ok(told.handle) } else { Err(told.status) }
     }
 
     fn request(&self, gref: u32, va: u64, flags: u32) -> MapGrantRef {
@@ -119,27 +99,17 @@ impl Machine {
             &self.core,
             self.b,
             ARGS,
-            &UnmapGrantRef {
-                host_addr: va,
-                handle,
-                ..Default::default()
-            },
+            &UnmapGrantRef { host_addr: va, handle, ..Default::default() },
         );
         let args = [GNTTABOP_UNMAP_GRANT_REF, ARGS, 1, 0, 0, 0];
-        assert_eq!(
-            grant_table_op(&mut self.core, self.b, args),
-            Outcome::Done(0)
-        );
+        assert_eq!(grant_table_op(&mut self.core, self.b, args), Outcome::Done(0));
         get::<UnmapGrantRef>(&self.core, self.b, ARGS).status
     }
 
     fn copy(&mut self, asked: GrantCopy) -> i16 {
         put(&self.core, self.b, ARGS, &asked);
         let args = [GNTTABOP_COPY, ARGS, 1, 0, 0, 0];
-        assert_eq!(
-            grant_table_op(&mut self.core, self.b, args),
-            Outcome::Done(0)
-        );
+        assert_eq!(grant_table_op(&mut self.core, self.b, args), Outcome::Done(0));
         get::<GrantCopy>(&self.core, self.b, ARGS).status
     }
 
@@ -180,11 +150,7 @@ fn a_mapped_frame_is_the_granters_frame() {
     put(&m.core, m.b, HOLE, &7u64);
     assert_eq!(get::<u64>(&m.core, m.a, page(5)), 7);
     assert_eq!(m.marks(gref), GTF_READING | GTF_WRITING);
-    assert_eq!(
-        m.refs(m.granted(5)),
-        (before.0 + 2, before.1 + 2),
-        "the entry's and the handle's"
-    );
+    assert_eq!(m.refs(m.granted(5)), (before.0 + 2, before.1 + 2), "the entry's and the handle's");
     assert_eq!(m.core.domains.get(m.b.dom).unwrap().grants.mapped(), 1);
     m.core.cpus[0].flush = Default::default();
     assert_eq!(m.unmap(handle, HOLE), GNTST_OKAY);
@@ -251,26 +217,10 @@ fn maps_that_are_not_granted_are_refused_and_change_nothing() {
         ("beyond the table", |r| r.gref = 512, GNTST_BAD_GNTREF),
         ("far beyond", |r| r.gref = u32::MAX, GNTST_BAD_GNTREF),
         ("nothing granted", |r| r.gref = 9, GNTST_GENERAL_ERROR),
-        (
-            "no host map",
-            |r| r.flags = GNTMAP_READONLY,
-            GNTST_BAD_GNTREF,
-        ),
-        (
-            "no table there",
-            |r| r.host_addr = 1 << 40,
-            GNTST_GENERAL_ERROR,
-        ),
-        (
-            "the core's hole",
-            |r| r.host_addr = 0xffff_8000_0000_0000,
-            GNTST_GENERAL_ERROR,
-        ),
-        (
-            "not canonical",
-            |r| r.host_addr = 1 << 60,
-            GNTST_GENERAL_ERROR,
-        ),
+        ("no host map", |r| r.flags = GNTMAP_READONLY, GNTST_BAD_GNTREF),
+        ("no table there", |r| r.host_addr = 1 << 40, GNTST_GENERAL_ERROR),
+        ("the core's hole", |r| r.host_addr = 0xffff_8000_0000_0000, GNTST_GENERAL_ERROR),
+        ("not canonical", |r| r.host_addr = 1 << 60, GNTST_GENERAL_ERROR),
         (
             "unaligned entry",
             |r| {
@@ -319,11 +269,7 @@ fn an_entry_can_be_named_by_its_own_address() {
     let asked = m.request(gref, at.get(), GNTMAP_CONTAINS_PTE);
     let handle = m.map_with(asked).unwrap();
     assert_eq!(frame_at(&m.core, m.b, HOLE), m.granted(5));
-    assert_eq!(
-        m.unmap(handle, HOLE),
-        GNTST_GENERAL_ERROR,
-        "mapped by entry, not by page"
-    );
+    assert_eq!(m.unmap(handle, HOLE), GNTST_GENERAL_ERROR, "mapped by entry, not by page");
     assert_eq!(m.unmap(handle, at.get()), GNTST_OKAY);
 }
 
@@ -353,11 +299,7 @@ fn a_grant_to_another_is_refused() {
     m.write_entry(m.a, 20, GTF_PERMIT_ACCESS, c, m.granted(5));
     assert_eq!(m.map(20, HOLE, 0), Err(GNTST_GENERAL_ERROR));
     m.write_entry(m.a, 20, 2, m.b, m.granted(5));
-    assert_eq!(
-        m.map(20, HOLE, 0),
-        Err(GNTST_GENERAL_ERROR),
-        "a transfer is no access"
-    );
+    assert_eq!(m.map(20, HOLE, 0), Err(GNTST_GENERAL_ERROR), "a transfer is no access");
 }
 
 #[test]
@@ -382,11 +324,7 @@ fn an_unmap_must_name_an_address_that_maps_the_frame() {
     for bad in [handle + 1, 102, 25_500, u32::MAX] {
         assert_eq!(m.unmap(bad, HOLE), GNTST_BAD_HANDLE);
     }
-    assert_eq!(
-        m.unmap(handle, 0),
-        GNTST_OKAY,
-        "nothing asked, nothing done"
-    );
+    assert_eq!(m.unmap(handle, 0), GNTST_OKAY, "nothing asked, nothing done");
     assert_eq!(m.marks(gref), GTF_READING | GTF_WRITING);
     assert_eq!(m.unmap(handle, HOLE), GNTST_OKAY);
 }
@@ -410,12 +348,7 @@ fn the_death_of_a_mapper_clears_every_mark_in_steps() {
     let overhead = m.core.domains.get(m.b.dom).unwrap().memory.overhead_pages;
     for n in 2..8 {
         let gref = m.grant(n, 0);
-        m.map(
-            gref,
-            HOLE + n * 0x1000,
-            if n % 2 == 0 { GNTMAP_READONLY } else { 0 },
-        )
-        .unwrap();
+        m.map(gref, HOLE + n * 0x1000, if n % 2 == 0 { GNTMAP_READONLY } else { 0 }).unwrap();
     }
     assert_eq!(release_maps(&mut m.core, m.b.dom, &mut 4), Progress::More);
     assert_eq!(m.core.domains.get(m.b.dom).unwrap().grants.mapped(), 2);
@@ -426,10 +359,7 @@ fn the_death_of_a_mapper_clears_every_mark_in_steps() {
         m.clear(m.b, HOLE + n * 0x1000);
         assert_eq!(m.refs(m.granted(n)), (2, 1));
     }
-    assert_eq!(
-        m.core.domains.get(m.b.dom).unwrap().memory.overhead_pages,
-        overhead
-    );
+    assert_eq!(m.core.domains.get(m.b.dom).unwrap().memory.overhead_pages, overhead);
 }
 
 #[test]
@@ -450,23 +380,10 @@ fn a_frame_outlives_its_owner_while_it_is_mapped() {
     let again = fixture::domain(&mut m.core, 1, 1);
     grow(&mut m.core, again.dom, 1).unwrap();
     m.a = again;
-    m.write_entry(
-        again,
-        gref,
-        GTF_PERMIT_ACCESS | GTF_READING | GTF_WRITING,
-        m.b,
-        frame,
-    );
+    m.write_entry(again, gref, GTF_PERMIT_ACCESS | GTF_READING | GTF_WRITING, m.b, frame);
     assert_eq!(m.unmap(handle, HOLE), GNTST_OKAY);
-    assert_eq!(
-        m.marks(gref),
-        GTF_READING | GTF_WRITING,
-        "the new one's own affair"
-    );
-    assert_ne!(
-        m.core.frames.owner(frame),
-        super::super::frame::Owner::Domain(again.dom)
-    );
+    assert_eq!(m.marks(gref), GTF_READING | GTF_WRITING, "the new one's own affair");
+    assert_ne!(m.core.frames.owner(frame), super::super::frame::Owner::Domain(again.dom));
 }
 
 fn lifecycle_destroy(core: &mut Core, dom: DomId) -> Progress {
@@ -485,11 +402,7 @@ fn a_mapping_of_an_earlier_life_does_not_count_for_the_new_one() {
     m.write_entry(m.a, gref, GTF_PERMIT_ACCESS, m.b, m.granted(6));
     let new = m.map(gref, HOLE + 0x1000, 0).unwrap();
     assert_eq!(m.unmap(old, HOLE), GNTST_OKAY);
-    assert_eq!(
-        m.marks(gref),
-        GTF_READING | GTF_WRITING,
-        "the new mapping's"
-    );
+    assert_eq!(m.marks(gref), GTF_READING | GTF_WRITING, "the new mapping's");
     assert_eq!(m.refs(m.granted(5)), (2, 1));
     assert_eq!(m.unmap(new, HOLE + 0x1000), GNTST_OKAY);
     assert_eq!(m.marks(gref), 0);
@@ -502,18 +415,8 @@ fn copies_go_both_ways_and_leave_no_trace() {
     put(&m.core, m.a, page(5) + 100, &0xabcdu64);
     let own = frame_at(&m.core, m.b, page(6)).get();
     let before = m.refs(m.granted(5));
-    let theirs = CopyPtr {
-        gref_or_gmfn: gref.into(),
-        domid: 1,
-        offset: 100,
-        _pad: 0,
-    };
-    let mine = CopyPtr {
-        gref_or_gmfn: own,
-        domid: DomId::SELF.get(),
-        offset: 4088,
-        _pad: 0,
-    };
+    let theirs = CopyPtr { gref_or_gmfn: gref.into(), domid: 1, offset: 100, _pad: 0 };
+    let mine = CopyPtr { gref_or_gmfn: own, domid: DomId::SELF.get(), offset: 4088, _pad: 0 };
     let read = GrantCopy {
         source: theirs,
         dest: mine,
@@ -524,12 +427,7 @@ fn copies_go_both_ways_and_leave_no_trace() {
     assert_eq!(m.copy(read), GNTST_OKAY);
     assert_eq!(get::<u64>(&m.core, m.b, page(6) + 4088), 0xabcd);
     put(&m.core, m.b, page(6) + 4088, &0x77u64);
-    let write = GrantCopy {
-        source: mine,
-        dest: theirs,
-        flags: GNTCOPY_DEST_GREF,
-        ..read
-    };
+    let write = GrantCopy { source: mine, dest: theirs, flags: GNTCOPY_DEST_GREF, ..read };
     assert_eq!(m.copy(write), GNTST_OKAY);
     assert_eq!(get::<u64>(&m.core, m.a, page(5) + 100), 0x77);
     assert_eq!((m.refs(m.granted(5)), m.marks(gref)), (before, 0));
@@ -542,18 +440,8 @@ fn copies_that_are_not_allowed_are_refused() {
     let own = frame_at(&m.core, m.b, page(6)).get();
     let table = m.core.vcpu(m.b).unwrap().roots.kernel.unwrap().get();
     let foreign = m.granted(6).get();
-    let theirs = CopyPtr {
-        gref_or_gmfn: gref.into(),
-        domid: 1,
-        offset: 0,
-        _pad: 0,
-    };
-    let mine = CopyPtr {
-        gref_or_gmfn: own,
-        domid: DomId::SELF.get(),
-        offset: 0,
-        _pad: 0,
-    };
+    let theirs = CopyPtr { gref_or_gmfn: gref.into(), domid: 1, offset: 0, _pad: 0 };
+    let mine = CopyPtr { gref_or_gmfn: own, domid: DomId::SELF.get(), offset: 0, _pad: 0 };
     let good = GrantCopy {
         source: theirs,
         dest: mine,
@@ -565,103 +453,52 @@ fn copies_that_are_not_allowed_are_refused() {
     let cases = [
         (
             "leaves the page",
-            GrantCopy {
-                source: CopyPtr {
-                    offset: 4090,
-                    ..theirs
-                },
-                ..good
-            },
+            GrantCopy { source: CopyPtr { offset: 4090, ..theirs }, ..good },
             GNTST_BAD_COPY_ARG,
         ),
         (
             "starts beyond it",
-            GrantCopy {
-                dest: CopyPtr {
-                    offset: 4097,
-                    ..mine
-                },
-                len: 0,
-                ..good
-            },
+            GrantCopy { dest: CopyPtr { offset: 4097, ..mine }, len: 0, ..good },
             GNTST_BAD_COPY_ARG,
         ),
         (
             "a frame of another",
-            GrantCopy {
-                dest: CopyPtr { domid: 1, ..mine },
-                ..good
-            },
+            GrantCopy { dest: CopyPtr { domid: 1, ..mine }, ..good },
             GNTST_PERMISSION_DENIED,
         ),
         (
             "own frame, own id",
-            GrantCopy {
-                dest: CopyPtr { domid: 2, ..mine },
-                ..good
-            },
+            GrantCopy { dest: CopyPtr { domid: 2, ..mine }, ..good },
             GNTST_PERMISSION_DENIED,
         ),
         (
             "not own frame",
-            GrantCopy {
-                dest: CopyPtr {
-                    gref_or_gmfn: foreign,
-                    ..mine
-                },
-                ..good
-            },
+            GrantCopy { dest: CopyPtr { gref_or_gmfn: foreign, ..mine }, ..good },
             GNTST_BAD_PAGE,
         ),
         (
             "no frame",
-            GrantCopy {
-                dest: CopyPtr {
-                    gref_or_gmfn: u64::MAX,
-                    ..mine
-                },
-                ..good
-            },
+            GrantCopy { dest: CopyPtr { gref_or_gmfn: u64::MAX, ..mine }, ..good },
             GNTST_BAD_PAGE,
         ),
         (
             "onto a page table",
-            GrantCopy {
-                dest: CopyPtr {
-                    gref_or_gmfn: table,
-                    ..mine
-                },
-                ..good
-            },
+            GrantCopy { dest: CopyPtr { gref_or_gmfn: table, ..mine }, ..good },
             GNTST_GENERAL_ERROR,
         ),
         (
             "no such gref",
-            GrantCopy {
-                source: CopyPtr {
-                    gref_or_gmfn: 600,
-                    ..theirs
-                },
-                ..good
-            },
+            GrantCopy { source: CopyPtr { gref_or_gmfn: 600, ..theirs }, ..good },
             GNTST_BAD_GNTREF,
         ),
         (
             "no such domain",
-            GrantCopy {
-                source: CopyPtr { domid: 9, ..theirs },
-                ..good
-            },
+            GrantCopy { source: CopyPtr { domid: 9, ..theirs }, ..good },
             GNTST_BAD_DOMAIN,
         ),
         (
             "write to read-only",
-            GrantCopy {
-                source: mine,
-                dest: theirs,
-                flags: GNTCOPY_DEST_GREF,
-                ..good
-            },
+            GrantCopy { source: mine, dest: theirs, flags: GNTCOPY_DEST_GREF, ..good },
             GNTST_GENERAL_ERROR,
         ),
     ];
@@ -669,14 +506,7 @@ fn copies_that_are_not_allowed_are_refused() {
         assert_eq!(m.copy(asked), status, "{name}");
         assert_eq!(m.marks(gref), 0, "{name}");
     }
-    let edge = GrantCopy {
-        dest: CopyPtr {
-            offset: 4096,
-            ..mine
-        },
-        len: 0,
-        ..good
-    };
+    let edge = GrantCopy { dest: CopyPtr { offset: 4096, ..mine }, len: 0, ..good };
     assert_eq!(m.copy(edge), GNTST_OKAY, "nothing, at the very end");
 }
 
@@ -685,12 +515,7 @@ fn tables_grow_to_their_limit_and_are_listed() {
     let mut m = machine();
     let list = page(2);
     let ask = |m: &mut Machine, dom: u16, nr_frames: u32, frame_list: u64| {
-        let asked = SetupTable {
-            dom,
-            nr_frames,
-            frame_list,
-            ..Default::default()
-        };
+        let asked = SetupTable { dom, nr_frames, frame_list, ..Default::default() };
         put(&m.core, m.b, ARGS, &asked);
         let args = [GNTTABOP_SETUP_TABLE, ARGS, 1, 0, 0, 0];
         assert_eq!(grant_table_op(&mut m.core, m.b, args), Outcome::Done(0));
@@ -701,11 +526,7 @@ fn tables_grow_to_their_limit_and_are_listed() {
     for n in 0..4 {
         let mfn = Mfn::new(get(&m.core, m.b, list + 8 * n));
         let owner = m.core.frames.owner(mfn);
-        assert_eq!(
-            owner,
-            super::super::frame::Owner::Domain(m.b.dom),
-            "so that it can be mapped"
-        );
+        assert_eq!(owner, super::super::frame::Owner::Domain(m.b.dom), "so that it can be mapped");
         assert_eq!(m.core.frames.frame_type(mfn), FrameType::Writable);
     }
     assert_eq!(ask(&mut m, me, 65, list), GNTST_GENERAL_ERROR);
@@ -714,30 +535,16 @@ fn tables_grow_to_their_limit_and_are_listed() {
     assert_eq!(ask(&mut m, me, 2, u64::MAX), GNTST_BAD_VIRT_ADDR);
     assert_eq!(ask(&mut m, 1, 1, list), GNTST_PERMISSION_DENIED);
     assert_eq!(ask(&mut m, 9, 1, list), GNTST_BAD_DOMAIN);
-    put(
-        &m.core,
-        m.b,
-        ARGS,
-        &QuerySize {
-            dom: me,
-            ..Default::default()
-        },
-    );
+    put(&m.core, m.b, ARGS, &QuerySize { dom: me, ..Default::default() });
     let args = [GNTTABOP_QUERY_SIZE, ARGS, 1, 0, 0, 0];
     assert_eq!(grant_table_op(&mut m.core, m.b, args), Outcome::Done(0));
     let told: QuerySize = get(&m.core, m.b, ARGS);
-    assert_eq!(
-        (told.nr_frames, told.max_nr_frames, told.status),
-        (4, 64, GNTST_OKAY)
-    );
+    assert_eq!((told.nr_frames, told.max_nr_frames, told.status), (4, 64, GNTST_OKAY));
     assert_eq!(ask(&mut m, me, 64, list), GNTST_OKAY);
     let before = m.core.frames.free_frames();
     free_table(&mut m.core, m.b.dom);
     assert_eq!(m.core.frames.free_frames(), before + 1 + 64 * 3);
-    assert_eq!(
-        m.core.domains.get(m.b.dom).unwrap().memory.overhead_pages,
-        0
-    );
+    assert_eq!(m.core.domains.get(m.b.dom).unwrap().memory.overhead_pages, 0);
 }
 
 #[test]
@@ -750,26 +557,12 @@ fn only_version_1_is_offered() {
     assert_eq!(set(&mut m, 1), Outcome::Done(0));
     assert_eq!(set(&mut m, 2), Outcome::Done(Errno::ENOSYS.to_rax()));
     assert_eq!(set(&mut m, 3), Outcome::Done(Errno::EINVAL.to_rax()));
-    put(
-        &m.core,
-        m.b,
-        ARGS,
-        &GetVersion {
-            dom: DomId::SELF.get(),
-            ..Default::default()
-        },
-    );
+    put(&m.core, m.b, ARGS, &GetVersion { dom: DomId::SELF.get(), ..Default::default() });
     let get_version = [GNTTABOP_GET_VERSION, ARGS, 1, 0, 0, 0];
-    assert_eq!(
-        grant_table_op(&mut m.core, m.b, get_version),
-        Outcome::Done(0)
-    );
+    assert_eq!(grant_table_op(&mut m.core, m.b, get_version), Outcome::Done(0));
     assert_eq!(get::<GetVersion>(&m.core, m.b, ARGS).version, 1);
     let transfer = [GNTTABOP_TRANSFER, ARGS, 1, 0, 0, 0];
-    assert_eq!(
-        grant_table_op(&mut m.core, m.b, transfer),
-        Outcome::Done(Errno::ENOSYS.to_rax())
-    );
+    assert_eq!(grant_table_op(&mut m.core, m.b, transfer), Outcome::Done(Errno::ENOSYS.to_rax()));
 }
 
 #[test]
@@ -783,10 +576,7 @@ fn counts_and_arrays_that_are_none_are_refused() {
     assert_eq!(op([GNTTABOP_SETUP_TABLE, ARGS, 2, 0, 0, 0]), einval);
     assert_eq!(op([GNTTABOP_MAP_GRANT_REF, 1 << 40, 1, 0, 0, 0]), efault);
     assert_eq!(op([GNTTABOP_COPY, u64::MAX - 20, 5, 0, 0, 0]), efault);
-    assert_eq!(
-        op([GNTTABOP_UNMAP_GRANT_REF, 1 << 40, 0, 0, 0, 0]),
-        Outcome::Done(0)
-    );
+    assert_eq!(op([GNTTABOP_UNMAP_GRANT_REF, 1 << 40, 0, 0, 0, 0]), Outcome::Done(0));
     assert_eq!(op([GNTTABOP_QUERY_SIZE, 1 << 40, 1, 0, 0, 0]), efault);
 }
 
@@ -798,17 +588,8 @@ fn a_long_batch_goes_on_where_it_stopped() {
     let count = 80;
     for n in 0..count {
         let asked = GrantCopy {
-            source: CopyPtr {
-                gref_or_gmfn: gref.into(),
-                domid: 1,
-                ..Default::default()
-            },
-            dest: CopyPtr {
-                gref_or_gmfn: own,
-                domid: DomId::SELF.get(),
-                offset: 8,
-                _pad: 0,
-            },
+            source: CopyPtr { gref_or_gmfn: gref.into(), domid: 1, ..Default::default() },
+            dest: CopyPtr { gref_or_gmfn: own, domid: DomId::SELF.get(), offset: 8, _pad: 0 },
             len: 8,
             flags: GNTCOPY_SOURCE_GREF,
             status: 55,
@@ -824,10 +605,7 @@ fn a_long_batch_goes_on_where_it_stopped() {
     }
     assert_eq!(stays, 3);
     for n in 0..count {
-        assert_eq!(
-            get::<GrantCopy>(&m.core, m.b, ARGS + n * 40).status,
-            GNTST_OKAY
-        );
+        assert_eq!(get::<GrantCopy>(&m.core, m.b, ARGS + n * 40).status, GNTST_OKAY);
     }
 }
 
@@ -838,22 +616,13 @@ fn a_grant_that_dom0_wrote_can_be_mapped() {
     set_entry(&mut m.core, m.a.dom, Gref::new(1), m.b.dom, frame).unwrap();
     assert!(m.map(1, HOLE, 0).is_ok());
     let set = |m: &mut Machine, dom: u16, gref: u32, mfn: u64| {
-        set_entry(
-            &mut m.core,
-            DomId::new(dom),
-            Gref::new(gref),
-            m.b.dom,
-            Mfn::new(mfn),
-        )
+        set_entry(&mut m.core, DomId::new(dom), Gref::new(gref), m.b.dom, Mfn::new(mfn))
     };
     assert_eq!(set(&mut m, 1, 512, 1), Err(Errno::EINVAL));
     assert_eq!(set(&mut m, 1, 2, 1 << 32), Err(Errno::EINVAL));
     assert_eq!(set(&mut m, 9, 2, 1), Err(Errno::ESRCH));
     let entry: u64 = m.core.frames.mem().read_u64(m.entry_at(m.a, 1));
     let [low, ..] = entry.to_le_bytes();
-    assert_eq!(
-        u16::from(low),
-        GTF_PERMIT_ACCESS | GTF_READING | GTF_WRITING
-    );
+    assert_eq!(u16::from(low), GTF_PERMIT_ACCESS | GTF_READING | GTF_WRITING);
     assert_eq!(size_of::<GrantEntryV1>(), size_of::<u64>());
 }
