@@ -157,11 +157,15 @@ fn register_info(core: &mut Core, caller: Caller, who: VcpuRef, at: GuestVa) -> 
 
 /// Where the structure is to be: aligned, since the core sets its bits atomically, and within one
 /// frame.
+///
+/// Errors: `ENXIO` for the offset, `EINVAL` for a frame number beyond any machine.
 fn info_address(asked: &RegisterVcpuInfo) -> Result<Maddr, Errno> {
     let offset = asked.offset as usize;
     let fits = offset.is_multiple_of(8) && offset <= PAGE_SIZE - size_of::<VcpuInfo>();
-    let is_frame = asked.mfn < 1 << 40;
-    if !fits || !is_frame {
+    if !fits {
+        return Err(Errno::ENXIO);
+    }
+    if asked.mfn >= 1 << 40 {
         return Err(Errno::EINVAL);
     }
     Ok(Maddr::new(Mfn::new(asked.mfn).maddr().get() + u64::from(asked.offset)))
