@@ -1,7 +1,7 @@
 //! The scheduler under domains: timers, block and poll, vCPUs up and down, and what guests are
 //! shown of time.
 
-use super::*;
+use super::super::*;
 use crate::{
     arch,
     fixture::{self, get, page, put},
