@@ -79,7 +79,7 @@ pub fn events(out: &mut impl Write, trace: &Trace) -> fmt::Result {
     )?;
     trace
         .last()
-        .try_for_each(|(at, event)| writeln!(out, "  {:>12} {event:?}", at.get()))
+        .try_for_each(|(at, event)| writeln!(out, "  {:>12} {event}", at.get()))
 }
 
 /// Bytes of the core's symbols (see [`SymbolEntry`]), by offset; `None` past the end.
