@@ -61,10 +61,7 @@ impl<M: RingMemory> SharedLedger<M> {
         if slot >= (memory.bytes() / at::UNIT).saturating_sub(1) {
             return None;
         }
-        Some(Self {
-            memory,
-            base: at::slot(slot),
-        })
+        Some(Self { memory, base: at::slot(slot) })
     }
 
     fn word(&self, offset: usize) -> u32 {
@@ -138,18 +135,8 @@ mod tests {
         let pages = [const { AtomicU32::new(0) }; 1024];
         let mut first = SharedLedger::new(pages.as_slice(), 0).unwrap();
         let mut last = SharedLedger::new(pages.as_slice(), 30).unwrap();
-        let redo = Redo {
-            index: u32::MAX,
-            id: u64::MAX - 1,
-            operation: 0xff,
-            status: -2,
-        };
-        let counters = Counters {
-            read_bytes: 1 << 40,
-            written_bytes: 2,
-            requests: 3,
-            errors: 4,
-        };
+        let redo = Redo { index: u32::MAX, id: u64::MAX - 1, operation: 0xff, status: -2 };
+        let counters = Counters { read_bytes: 1 << 40, written_bytes: 2, requests: 3, errors: 4 };
         first.set_redo(&redo);
         first.set_counters(&counters);
         assert_eq!((first.redo(), first.counters()), (Some(redo), counters));

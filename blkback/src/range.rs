@@ -46,21 +46,13 @@ impl Range {
         sectors: u64,
         writable: bool,
     ) -> Result<Self, RangeError> {
-        let error = RangeError {
-            first,
-            sectors,
-            device_sectors: facts.sectors,
-        };
+        let error = RangeError { first, sectors, device_sectors: facts.sectors };
         let left = facts.sectors.checked_sub(first).ok_or(error)?;
         let sectors = if sectors == 0 { left } else { sectors };
         if sectors == 0 || sectors > left {
             return Err(error);
         }
-        Ok(Self {
-            first,
-            sectors,
-            writable: writable && !facts.read_only,
-        })
+        Ok(Self { first, sectors, writable: writable && !facts.read_only })
     }
 
     /// Length of the virtual disk, sectors.
@@ -88,12 +80,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn facts(sectors: u64) -> DeviceFacts {
-        DeviceFacts {
-            sectors,
-            read_only: false,
-            flush: true,
-            discard: true,
-        }
+        DeviceFacts { sectors, read_only: false, flush: true, discard: true }
     }
 
     #[test]

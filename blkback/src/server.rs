@@ -53,11 +53,7 @@ pub struct Server<P: Platform> {
 impl<P: Platform> Server<P> {
     /// A service without front ends.
     pub fn new(device: P::Device) -> Self {
-        Self {
-            device,
-            slots: Vec::new(),
-            turn: 0,
-        }
+        Self { device, slots: Vec::new(), turn: 0 }
     }
 
     /// The device.
@@ -74,28 +70,19 @@ impl<P: Platform> Server<P> {
     pub fn add(&mut self, vbd: Vbd<P>) -> VbdId {
         let free = self.slots.iter().position(|slot| slot.vbd.is_none());
         let slot = free.unwrap_or_else(|| {
-            self.slots.push(Slot {
-                generation: 0,
-                on_device: 0,
-                vbd: None,
-            });
+            self.slots.push(Slot { generation: 0, on_device: 0, vbd: None });
             self.slots.len() - 1
         });
         let place = &mut self.slots[slot];
         place.generation = place.generation.wrapping_add(1);
         place.vbd = Some(vbd);
-        VbdId {
-            slot: slot as u32,
-            generation: place.generation,
-        }
+        VbdId { slot: slot as u32, generation: place.generation }
     }
 
     /// Looks at a virtual disk in service.
     pub fn get(&self, id: VbdId) -> Option<&Vbd<P>> {
         let slot = self.slots.get(id.slot as usize)?;
-        slot.vbd
-            .as_ref()
-            .filter(|_| slot.generation == id.generation)
+        slot.vbd.as_ref().filter(|_| slot.generation == id.generation)
     }
 
     /// Stops taking requests of a virtual disk. It is over, and comes out of
@@ -115,10 +102,7 @@ impl<P: Platform> Server<P> {
             let Some(reason) = slot.vbd.as_ref().and_then(|vbd| vbd.ended(slot.on_device)) else {
                 continue;
             };
-            let id = VbdId {
-                slot: i as u32,
-                generation: slot.generation,
-            };
+            let id = VbdId { slot: i as u32, generation: slot.generation };
             return slot.vbd.take().map(|vbd| Ended { id, reason, vbd });
         }
         None
@@ -166,11 +150,7 @@ impl<P: Platform> Server<P> {
             let slot = &mut self.slots[i];
             let (generation, vbd) = (slot.generation, i as u32);
             let Some(front) = &mut slot.vbd else { continue };
-            let token = |index| Token {
-                vbd,
-                generation,
-                index,
-            };
+            let token = |index| Token { vbd, generation, index };
             let pulled = front.pull(&mut self.device, token, QUANTUM);
             slot.on_device += pulled.submitted;
             submitted |= pulled.submitted > 0;

@@ -88,13 +88,7 @@ impl<P: Platform> Vbd<P> {
     /// Starts on a ring that its front end has just set up.
     pub fn new(mut parts: Parts<P>) -> Result<Self, TooSmall> {
         parts.ledger.clear_redo();
-        let Parts {
-            ring,
-            memory,
-            ledger,
-            notifier,
-            range,
-        } = parts;
+        let Parts { ring, memory, ledger, notifier, range } = parts;
         let ring = BackRing::new(ring)?;
         Ok(Self::start(ring, memory, ledger, notifier, range))
     }
@@ -103,13 +97,7 @@ impl<P: Platform> Vbd<P> {
     /// response it may have been about to publish, then takes every request without a
     /// response again. The front end notices nothing.
     pub fn resume(parts: Parts<P>) -> Result<Self, TooSmall> {
-        let Parts {
-            ring,
-            memory,
-            ledger,
-            notifier,
-            range,
-        } = parts;
+        let Parts { ring, memory, ledger, notifier, range } = parts;
         let ring = BackRing::resume(ring)?;
         let mut vbd = Self::start(ring, memory, ledger, notifier, range);
         vbd.owes_event = true;
@@ -227,12 +215,7 @@ impl<P: Platform> Vbd<P> {
             Ok(None) => Some(Status::Okay),
             Err(status) => Some(status),
         };
-        self.entries.push_back(Entry {
-            id: raw.id,
-            echo: raw.echo(),
-            moved,
-            status,
-        });
+        self.entries.push_back(Entry { id: raw.id, echo: raw.echo(), moved, status });
         true
     }
 
@@ -276,17 +259,10 @@ impl<P: Platform> Vbd<P> {
         facts: &crate::DeviceFacts,
     ) -> Result<(Moved, Option<Job<BufferOf<P>>>), Status> {
         match raw.parse().map_err(|refusal| refusal.status())? {
-            Request::Transfer {
-                direction,
-                sector,
-                segments,
-            } => self.prepare_transfer(direction, sector, segments.as_slice()),
-            Request::Indirect {
-                direction,
-                sector,
-                segments,
-                pages,
-            } => {
+            Request::Transfer { direction, sector, segments } => {
+                self.prepare_transfer(direction, sector, segments.as_slice())
+            }
+            Request::Indirect { direction, sector, segments, pages } => {
                 let page = pages.as_slice().first().ok_or(Status::Error)?;
                 let (list, count) = self.fetch_segments(*page, segments)?;
                 let list = list.get(..count).ok_or(Status::Error)?;
@@ -294,11 +270,7 @@ impl<P: Platform> Vbd<P> {
             }
             Request::Flush if facts.flush => Ok((Moved::Nothing, Some(Job::Flush))),
             Request::Flush => Ok((Moved::Nothing, None)),
-            Request::Discard {
-                sector,
-                sectors,
-                secure,
-            } => {
+            Request::Discard { sector, sectors, secure } => {
                 if !facts.discard || secure {
                     return Err(Status::Unsupported);
                 }
@@ -320,9 +292,7 @@ impl<P: Platform> Vbd<P> {
         let count = usize::from(count);
         let mut raw: [RawSegment; MAX_INDIRECT_SEGMENTS] = FromZeros::new_zeroed();
         let wanted = raw.get_mut(..count).ok_or(Status::Error)?;
-        self.memory
-            .copy_from(page, wanted.as_mut_bytes())
-            .map_err(|_| Status::Error)?;
+        self.memory.copy_from(page, wanted.as_mut_bytes()).map_err(|_| Status::Error)?;
         let mut list = [Segment::page(Gref::default()); MAX_INDIRECT_SEGMENTS];
         for (segment, raw) in list.iter_mut().zip(wanted) {
             *segment = raw.parse().map_err(|refusal| refusal.status())?;
@@ -345,11 +315,7 @@ impl<P: Platform> Vbd<P> {
         let sector = located.map_err(|_| Status::Error)?;
         let mapped = self.memory.map(segments, direction);
         let buffer = mapped.map_err(|_| Status::Error)?;
-        let job = Job::Transfer {
-            direction,
-            sector,
-            buffer,
-        };
+        let job = Job::Transfer { direction, sector, buffer };
         Ok((Moved::Bytes(direction, count * 512), Some(job)))
     }
 
@@ -382,13 +348,7 @@ impl<P: Platform> Vbd<P> {
     /// False if there was none.
     pub(crate) fn answer(&mut self) -> bool {
         let mut answered = false;
-        while let Some(&Entry {
-            id,
-            echo,
-            moved,
-            status: Some(status),
-        }) = self.entries.front()
-        {
+        while let Some(&Entry { id, echo, moved, status: Some(status) }) = self.entries.front() {
             self.ledger.set_redo(&Redo {
                 index: self.ring.rsp_prod(),
                 id,

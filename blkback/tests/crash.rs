@@ -57,11 +57,7 @@ fn play(script: &[Op], lives: &[u64], seed: u64) -> Result<(), TestCaseError> {
                 Op::Read { block } => {
                     let held = blocks.get(&block).copied().unwrap_or(0);
                     let page = guest.pages.bytes(id as u32);
-                    prop_assert!(
-                        page.iter().all(|&b| b == held),
-                        "block {} reads back",
-                        block
-                    );
+                    prop_assert!(page.iter().all(|&b| b == held), "block {} reads back", block);
                 }
                 Op::Flush | Op::Nonsense => {}
             }

@@ -20,20 +20,12 @@ fn bench(facts: DeviceFacts, first: u64, sectors: u64, writable: bool) -> Bench 
     let guest = Guest::new(&fuel, range);
     let mut server = server(&platter, facts, &fuel, 7);
     server.add(Vbd::new(guest.parts()).unwrap());
-    Bench {
-        guest,
-        server,
-        platter,
-    }
+    Bench { guest, server, platter }
 }
 
 fn rw(id: u64, direction: Direction, sector: u64, segments: &[Segment]) -> RawRequest {
     let segments = List::from_slice(segments).unwrap();
-    let request = Request::Transfer {
-        direction,
-        sector,
-        segments,
-    };
+    let request = Request::Transfer { direction, sector, segments };
     RawRequest::encode(id, 0xca00, &request)
 }
 
@@ -57,10 +49,7 @@ impl Bench {
         settle(&mut self.server);
         let responses = self.guest.responses();
         assert_eq!(responses.len(), 1, "one request, one response");
-        assert_eq!(
-            (responses[0].id, responses[0].operation),
-            (raw.id, raw.echo())
-        );
+        assert_eq!((responses[0].id, responses[0].operation), (raw.id, raw.echo()));
         assert_eq!(self.guest.pages.mapped(), 0, "nothing stays mapped");
         responses[0]
     }
@@ -75,12 +64,7 @@ fn what_is_written_is_read_back_at_the_range_of_the_device() {
     assert_eq!(b.ask(&rw(9, Direction::Write, 5, &[part])).status, 0);
     let disk = b.platter.data.borrow().clone();
     assert!(disk[21 * 512..24 * 512].iter().all(|&x| x == 0xab));
-    assert!(
-        disk[..21 * 512]
-            .iter()
-            .chain(&disk[24 * 512..])
-            .all(|&x| x == 0)
-    );
+    assert!(disk[..21 * 512].iter().chain(&disk[24 * 512..]).all(|&x| x == 0));
     let back = Segment::new(Gref::new(2), 5, 7).unwrap();
     assert_eq!(b.ask(&rw(10, Direction::Read, 5, &[back])).status, 0);
     let bytes = b.guest.pages.bytes(2);
@@ -108,11 +92,7 @@ fn refuses_what_leaves_the_range_and_writes_to_a_read_only_disk() {
 fn refuses_pages_that_are_not_granted_or_may_not_be_written() {
     let mut b = bench(facts(), 0, 0, true);
     b.guest.pages.grant(1, vec![1; 4096], true);
-    assert_eq!(
-        b.ask(&rw(1, Direction::Write, 0, &[page(1), page(5)]))
-            .status,
-        -1
-    );
+    assert_eq!(b.ask(&rw(1, Direction::Write, 0, &[page(1), page(5)])).status, -1);
     assert_eq!(b.ask(&rw(2, Direction::Read, 0, &[page(1)])).status, -1);
     assert_eq!(b.ask(&indirect(3, Direction::Read, 0, 2)).status, -1);
     assert!(b.platter.touched.borrow().is_empty());
@@ -132,16 +112,8 @@ fn an_indirect_request_moves_thirty_two_pages_and_not_one_more() {
     for sector in 0..64 {
         assert_eq!(b.platter.data.borrow()[sector * 512], sector as u8 / 8);
     }
-    assert_eq!(
-        b.ask(&indirect(2, Direction::Write, 0, 9)).status,
-        -1,
-        "out of range"
-    );
-    assert_eq!(
-        b.ask(&indirect(3, Direction::Read, 0, 33)).status,
-        -1,
-        "too many"
-    );
+    assert_eq!(b.ask(&indirect(2, Direction::Write, 0, 9)).status, -1, "out of range");
+    assert_eq!(b.ask(&indirect(3, Direction::Read, 0, 33)).status, -1, "too many");
 }
 
 #[test]
@@ -149,11 +121,7 @@ fn what_the_device_cannot_do_is_answered_as_unsupported() {
     let mut plain = facts();
     (plain.discard, plain.flush) = (false, false);
     let mut b = bench(plain, 0, 0, true);
-    let discard = Request::Discard {
-        sector: 0,
-        sectors: 1,
-        secure: false,
-    };
+    let discard = Request::Discard { sector: 0, sectors: 1, secure: false };
     assert_eq!(b.ask(&RawRequest::encode(1, 0, &discard)).status, -2);
     assert_eq!(b.ask(&RawRequest::encode(2, 0, &Request::Flush)).status, 0);
     let mut barrier = RawRequest::encode(3, 0, &Request::Flush);
@@ -167,19 +135,11 @@ fn what_the_device_cannot_do_is_answered_as_unsupported() {
 fn a_failure_of_the_device_and_a_discard_outside_the_range_are_errors() {
     let mut b = bench(facts(), 8, 8, true);
     for (sector, sectors, status) in [(0, 8, -1), (0, 9, -1), (7, u64::MAX, -1), (8, 0, 0)] {
-        let discard = Request::Discard {
-            sector,
-            sectors,
-            secure: false,
-        };
+        let discard = Request::Discard { sector, sectors, secure: false };
         assert_eq!(b.ask(&RawRequest::encode(1, 0, &discard)).status, status);
     }
     let touched: Vec<u64> = b.platter.touched.borrow().iter().copied().collect();
-    assert_eq!(
-        touched,
-        (8..16).collect::<Vec<_>>(),
-        "the first one got there"
-    );
+    assert_eq!(touched, (8..16).collect::<Vec<_>>(), "the first one got there");
 }
 
 #[test]
@@ -206,12 +166,10 @@ fn answers_come_in_the_order_of_the_requests_with_one_event_for_a_batch() {
     b.guest.pages.grant(1, vec![1; 4096], false);
     b.server.device_mut().works = false;
     for id in 0..4 {
-        b.guest
-            .push(&rw(100 + id, Direction::Write, id * 8, &[page(1)]));
+        b.guest.push(&rw(100 + id, Direction::Write, id * 8, &[page(1)]));
     }
     // Not well-formed, hence done at once, but its turn is last.
-    b.guest
-        .push(&rw(104, Direction::Read, u64::MAX, &[page(1)]));
+    b.guest.push(&rw(104, Direction::Read, u64::MAX, &[page(1)]));
     settle(&mut b.server);
     assert!(b.guest.responses().is_empty());
     b.server.device_mut().works = true;
@@ -237,11 +195,7 @@ fn a_flood_from_one_front_end_does_not_keep_another_one_from_its_turn() {
     }
     other.push(&rw(7, Direction::Read, 0, &[page(1)]));
     let _ = b.server.step();
-    assert_eq!(
-        b.server.device().queued(),
-        8 + 1,
-        "a quantum, then the other one"
-    );
+    assert_eq!(b.server.device().queued(), 8 + 1, "a quantum, then the other one");
 }
 
 #[test]
@@ -254,10 +208,7 @@ fn an_absurd_producer_ends_that_front_end_alone() {
     b.guest.ring_words.store(layout::REQ_PROD, 33);
     settle(&mut b.server);
     let ended = b.server.take_ended().expect("it is over");
-    assert!(matches!(
-        ended.reason,
-        EndReason::Broken(Broken::Requests { req_prod: 33, .. })
-    ));
+    assert!(matches!(ended.reason, EndReason::Broken(Broken::Requests { req_prod: 33, .. })));
     assert!(b.server.take_ended().is_none());
     other.push(&rw(1, Direction::Read, 0, &[page(1)]));
     settle(&mut b.server);
@@ -278,10 +229,7 @@ fn a_closed_disk_is_over_only_when_the_device_has_let_go_of_its_pages() {
     assert!(b.server.take_ended().is_none());
     b.server.device_mut().works = true;
     settle(&mut b.server);
-    assert_eq!(
-        b.server.take_ended().map(|e| e.reason),
-        Some(EndReason::Closed)
-    );
+    assert_eq!(b.server.take_ended().map(|e| e.reason), Some(EndReason::Closed));
     assert_eq!(b.guest.pages.mapped(), 0);
 }
 

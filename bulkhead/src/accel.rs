@@ -37,10 +37,7 @@ fn probe(core: &Path) -> bool {
         _ => {}
     }
     let works = qemu::kvm_works(core, PROBE_LIMIT);
-    let _ = fs::write(
-        file,
-        format!("{key}{}", if works { "works" } else { "fails" }),
-    );
+    let _ = fs::write(file, format!("{key}{}", if works { "works" } else { "fails" }));
     works
 }
 

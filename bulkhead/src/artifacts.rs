@@ -35,11 +35,7 @@ pub fn workspace() -> &'static Path {
 /// What Cargo printed.
 pub fn build(programs: &[&Builtin], show: bool) -> Result<Built, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let stderr = if show {
-        Stdio::inherit()
-    } else {
-        Stdio::piped()
-    };
+    let stderr = if show { Stdio::inherit() } else { Stdio::piped() };
     let done = Command::new(cargo)
         .args(arguments(programs))
         .current_dir(workspace())
@@ -50,10 +46,7 @@ pub fn build(programs: &[&Builtin], show: bool) -> Result<Built, String> {
         .map_err(|e| format!("cannot run cargo: {e}"))?;
     if !done.status.success() {
         let printed = String::from_utf8_lossy(&done.stderr);
-        return Err(format!(
-            "building the core and the domains failed\n{}",
-            printed.trim()
-        ));
+        return Err(format!("building the core and the domains failed\n{}", printed.trim()));
     }
     let built = read(&done.stdout);
     match programs.iter().find(|p| built.file(p).is_none()) {
@@ -63,13 +56,8 @@ pub fn build(programs: &[&Builtin], show: bool) -> Result<Built, String> {
 }
 
 fn arguments(programs: &[&Builtin]) -> Vec<String> {
-    let text = [
-        "build",
-        "--release",
-        "--target",
-        TARGET,
-        "--message-format=json-render-diagnostics",
-    ];
+    let text =
+        ["build", "--release", "--target", TARGET, "--message-format=json-render-diagnostics"];
     let mut arguments: Vec<_> = text.iter().map(|&a| a.to_owned()).collect();
     let packages: BTreeSet<_> = programs.iter().map(|p| p.package).collect();
     for package in &packages {

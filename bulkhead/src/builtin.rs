@@ -19,12 +19,8 @@ pub const CORE: Builtin = Builtin {
     purpose: "the ring-0 core",
 };
 /// The control domain.
-pub const DOM0: Builtin = Builtin {
-    name: "dom0",
-    package: "dom0",
-    binary: "dom0",
-    purpose: "the control domain",
-};
+pub const DOM0: Builtin =
+    Builtin { name: "dom0", package: "dom0", binary: "dom0", purpose: "the control domain" };
 
 /// What a driver domain or a guest may have as its kernel.
 pub const DOMAINS: &[Builtin] = &[
@@ -40,12 +36,7 @@ pub const DOMAINS: &[Builtin] = &[
         binary: "disk-check",
         purpose: "lists an ext4 disk, writes and checks a pattern on another",
     },
-    Builtin {
-        name: "spin",
-        package: "bulkhead-tests",
-        binary: "spin",
-        purpose: "burns CPU time",
-    },
+    Builtin { name: "spin", package: "bulkhead-tests", binary: "spin", purpose: "burns CPU time" },
     Builtin {
         name: "nap",
         package: "bulkhead-tests",

@@ -57,10 +57,7 @@ pub fn run(options: &Options) -> Counts {
     for step in steps(options) {
         eprintln!("== {}", step.name);
         let counts = carry_out(&step);
-        eprintln!(
-            "== {}: {} passed, {} failed",
-            step.name, counts.passed, counts.failed
-        );
+        eprintln!("== {}: {} passed, {} failed", step.name, counts.passed, counts.failed);
         total.add(counts);
     }
     total
@@ -71,11 +68,7 @@ fn steps(options: &Options) -> Vec<Step> {
     let mut steps = Vec::new();
     if filter.is_empty() {
         steps.push(step("format", "cargo", "fmt --all --check"));
-        steps.push(step(
-            "lints",
-            "cargo",
-            "clippy --workspace --all-targets -q -- -D warnings",
-        ));
+        steps.push(step("lints", "cargo", "clippy --workspace --all-targets -q -- -D warnings"));
     }
     steps.push(step(
         "host tests",
@@ -114,9 +107,7 @@ fn must_have_miri() -> bool {
 }
 
 fn has_miri() -> bool {
-    let asked = command("rustup")
-        .args(["run", "nightly", "cargo", "miri", "--version"])
-        .output();
+    let asked = command("rustup").args(["run", "nightly", "cargo", "miri", "--version"]).output();
     asked.is_ok_and(|o| o.status.success())
 }
 
@@ -125,10 +116,7 @@ fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     command.current_dir(workspace()).env_remove("CARGO");
     if program == "rustup" {
-        command
-            .env_remove("RUSTUP_TOOLCHAIN")
-            .env_remove("RUSTC")
-            .env_remove("RUSTDOC");
+        command.env_remove("RUSTUP_TOOLCHAIN").env_remove("RUSTC").env_remove("RUSTDOC");
     }
     command
 }
@@ -139,10 +127,7 @@ fn carry_out(step: &Step) -> Counts {
         .stdout(Stdio::piped())
         .stdin(Stdio::null())
         .spawn();
-    let failed = Counts {
-        failed: 1,
-        ..Counts::default()
-    };
+    let failed = Counts { failed: 1, ..Counts::default() };
     let mut child = match spawned {
         Ok(child) => child,
         Err(e) => {
@@ -160,15 +145,9 @@ fn carry_out(step: &Step) -> Counts {
     let well = child.wait().is_ok_and(|status| status.success());
     match (well, step.counts_tests) {
         (true, true) => counts,
-        (true, false) => Counts {
-            passed: 1,
-            ..Counts::default()
-        },
+        (true, false) => Counts { passed: 1, ..Counts::default() },
         // It did not get as far as tests, or died in one.
-        (false, _) if counts.failed == 0 => Counts {
-            failed: 1,
-            ..counts
-        },
+        (false, _) if counts.failed == 0 => Counts { failed: 1, ..counts },
         (false, _) => counts,
     }
 }
@@ -194,11 +173,7 @@ mod tests {
     #[test]
     fn reads_the_harness_result_lines() {
         let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 4 filtered out; finished in 0.1s";
-        let counts = Counts {
-            passed: 12,
-            failed: 3,
-            ignored: 1,
-        };
+        let counts = Counts { passed: 12, failed: 3, ignored: 1 };
         assert_eq!(result_line(line), Some(counts));
         assert_eq!(result_line("test result of something"), None);
     }
@@ -206,36 +181,18 @@ mod tests {
     #[test]
     fn quick_leaves_the_machine_alone_and_a_filter_only_runs_tests() {
         let names = |options: &Options| steps(options).iter().map(|s| s.name).collect::<Vec<_>>();
-        let quick = Options {
-            quick: true,
-            ..Options::default()
-        };
+        let quick = Options { quick: true, ..Options::default() };
         assert_eq!(names(&quick), ["format", "lints", "host tests"]);
-        let filter = Options {
-            filter: Some("ring".into()),
-            ..Options::default()
-        };
+        let filter = Options { filter: Some("ring".into()), ..Options::default() };
         assert_eq!(names(&filter), ["host tests", "system tests"]);
     }
 
     #[test]
     fn a_command_that_fails_without_tests_counts_as_one_failure() {
         let failed = carry_out(&step("x", "false", ""));
-        assert_eq!(
-            failed,
-            Counts {
-                failed: 1,
-                ..Counts::default()
-            }
-        );
+        assert_eq!(failed, Counts { failed: 1, ..Counts::default() });
         let passed = carry_out(&step("x", "true", ""));
-        assert_eq!(
-            passed,
-            Counts {
-                passed: 1,
-                ..Counts::default()
-            }
-        );
+        assert_eq!(passed, Counts { passed: 1, ..Counts::default() });
         assert_eq!(carry_out(&step("x", "no-such-program-here", "")).failed, 1);
     }
 }

@@ -31,11 +31,8 @@ pub struct Image {
 /// # Errors
 /// A missing image, one in use by another machine, or a range past the end of one.
 pub fn prepare(setup: &Setup) -> Result<Vec<Image>, SetupError> {
-    let images = setup
-        .disks
-        .iter()
-        .map(|disk| prepare_one(setup, disk))
-        .collect::<Result<Vec<_>, _>>()?;
+    let images =
+        setup.disks.iter().map(|disk| prepare_one(setup, disk)).collect::<Result<Vec<_>, _>>()?;
     check_ranges(setup, &images)?;
     Ok(images)
 }
@@ -47,23 +44,14 @@ fn prepare_one(setup: &Setup, disk: &Disk) -> Result<Image, SetupError> {
         make(setup, disk)?;
     }
     let wrong = |e: io::Error| {
-        fail(format!(
-            "cannot open the image {shown} of disk `{}`: {e}",
-            disk.name
-        ))
-        .help("give a file that you may read, and write unless it is `read-only = true`")
+        fail(format!("cannot open the image {shown} of disk `{}`: {e}", disk.name))
+            .help("give a file that you may read, and write unless it is `read-only = true`")
     };
-    let file = OpenOptions::new()
-        .read(true)
-        .write(!disk.read_only)
-        .open(&disk.image)
-        .map_err(wrong)?;
+    let file =
+        OpenOptions::new().read(true).write(!disk.read_only).open(&disk.image).map_err(wrong)?;
     if file.metadata().map_err(wrong)?.is_dir() {
-        return Err(fail(format!(
-            "the image {shown} of disk `{}` is a folder",
-            disk.name
-        ))
-        .help("give a raw image file"));
+        return Err(fail(format!("the image {shown} of disk `{}` is a folder", disk.name))
+            .help("give a raw image file"));
     }
     lock(&file, disk.read_only).map_err(|e| match e {
         TryLockError::WouldBlock => fail(format!("the image {shown} is in use by another machine"))
@@ -72,24 +60,14 @@ fn prepare_one(setup: &Setup, disk: &Disk) -> Result<Image, SetupError> {
     })?;
     let bytes = length(&file).map_err(wrong)?;
     if bytes < 512 {
-        return Err(fail(format!(
-            "the image {shown} of disk `{}` is empty",
-            disk.name
-        ))
-        .help("remove it and say `size`, or give another"));
+        return Err(fail(format!("the image {shown} of disk `{}` is empty", disk.name))
+            .help("remove it and say `size`, or give another"));
     }
-    Ok(Image {
-        bytes: bytes / 512 * 512,
-        _lock: file,
-    })
+    Ok(Image { bytes: bytes / 512 * 512, _lock: file })
 }
 
 fn lock(file: &File, shared: bool) -> Result<(), TryLockError> {
-    if shared {
-        file.try_lock_shared()
-    } else {
-        file.try_lock()
-    }
+    if shared { file.try_lock_shared() } else { file.try_lock() }
 }
 
 /// Bytes of a file or of a block device.
@@ -124,11 +102,8 @@ fn make(setup: &Setup, disk: &Disk) -> Result<(), SetupError> {
         (Some(Make::Ext4Sample), size) => make_sample(&disk.image, size.unwrap_or(SAMPLE)),
         (Some(Make::Empty) | None, Some(size)) => make_empty(&disk.image, size),
         _ => {
-            return Err(fail(format!(
-                "the image {shown} of disk `{}` is not there",
-                disk.name
-            ))
-            .help("correct the path, or add size = \"16M\" to have an empty one made"));
+            return Err(fail(format!("the image {shown} of disk `{}` is not there", disk.name))
+                .help("correct the path, or add size = \"16M\" to have an empty one made"));
         }
     };
     made.map_err(|e| fail(format!("cannot make the image {shown}: {e}")))
@@ -149,9 +124,8 @@ fn make_sample(path: &Path, size: Size) -> io::Result<()> {
     in_folder(path)?;
     let tree = path.with_extension(format!("tree-{}", std::process::id()));
     let half = path.with_extension(format!("half-{}", std::process::id()));
-    let made = fill(&tree)
-        .and_then(|()| mkfs(&tree, &half, size))
-        .and_then(|()| fs::rename(&half, path));
+    let made =
+        fill(&tree).and_then(|()| mkfs(&tree, &half, size)).and_then(|()| fs::rename(&half, path));
     let _ = fs::remove_dir_all(&tree);
     let _ = fs::remove_file(&half);
     made
@@ -172,9 +146,7 @@ fn mkfs(tree: &Path, image: &Path, size: Size) -> io::Result<()> {
     if done.status.success() {
         return Ok(());
     }
-    Err(io::Error::other(
-        String::from_utf8_lossy(&done.stderr).trim().to_owned(),
-    ))
+    Err(io::Error::other(String::from_utf8_lossy(&done.stderr).trim().to_owned()))
 }
 
 /// Files that reach the corners of a file system: empty, one byte, one block and a byte,
@@ -185,10 +157,7 @@ fn fill(tree: &Path) -> io::Result<()> {
         in_folder(&path)?;
         fs::write(path, bytes)
     };
-    file(
-        "README",
-        b"A sample file system for Bulkhead's disk-check guest.\n",
-    )?;
+    file("README", b"A sample file system for Bulkhead's disk-check guest.\n")?;
     file("empty", b"")?;
     file("one-byte", b"x")?;
     file("sizes/block", &noise(1, 4096))?;
@@ -196,19 +165,10 @@ fn fill(tree: &Path) -> io::Result<()> {
     file("sizes/sixty-four-KiB", &noise(3, 65_536))?;
     file("sizes/three-MiB", &noise(4, 3 << 20))?;
     file("a/b/c/d/e/f/g/deep", b"seven folders down\n")?;
-    file(
-        "names/\u{fc}n\u{ef}c\u{f6}d\u{e9} \u{6f22}\u{5b57}",
-        b"a name that is not ASCII\n",
-    )?;
-    file(
-        &format!("names/{}", "long-".repeat(40)),
-        b"a name of 200 bytes\n",
-    )?;
+    file("names/\u{fc}n\u{ef}c\u{f6}d\u{e9} \u{6f22}\u{5b57}", b"a name that is not ASCII\n")?;
+    file(&format!("names/{}", "long-".repeat(40)), b"a name of 200 bytes\n")?;
     for i in 0..200 {
-        file(
-            &format!("many/file-{i:03}"),
-            format!("number {i}\n").as_bytes(),
-        )?;
+        file(&format!("many/file-{i:03}"), format!("number {i}\n").as_bytes())?;
     }
     let hole = File::create(tree.join("sizes/mostly-hole"))?;
     hole.set_len(1 << 20)?;
@@ -238,15 +198,7 @@ mod tests {
         let text = format!(
             "[driver.disk]\nkernel = \"disk\"\n[disk.a]\n{disk}\n[guest.g]\nkernel = \"disk-check\"\ndisks = [{guest}]\n"
         );
-        Setup::parse(
-            Source {
-                name: "t.toml".into(),
-                text,
-            },
-            folder,
-            &[],
-        )
-        .expect("a set-up")
+        Setup::parse(Source { name: "t.toml".into(), text }, folder, &[]).expect("a set-up")
     }
 
     fn told(setup: &Setup) -> String {
@@ -295,10 +247,7 @@ mod tests {
     #[test]
     fn the_sample_is_a_sound_ext4_with_the_files_it_was_given() {
         let Some(debugfs) = needs::find_program("debugfs") else {
-            assert!(
-                std::env::var_os("CI").is_none(),
-                "e2fsprogs is needed for this test"
-            );
+            assert!(std::env::var_os("CI").is_none(), "e2fsprogs is needed for this test");
             return;
         };
         let folder = tempfile::tempdir().expect("a folder");

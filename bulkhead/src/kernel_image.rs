@@ -64,16 +64,10 @@ impl<'a> KernelImage<'a> {
         let file = open(bytes)?;
         let notes = Notes::read(&file)?;
         let loads = loads(&file, notes.paddr_offset)?;
-        let end_paddr = loads
-            .iter()
-            .map(|l| l.paddr + l.mem_bytes)
-            .max()
-            .unwrap_or(0);
+        let end_paddr = loads.iter().map(|l| l.paddr + l.mem_bytes).max().unwrap_or(0);
         Ok(Self {
             loads,
-            virt_base: notes
-                .virt_base
-                .ok_or(ImageError::MissingNote("VIRT_BASE"))?,
+            virt_base: notes.virt_base.ok_or(ImageError::MissingNote("VIRT_BASE"))?,
             entry: notes.entry.ok_or(ImageError::MissingNote("ENTRY"))?,
             hypercall_page: notes.hypercall_page,
             end_paddr,
@@ -83,9 +77,7 @@ impl<'a> KernelImage<'a> {
 
 fn open(bytes: &[u8]) -> Result<File<'_>, ImageError> {
     if !bytes.starts_with(b"\x7fELF") {
-        return Err(ImageError::NotElf(
-            "its first bytes are not 7f 45 4c 46".into(),
-        ));
+        return Err(ImageError::NotElf("its first bytes are not 7f 45 4c 46".into()));
     }
     if bytes.get(4) == Some(&1) {
         return Err(ImageError::WrongMachine("32-bit"));
@@ -100,13 +92,8 @@ fn open(bytes: &[u8]) -> Result<File<'_>, ImageError> {
 fn loads<'a>(file: &File<'a>, paddr_offset: u64) -> Result<Vec<Load<'a>>, ImageError> {
     let mut loads = Vec::new();
     let segments = file.segments().ok_or(ImageError::Empty)?;
-    for header in segments
-        .iter()
-        .filter(|h| h.p_type == PT_LOAD && h.p_memsz > 0)
-    {
-        let bytes = file
-            .segment_data(&header)
-            .map_err(|e| ImageError::Damaged(e.to_string()))?;
+    for header in segments.iter().filter(|h| h.p_type == PT_LOAD && h.p_memsz > 0) {
+        let bytes = file.segment_data(&header).map_err(|e| ImageError::Damaged(e.to_string()))?;
         let paddr = header.p_paddr.checked_sub(paddr_offset);
         let end = paddr.and_then(|p| p.checked_add(header.p_memsz));
         let (Some(paddr), Some(_)) = (paddr, end) else {
@@ -117,11 +104,7 @@ fn loads<'a>(file: &File<'a>, paddr_offset: u64) -> Result<Vec<Load<'a>>, ImageE
                 "a segment is larger in the file than in memory".into(),
             ));
         }
-        loads.push(Load {
-            paddr,
-            bytes,
-            mem_bytes: header.p_memsz,
-        });
+        loads.push(Load { paddr, bytes, mem_bytes: header.p_memsz });
     }
     if loads.is_empty() {
         return Err(ImageError::Empty);

@@ -250,10 +250,7 @@ impl Running<'_> {
 
     fn send(&mut self, request: Request) {
         self.next += 1;
-        let _ = self.link.send(&ToDom0 {
-            number: self.next,
-            request,
-        });
+        let _ = self.link.send(&ToDom0 { number: self.next, request });
     }
 
     /// Asks for the last listing and for the shutdown, and ends QEMU if that takes too long.

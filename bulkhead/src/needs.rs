@@ -89,10 +89,7 @@ impl Need {
         run(say, &remedy)?;
         match self.find().found {
             Some(_) => Ok(()),
-            None => Err(format!(
-                "`{remedy}` ran, but {} is still not found",
-                self.name()
-            )),
+            None => Err(format!("`{remedy}` ran, but {} is still not found", self.name())),
         }
     }
 }
@@ -109,11 +106,7 @@ fn run(say: &dyn Fn(&str), line: &str) -> Result<(), String> {
         return Ok(());
     }
     let printed = String::from_utf8_lossy(&done.stderr);
-    Err(format!(
-        "`{line}` failed ({}):\n{}",
-        done.status,
-        printed.trim()
-    ))
+    Err(format!("`{line}` failed ({}):\n{}", done.status, printed.trim()))
 }
 
 fn shown(path: &Path) -> String {
@@ -124,10 +117,7 @@ fn shown(path: &Path) -> String {
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let more = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    env::split_paths(&path)
-        .chain(more)
-        .map(|folder| folder.join(name))
-        .find(|file| file.is_file())
+    env::split_paths(&path).chain(more).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
 fn version(program: &Path) -> Option<String> {
@@ -167,14 +157,10 @@ pub fn ensure(needs: &[Need], say: &dyn Fn(&str)) -> Result<(), String> {
         }
         let missing = format!("{} is missing: it {}", need.name(), need.purpose());
         if !need.may_install() {
-            return Err(format!(
-                "{missing}.\nInstall it (as root) with: {}",
-                need.remedy()
-            ));
+            return Err(format!("{missing}.\nInstall it (as root) with: {}", need.remedy()));
         }
         say(&missing);
-        need.install(say)
-            .map_err(|e| format!("{missing}, and installing it failed.\n{e}"))?;
+        need.install(say).map_err(|e| format!("{missing}, and installing it failed.\n{e}"))?;
     }
     Ok(())
 }

@@ -70,13 +70,7 @@ impl Plan {
         };
         let archive = archive::pack(dom0, Some(&read(core)?), &payload).map_err(broken)?;
         let memory = memory(setup, archive.len() as u64)?;
-        Ok(Self {
-            core: core.into(),
-            archive,
-            manifest,
-            memory,
-            drives: drives(setup),
-        })
+        Ok(Self { core: core.into(), archive, manifest, memory, drives: drives(setup) })
     }
 }
 
@@ -96,11 +90,7 @@ pub fn check_early(setup: &Setup) -> Result<(), SetupError> {
 }
 
 fn no_kernel(setup: &Setup, domain: &Domain, path: &Path, why: &std::io::Error) -> SetupError {
-    let message = format!(
-        "cannot read the kernel {} of `{}`: {why}",
-        path.display(),
-        domain.name
-    );
+    let message = format!("cannot read the kernel {} of `{}`: {why}", path.display(), domain.name);
     setup
         .source
         .error(domain.kernel_span.clone(), message)
@@ -140,11 +130,7 @@ impl Files {
             return Ok(known as u32);
         }
         self.contents.push(fs::read(path)?);
-        self.named.push(link::Image {
-            name,
-            offset: 0,
-            bytes: 0,
-        });
+        self.named.push(link::Image { name, offset: 0, bytes: 0 });
         Ok(self.named.len() as u32 - 1)
     }
 }
@@ -181,18 +167,13 @@ fn domain(
         Kernel::Builtin(found) => program(built, found)?,
         Kernel::File(path) => path,
     };
-    let kernel = files
-        .add(path)
-        .map_err(|e| no_kernel(setup, domain, path, &e))?;
+    let kernel = files.add(path).map_err(|e| no_kernel(setup, domain, path, &e))?;
     check_kernel(setup, domain, path, &files.contents[kernel as usize])?;
     let ramdisk = match &domain.ramdisk {
         None => None,
         Some(path) => Some(files.add(path).map_err(|e| {
-            let message = format!(
-                "cannot read the ramdisk {} of `{}`: {e}",
-                path.display(),
-                domain.name
-            );
+            let message =
+                format!("cannot read the ramdisk {} of `{}`: {e}", path.display(), domain.name);
             at(&domain.kernel_span, message)
         })?),
     };
@@ -217,11 +198,7 @@ fn check_kernel(
     bytes: &[u8],
 ) -> Result<(), SetupError> {
     let image = KernelImage::parse(bytes).map_err(|e| {
-        let message = format!(
-            "{} cannot be the kernel of `{}`: {e}",
-            path.display(),
-            domain.name
-        );
+        let message = format!("{} cannot be the kernel of `{}`: {e}", path.display(), domain.name);
         setup
             .source
             .error(domain.kernel_span.clone(), message)
@@ -231,17 +208,11 @@ fn check_kernel(
     if domain.memory >= least {
         return Ok(());
     }
-    let message = format!(
-        "{} is too little memory for `{}`",
-        domain.memory, domain.name
-    );
+    let message = format!("{} is too little memory for `{}`", domain.memory, domain.name);
     Err(setup
         .source
         .error(domain.memory_span.clone(), message)
-        .help(format!(
-            "its kernel needs memory = \"{}M\" or more",
-            least.mib()
-        )))
+        .help(format!("its kernel needs memory = \"{}M\" or more", least.mib())))
 }
 
 /// Number of a disk's PCI device as the core and Dom0 write it.
@@ -253,10 +224,7 @@ fn devices(setup: &Setup, driver: usize) -> Vec<link::Device> {
     let disks = setup.disks.iter().enumerate();
     disks
         .filter(|(_, disk)| disk.driver == driver)
-        .map(|(index, disk)| link::Device {
-            name: disk.name.clone(),
-            sbdf: sbdf(index),
-        })
+        .map(|(index, disk)| link::Device { name: disk.name.clone(), sbdf: sbdf(index) })
         .collect()
 }
 
@@ -292,18 +260,9 @@ fn drives(setup: &Setup) -> Vec<Drive> {
 /// The machine's memory: as given if it is enough, else what is needed, rounded up.
 fn memory(setup: &Setup, archive_bytes: u64) -> Result<Size, SetupError> {
     let guests = setup.guests.iter().map(|g| &g.domain);
-    let domains: u64 = setup
-        .drivers
-        .iter()
-        .chain(guests)
-        .map(|d| d.memory.bytes())
-        .sum();
+    let domains: u64 = setup.drivers.iter().chain(guests).map(|d| d.memory.bytes()).sum();
     let used = domains + setup.machine.dom0_memory.bytes() + archive_bytes + CORE_MEMORY.bytes();
-    let needed = Size::from_mib(
-        Size::from_bytes(used + used / 50)
-            .mib()
-            .next_multiple_of(16),
-    );
+    let needed = Size::from_mib(Size::from_bytes(used + used / 50).mib().next_multiple_of(16));
     let Some((given, span)) = &setup.machine.memory else {
         return Ok(needed);
     };
@@ -349,20 +308,14 @@ disks = ["b", { disk = "a", offset = "512K" }]
     fn kernel() -> Vec<u8> {
         use crate::kernel_image::tests::{elf, notes};
         let notes = notes();
-        elf(&[
-            (elf::abi::PT_LOAD, 1 << 20, b"x", 1 << 20),
-            (elf::abi::PT_NOTE, 0, &notes, 0),
-        ])
+        elf(&[(elf::abi::PT_LOAD, 1 << 20, b"x", 1 << 20), (elf::abi::PT_NOTE, 0, &notes, 0)])
     }
 
     fn try_domains(
         text: &str,
         folder: &Path,
     ) -> Result<(Setup, Vec<DomainSpec>, Files), SetupError> {
-        let source = Source {
-            name: "t.toml".into(),
-            text: text.into(),
-        };
+        let source = Source { name: "t.toml".into(), text: text.into() };
         let setup = Setup::parse(source, folder, &[])?;
         let images = crate::images::prepare(&setup)?;
         let mut files = Files::default();
@@ -381,18 +334,11 @@ disks = ["b", { disk = "a", offset = "512K" }]
     fn drivers_own_their_devices_and_guests_see_ranges_of_them() {
         let folder = folder();
         let (setup, specs, files) = try_domains(TEXT, folder.path()).expect("plans");
-        let owned: Vec<_> = specs
-            .iter()
-            .map(|s| s.devices.iter().map(|d| d.sbdf).collect::<Vec<_>>())
-            .collect();
+        let owned: Vec<_> =
+            specs.iter().map(|s| s.devices.iter().map(|d| d.sbdf).collect::<Vec<_>>()).collect();
         assert_eq!(owned, [vec![4 << 3], vec![5 << 3], vec![]]);
-        let [b, a] = &specs[2].disks[..] else {
-            panic!("two disks")
-        };
-        assert_eq!(
-            (b.vdev.as_str(), b.sectors, b.writable),
-            ("xvda", 4096, false)
-        );
+        let [b, a] = &specs[2].disks[..] else { panic!("two disks") };
+        assert_eq!((b.vdev.as_str(), b.sectors, b.writable), ("xvda", 4096, false));
         assert_eq!(
             (a.vdev.as_str(), a.first_sector, a.sectors, a.writable),
             ("xvdb", 1024, 1024, true)
@@ -406,9 +352,8 @@ disks = ["b", { disk = "a", offset = "512K" }]
     fn too_little_memory_names_who_and_how_much() {
         let folder = folder();
         let told = |from: &str, to: &str| {
-            let error = try_domains(&TEXT.replacen(from, to, 1), folder.path())
-                .err()
-                .expect("refused");
+            let error =
+                try_domains(&TEXT.replacen(from, to, 1), folder.path()).err().expect("refused");
             format!("{:?}", miette::Report::new(error).context(to.to_owned()))
         };
         let machine = told("208M", "100M");
@@ -417,25 +362,16 @@ disks = ["b", { disk = "a", offset = "512K" }]
             "{machine}"
         );
         let guest = told("16M", "5M");
-        assert!(
-            guest.contains("too little memory for `g`") && guest.contains("\"6M\""),
-            "{guest}"
-        );
+        assert!(guest.contains("too little memory for `g`") && guest.contains("\"6M\""), "{guest}");
     }
 
     #[test]
     fn a_kernel_that_is_none_is_named_with_the_reason() {
         let folder = folder();
         fs::write(folder.path().join("sh"), "#!/bin/sh").expect("written");
-        for (kernel, why) in [
-            ("./sh", "not an ELF"),
-            ("./nothing", "cannot read the kernel"),
-        ] {
+        for (kernel, why) in [("./sh", "not an ELF"), ("./nothing", "cannot read the kernel")] {
             let text = TEXT.replacen("\"./k\"\nmemory", &format!("\"{kernel}\"\nmemory"), 1);
-            let error = try_domains(&text, folder.path())
-                .err()
-                .expect("refused")
-                .to_string();
+            let error = try_domains(&text, folder.path()).err().expect("refused").to_string();
             assert!(error.contains(why) && error.contains("`g`"), "{error}");
         }
     }

@@ -169,32 +169,12 @@ impl Ended {
 /// Whether KVM can run this core: /dev/kvm may open and then hang the guest, so the core
 /// is booted without an archive. It has to end the machine by itself within the limit.
 pub fn kvm_works(core: &Path, limit: std::time::Duration) -> bool {
-    if File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_err()
-    {
+    if File::options().read(true).write(true).open("/dev/kvm").is_err() {
         return false;
     }
     let started = bound_to_us("qemu-system-x86_64")
-        .args([
-            "-M",
-            "q35",
-            "-accel",
-            "kvm",
-            "-cpu",
-            "max,-smap",
-            "-m",
-            "64M",
-        ])
-        .args([
-            "-nodefaults",
-            "-no-user-config",
-            "-no-reboot",
-            "-display",
-            "none",
-        ])
+        .args(["-M", "q35", "-accel", "kvm", "-cpu", "max,-smap", "-m", "64M"])
+        .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
         .args(["-device", &exit_device(), "-kernel"])
         .arg(core)
         .process_group(0)
@@ -247,21 +227,15 @@ mod tests {
             debug_log: Path::new("/run/a,b/core.log"),
             link: Some(Path::new("/run/link")),
         };
-        let line: Vec<_> = options
-            .arguments()
-            .iter()
-            .map(|a| a.to_string_lossy().into_owned())
-            .collect();
+        let line: Vec<_> =
+            options.arguments().iter().map(|a| a.to_string_lossy().into_owned()).collect();
         let after = |flag: &str| &line[line.iter().position(|a| a == flag).expect(flag) + 1];
         assert_eq!(after("-chardev"), "file,id=debug,path=/run/a,,b/core.log");
         let block: serde_json::Value = serde_json::from_str(after("-blockdev")).expect("JSON");
         assert_eq!(block["file"]["filename"], "/tmp/a,b \"c\".img");
         assert_eq!(block["read-only"], true);
         assert_eq!(after("-icount"), "shift=0,sleep=off");
-        assert!(
-            line.iter()
-                .any(|a| a.contains("addr=0x4,serial=a-name-longer-than-t,"))
-        );
+        assert!(line.iter().any(|a| a.contains("addr=0x4,serial=a-name-longer-than-t,")));
     }
 
     #[test]
@@ -272,9 +246,6 @@ mod tests {
         assert_eq!(ended(0x45), Ended::Dom0Died);
         assert_eq!(ended(0), Ended::Unasked(Some(0)));
         assert_eq!(ended(1), Ended::Refused);
-        assert_eq!(
-            Ended::from_status(ExitStatus::from_raw(9)),
-            Ended::Unasked(None)
-        );
+        assert_eq!(Ended::from_status(ExitStatus::from_raw(9)), Ended::Unasked(None));
     }
 }

@@ -75,10 +75,7 @@ impl Relay {
             };
             *next += 1;
             self.asked.insert(*next, (client, number));
-            requests.push(ToDom0 {
-                number: *next,
-                request,
-            });
+            requests.push(ToDom0 { number: *next, request });
         }
         requests
     }
@@ -86,10 +83,7 @@ impl Relay {
     fn show_past(&self, sender: &mut Sender) -> io::Result<()> {
         for (domain, bytes) in &self.past {
             let bytes = bytes.iter().copied().collect();
-            let event = Event::Console {
-                domain: domain.clone(),
-                bytes,
-            };
+            let event = Event::Console { domain: domain.clone(), bytes };
             sender.send(&FromDom0::Event(event))?;
         }
         Ok(())
@@ -103,8 +97,7 @@ impl Relay {
                 if let Event::Console { domain, bytes } = event {
                     remember(self.past.entry(domain.clone()).or_default(), bytes);
                 }
-                self.clients
-                    .retain(|_, client| client.send(message).is_ok());
+                self.clients.retain(|_, client| client.send(message).is_ok());
             }
         }
     }
@@ -113,10 +106,7 @@ impl Relay {
         let Some((client, own)) = self.asked.remove(&number) else {
             return;
         };
-        let answer = FromDom0::Reply {
-            number: own,
-            reply: reply.clone(),
-        };
+        let answer = FromDom0::Reply { number: own, reply: reply.clone() };
         let sent = self.clients.get_mut(&client).map(|c| c.send(&answer));
         if let Some(Err(_)) = sent {
             self.clients.remove(&client);
@@ -161,32 +151,16 @@ mod tests {
         let (mut relay, mut next) = (Relay::listen(&socket).expect("listens"), 100);
         let mut one = Client::connect(&socket).expect("connects");
         let mut two = Client::connect(&socket).expect("connects");
-        let kill = |domain: &str| Request::Kill {
-            domain: domain.into(),
-        };
-        assert_eq!(
-            one.send(kill("a")).expect("sent"),
-            two.send(kill("b")).expect("sent")
-        );
+        let kill = |domain: &str| Request::Kill { domain: domain.into() };
+        assert_eq!(one.send(kill("a")).expect("sent"), two.send(kill("b")).expect("sent"));
         for request in wait_for(&mut relay, &mut next, 2) {
             assert!(request.number > 100);
-            let Request::Kill { domain } = request.request else {
-                panic!("a kill")
-            };
-            relay.pass(&FromDom0::Reply {
-                number: request.number,
-                reply: Reply::Error(domain),
-            });
+            let Request::Kill { domain } = request.request else { panic!("a kill") };
+            relay.pass(&FromDom0::Reply { number: request.number, reply: Reply::Error(domain) });
         }
         for (client, name) in [(&mut one, "a"), (&mut two, "b")] {
             let got = client.receive(LIMIT).expect("alive");
-            assert_eq!(
-                got,
-                Some(FromDom0::Reply {
-                    number: 1,
-                    reply: Reply::Error(name.into())
-                })
-            );
+            assert_eq!(got, Some(FromDom0::Reply { number: 1, reply: Reply::Error(name.into()) }));
         }
     }
 
@@ -196,10 +170,7 @@ mod tests {
         let socket = folder.path().join("s");
         let (mut relay, mut next) = (Relay::listen(&socket).expect("listens"), 0);
         let bytes = vec![b'x'; PAST_BYTES + 5];
-        let event = Event::Console {
-            domain: "g".into(),
-            bytes,
-        };
+        let event = Event::Console { domain: "g".into(), bytes };
         relay.pass(&FromDom0::Event(event));
         let mut client = Client::connect(&socket).expect("connects");
         relay.requests(&mut next);
@@ -210,9 +181,6 @@ mod tests {
             other => panic!("{other:?}"),
         }
         drop(relay);
-        assert!(
-            client.receive(LIMIT).is_err(),
-            "the end of the run is the end of its clients"
-        );
+        assert!(client.receive(LIMIT).is_err(), "the end of the run is the end of its clients");
     }
 }

@@ -91,12 +91,7 @@ pub fn tables(runs: &[RunListing]) -> String {
 /// If there is no such domain or Dom0 refuses.
 pub fn kill(run: Option<&str>, domain: &str) -> Result<()> {
     let mut client = connect_for(run, domain)?;
-    match client.ask(
-        Request::Kill {
-            domain: domain.into(),
-        },
-        LIMIT,
-    )? {
+    match client.ask(Request::Kill { domain: domain.into() }, LIMIT)? {
         Reply::Error(why) => Err(RemoteError::Refused(why)),
         _ => Ok(()),
     }
@@ -130,10 +125,7 @@ pub fn console(run: Option<&str>, domain: &str) -> Result<()> {
             let end = bytes.iter().position(|&b| b == DETACH);
             let typed = bytes[..end.unwrap_or(bytes.len())].to_vec();
             if !typed.is_empty() {
-                client.send(Request::ConsoleInput {
-                    domain: domain.into(),
-                    bytes: typed,
-                })?;
+                client.send(Request::ConsoleInput { domain: domain.into(), bytes: typed })?;
             }
             if end.is_some() {
                 return Ok(());
@@ -151,9 +143,7 @@ fn show(domain: &str, event: &Event) -> io::Result<bool> {
             out.flush()?;
             Ok(false)
         }
-        Event::Ended {
-            domain: of, reason, ..
-        } if of == domain => {
+        Event::Ended { domain: of, reason, .. } if of == domain => {
             eprint!("\r\n{domain} has ended: {reason}\r\n");
             Ok(true)
         }
@@ -203,10 +193,7 @@ fn choose(run: Option<&str>) -> Result<(Info, PathBuf)> {
 }
 
 fn pick(mut runs: Vec<(Info, PathBuf)>, run: Option<&str>) -> Result<(Info, PathBuf)> {
-    let ids = runs
-        .iter()
-        .map(|(i, _)| format!("{} ({})", i.id, i.setup))
-        .collect::<Vec<_>>();
+    let ids = runs.iter().map(|(i, _)| format!("{} ({})", i.id, i.setup)).collect::<Vec<_>>();
     match (run, runs.len()) {
         (_, 0) => Err(RemoteError::NoRun),
         (None, 1) => Ok(runs.remove(0)),
@@ -238,19 +225,14 @@ fn known(client: &mut Client, domain: &str) -> Result<()> {
     if names().any(|n| n == domain) {
         return Ok(());
     }
-    Err(RemoteError::UnknownDomain {
-        wrong: domain.into(),
-        hint: suggest(domain, names()),
-    })
+    Err(RemoteError::UnknownDomain { wrong: domain.into(), hint: suggest(domain, names()) })
 }
 
 fn listing(client: &mut Client) -> Result<Listing> {
     match client.ask(Request::List, LIMIT)? {
         Reply::List(listing) => Ok(listing),
         Reply::Error(why) => Err(RemoteError::Refused(why)),
-        other => Err(RemoteError::Refused(format!(
-            "an answer to another question: {other:?}"
-        ))),
+        other => Err(RemoteError::Refused(format!("an answer to another question: {other:?}"))),
     }
 }
 
@@ -261,25 +243,15 @@ mod tests {
     #[test]
     fn a_run_is_chosen_by_number_only_where_there_are_several() {
         let run = |id: &str| {
-            let info = Info {
-                id: id.into(),
-                pid: 1,
-                setup: "x.toml".into(),
-            };
+            let info = Info { id: id.into(), pid: 1, setup: "x.toml".into() };
             (info, PathBuf::from(id))
         };
         let of = |ids: &[&str], wanted| pick(ids.iter().map(|id| run(id)).collect(), wanted);
         assert!(matches!(of(&[], None), Err(RemoteError::NoRun)));
         assert_eq!(of(&["7"], None).expect("the one").0.id, "7");
-        assert!(matches!(
-            of(&["7", "8"], None),
-            Err(RemoteError::Several(_))
-        ));
+        assert!(matches!(of(&["7", "8"], None), Err(RemoteError::Several(_))));
         assert_eq!(of(&["7", "8"], Some("8")).expect("found").0.id, "8");
         let wrong = of(&["7"], Some("9")).expect_err("unknown").to_string();
-        assert!(
-            wrong.contains('9') && wrong.contains("7 (x.toml)"),
-            "{wrong}"
-        );
+        assert!(wrong.contains('9') && wrong.contains("7 (x.toml)"), "{wrong}");
     }
 }

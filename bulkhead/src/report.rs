@@ -211,11 +211,7 @@ mod tests {
             outcome: Outcome::GuestFailed,
             reason: String::new(),
             elapsed_s: 1.5,
-            machine: Machine {
-                accel: "tcg",
-                cpus: 1,
-                memory_mib: 256,
-            },
+            machine: Machine { accel: "tcg", cpus: 1, memory_mib: 256 },
             domains: vec![(&domain).into()],
             disks: vec![(&disk).into()],
             nets: Vec::new(),
@@ -242,15 +238,9 @@ mod tests {
         for key in keys {
             assert!(!json["domains"][0][key].is_null(), "{key}");
         }
-        for key in [
-            "guest",
-            "device",
-            "driver",
-            "read_bytes",
-            "written_bytes",
-            "requests",
-            "errors",
-        ] {
+        for key in
+            ["guest", "device", "driver", "read_bytes", "written_bytes", "requests", "errors"]
+        {
             assert!(!json["disks"][0][key].is_null(), "{key}");
         }
         assert_eq!(json["domains"][0]["exit"], "poweroff");

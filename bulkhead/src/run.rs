@@ -63,11 +63,8 @@ pub fn run_setup(
     }
     let built = built.map_err(SetupError::plain)?;
     let plan = Plan::new(setup, &built, &images)?;
-    let kvm = accel::use_kvm(
-        options.accel.unwrap_or(setup.machine.accel),
-        options.icount,
-        &plan.core,
-    )?;
+    let kvm =
+        accel::use_kvm(options.accel.unwrap_or(setup.machine.accel), options.icount, &plan.core)?;
     observer.say(&format!(
         "starting a machine of {} on {}: {} domains, {} disks",
         plan.memory,
@@ -128,10 +125,7 @@ fn start(
         ))
     })?;
     if options.keep {
-        observer.say(&format!(
-            "logs and archive stay in {}",
-            session.file("").display()
-        ));
+        observer.say(&format!("logs and archive stay in {}", session.file("").display()));
     }
     let (debug_log, link) = (session.file(CORE_LOG), session.file(LINK));
     let machine = qemu::Options {
@@ -146,16 +140,9 @@ fn start(
     };
     let errors = session.file(QEMU_LOG);
     let watch = Watch::new(&plan.manifest.domains);
-    machine::run(
-        &session,
-        || machine.start(&errors),
-        watch,
-        &options.limits,
-        observer,
+    machine::run(&session, || machine.start(&errors), watch, &options.limits, observer).map_err(
+        |e| failed("cannot start the machine", e).help("`bulkhead doctor` checks what it needs"),
     )
-    .map_err(|e| {
-        failed("cannot start the machine", e).help("`bulkhead doctor` checks what it needs")
-    })
 }
 
 const fn accel_word(kvm: bool) -> &'static str {
@@ -173,17 +160,9 @@ fn judge(finished: &Finished, plan: &Plan, kvm: bool) -> Result<Report, SetupErr
         outcome,
         reason: reason(finished),
         elapsed_s: finished.elapsed.as_secs_f64(),
-        machine: report::Machine {
-            accel: accel_word(kvm),
-            cpus: 1,
-            memory_mib: plan.memory.mib(),
-        },
+        machine: report::Machine { accel: accel_word(kvm), cpus: 1, memory_mib: plan.memory.mib() },
         domains: finished.watch.reports().iter().map(Into::into).collect(),
-        disks: listing
-            .iter()
-            .flat_map(|l| &l.disks)
-            .map(Into::into)
-            .collect(),
+        disks: listing.iter().flat_map(|l| &l.disks).map(Into::into).collect(),
         nets: Vec::new(),
         restarts: Vec::new(),
         core: listing.map(|l| (&l.machine).into()),
@@ -208,10 +187,7 @@ fn reason(finished: &Finished) -> String {
         Stop::NoShutdown => vec!["the machine did not shut down when asked, and was ended".into()],
     };
     lines.extend(finished.watch.complaints());
-    if matches!(
-        finished.stop,
-        Stop::Machine(_) | Stop::NoDom0 | Stop::Version(_)
-    ) {
+    if matches!(finished.stop, Stop::Machine(_) | Stop::NoDom0 | Stop::Version(_)) {
         lines.push("the core's last words:".into());
         lines.extend(last_lines(&finished.core_log));
         lines.extend(last_lines(&finished.qemu_errors));
@@ -243,11 +219,7 @@ fn not_started(outcome: Outcome) -> Report {
         outcome,
         reason: "interrupted before the machine was started".into(),
         elapsed_s: 0.0,
-        machine: report::Machine {
-            accel: accel_word(false),
-            cpus: 1,
-            memory_mib: 0,
-        },
+        machine: report::Machine { accel: accel_word(false), cpus: 1, memory_mib: 0 },
         domains: Vec::new(),
         disks: Vec::new(),
         nets: Vec::new(),

@@ -51,16 +51,8 @@ impl Session {
         // A folder of this name is of a process long gone that had this number.
         let _ = fs::remove_dir_all(&folder);
         fs::DirBuilder::new().mode(0o700).create(&folder)?;
-        let info = Info {
-            id,
-            pid,
-            setup: setup.to_owned(),
-        };
-        let session = Self {
-            info,
-            folder,
-            keep: false,
-        };
+        let info = Info { id, pid, setup: setup.to_owned() };
+        let session = Self { info, folder, keep: false };
         if session.control().as_os_str().len() > SOCKET_BYTES {
             return Err(io::Error::other(format!(
                 "the path {} is too long for a socket; set XDG_RUNTIME_DIR to a shorter one",
@@ -100,10 +92,7 @@ pub fn base() -> io::Result<PathBuf> {
         Some(folder) if Path::new(&folder).is_dir() => Path::new(&folder).join("bulkhead"),
         _ => PathBuf::from(format!("/tmp/bulkhead-{me}")),
     };
-    fs::DirBuilder::new()
-        .mode(0o700)
-        .recursive(true)
-        .create(&base)?;
+    fs::DirBuilder::new().mode(0o700).recursive(true).create(&base)?;
     let owner = fs::symlink_metadata(&base)?;
     if owner.uid() != me || !owner.is_dir() {
         return Err(io::Error::other(format!(
@@ -138,18 +127,11 @@ fn running_in(base: &Path) -> io::Result<Vec<(Info, PathBuf)>> {
         }
         // A folder that was kept after its run has no socket any more.
         if folder.join("control").exists() {
-            runs.push((
-                fs::metadata(&folder)?.modified()?,
-                info,
-                folder.join("control"),
-            ));
+            runs.push((fs::metadata(&folder)?.modified()?, info, folder.join("control")));
         }
     }
     runs.sort_by_key(|(since, ..)| *since);
-    Ok(runs
-        .into_iter()
-        .map(|(_, info, socket)| (info, socket))
-        .collect())
+    Ok(runs.into_iter().map(|(_, info, socket)| (info, socket)).collect())
 }
 
 #[cfg(test)]
@@ -175,11 +157,8 @@ mod tests {
         session.keep = true;
         // Above the largest process number that Linux gives.
         session.info.pid = u32::MAX;
-        fs::write(
-            session.file("run.json"),
-            serde_json::to_vec(&session.info).expect("JSON"),
-        )
-        .expect("written");
+        fs::write(session.file("run.json"), serde_json::to_vec(&session.info).expect("JSON"))
+            .expect("written");
         drop(session);
         assert_eq!(running_in(base.path()).expect("reads"), []);
         assert_eq!(fs::read_dir(base.path()).expect("reads").count(), 0);

@@ -18,10 +18,7 @@ pub fn count_tree(root: &Path) -> io::Result<Vec<(PathBuf, usize)>> {
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
-            let name = path
-                .file_name()
-                .and_then(|n| n.to_str())
-                .unwrap_or_default();
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
             match (path.is_dir(), name) {
                 (_, "tests" | "tests.rs") => {}
                 (true, _) => folders.push(path),
@@ -65,10 +62,8 @@ fn without_comments(source: &str) -> String {
         };
         let (gone, after) = rest.split_at(taken);
         let fill = if is_literal { "_" } else { "" };
-        let kept: Vec<_> = gone
-            .split('\n')
-            .map(|line| if line.is_empty() { "" } else { fill })
-            .collect();
+        let kept: Vec<_> =
+            gone.split('\n').map(|line| if line.is_empty() { "" } else { fill }).collect();
         code.push_str(&kept.join("\n"));
         rest = after;
     }
@@ -142,9 +137,7 @@ fn char_literal(text: &str) -> Option<usize> {
         return after.find(|(_, c)| *c == '\'').map(|(at, _)| at + 2);
     }
     let first = body.chars().next()?;
-    body[first.len_utf8()..]
-        .starts_with('\'')
-        .then(|| first.len_utf8() + 2)
+    body[first.len_utf8()..].starts_with('\'').then(|| first.len_utf8() + 2)
 }
 
 /// Removes what is only there for tests: items behind `#[cfg(test)]`.
@@ -238,11 +231,8 @@ mod tests {
             fs::create_dir_all(path.parent().expect("a parent")).expect("made");
             fs::write(path, text).expect("written");
         }
-        let counts: Vec<_> = count_tree(root.path())
-            .expect("counts")
-            .into_iter()
-            .map(|c| c.1)
-            .collect();
+        let counts: Vec<_> =
+            count_tree(root.path()).expect("counts").into_iter().map(|c| c.1).collect();
         assert_eq!(counts, [2, 1]);
     }
 

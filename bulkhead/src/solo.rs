@@ -68,9 +68,8 @@ pub fn boot(request: &Request<'_>, follow: &dyn Fn(&[u8])) -> Result<Booted, Str
         debug_log: &debug_log,
         link: None,
     };
-    let mut child = options
-        .start(&session.file(QEMU_LOG))
-        .map_err(|e| format!("cannot start QEMU: {e}"))?;
+    let mut child =
+        options.start(&session.file(QEMU_LOG)).map_err(|e| format!("cannot start QEMU: {e}"))?;
     let (ended, log) = wait(&mut child, &debug_log, request.limit, follow);
     let _ = child.kill();
     let _ = child.wait();
@@ -78,17 +77,11 @@ pub fn boot(request: &Request<'_>, follow: &dyn Fn(&[u8])) -> Result<Booted, Str
         let told = fs::read_to_string(session.file(QEMU_LOG)).unwrap_or_default();
         return Err(format!("QEMU refused to start:\n{told}"));
     }
-    Ok(Booted {
-        ended,
-        log: String::from_utf8_lossy(&log).into_owned(),
-    })
+    Ok(Booted { ended, log: String::from_utf8_lossy(&log).into_owned() })
 }
 
 fn files(dom0: &Path) -> Result<(PathBuf, PathBuf), String> {
-    let named = dom0
-        .to_str()
-        .filter(|_| !dom0.is_file())
-        .and_then(builtin::find);
+    let named = dom0.to_str().filter(|_| !dom0.is_file()).and_then(builtin::find);
     let programs: Vec<_> = std::iter::once(&builtin::CORE).chain(named).collect();
     let built = artifacts::build(&programs, false)?;
     let file = |program| {

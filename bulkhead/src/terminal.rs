@@ -69,11 +69,7 @@ impl Terminal {
 
     /// A line of the tool's own.
     pub fn say(&self, text: &str) {
-        let line = if self.colour_err {
-            format!("\x1b[1m{text}\x1b[0m")
-        } else {
-            text.to_owned()
-        };
+        let line = if self.colour_err { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() };
         let _ = writeln!(io::stderr(), "{line}");
     }
 
@@ -96,14 +92,10 @@ impl Terminal {
     }
 
     fn label(&mut self, name: &str, colour: bool) -> String {
-        let index = self
-            .order
-            .iter()
-            .position(|n| n == name)
-            .unwrap_or_else(|| {
-                self.order.push(name.to_owned());
-                self.order.len() - 1
-            });
+        let index = self.order.iter().position(|n| n == name).unwrap_or_else(|| {
+            self.order.push(name.to_owned());
+            self.order.len() - 1
+        });
         match colour {
             true => format!("\x1b[{}m{name:<10}|\x1b[0m", COLOURS[index % COLOURS.len()]),
             false => format!("{name:<10}|"),
@@ -144,10 +136,7 @@ mod tests {
     fn lines_come_out_whole_and_without_terminal_controls() {
         let mut partial = Vec::new();
         assert_eq!(lines(&mut partial, b"he"), [""; 0]);
-        assert_eq!(
-            lines(&mut partial, b"llo\r\n\x1b[2Jx\ty\n..."),
-            ["hello", "[2Jx\ty"]
-        );
+        assert_eq!(lines(&mut partial, b"llo\r\n\x1b[2Jx\ty\n..."), ["hello", "[2Jx\ty"]);
         assert_eq!(partial, b"...");
         assert_eq!(lines(&mut partial, "\u{9b}31m\n".as_bytes()), ["...31m"]);
     }

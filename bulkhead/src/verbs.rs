@@ -61,10 +61,9 @@ impl Observer for Show {
     fn message(&mut self, message: &FromDom0) {
         let event = match message {
             FromDom0::Event(event) => event,
-            FromDom0::Reply {
-                reply: Reply::Error(why),
-                ..
-            } => return self.terminal.note("dom0", why),
+            FromDom0::Reply { reply: Reply::Error(why), .. } => {
+                return self.terminal.note("dom0", why);
+            }
             FromDom0::Reply { .. } => return,
         };
         match event {
@@ -74,18 +73,13 @@ impl Observer for Show {
                 let is_guest = self.guests.contains(domain);
                 self.terminal.console(domain, is_guest, bytes);
             }
-            Event::Ended {
-                domain,
-                exit,
-                reason,
-            } => {
+            Event::Ended { domain, exit, reason } => {
                 let told = format!("ended: {} {reason}", exit_word(*exit));
                 self.terminal.note(domain, told.trim_end());
             }
             Event::Log { line } => self.terminal.note("dom0", line),
             Event::BuildFailed { domain, reason } => {
-                self.terminal
-                    .note(domain, &format!("could not be built: {reason}"));
+                self.terminal.note(domain, &format!("could not be built: {reason}"));
             }
         }
     }
@@ -110,18 +104,11 @@ pub fn run(args: Run) -> u8 {
     };
     let done = bulkhead::setup::Setup::load(&options.setup, &options.sets).and_then(|setup| {
         let guests: BTreeSet<_> = setup.guests.iter().map(|g| g.domain.name.clone()).collect();
-        let to = if args.json {
-            Guests::Stderr
-        } else {
-            Guests::Stdout
-        };
+        let to = if args.json { Guests::Stderr } else { Guests::Stdout };
         let terminal = Terminal::new(to, guests.len());
         let mut show = Show { terminal, guests };
         let report = run::run_setup(&setup, &options, &mut show);
-        let Show {
-            mut terminal,
-            guests,
-        } = show;
+        let Show { mut terminal, guests } = show;
         terminal.finish(|name| guests.contains(name));
         report
     });
@@ -155,18 +142,11 @@ fn conclude(report: &report::Report, as_json: bool) {
         eprintln!("{}", report.reason);
     }
     let word = serde_json::to_value(report.outcome).unwrap_or_default();
-    eprintln!(
-        "{} after {:.1} s",
-        word.as_str().unwrap_or_default(),
-        report.elapsed_s
-    );
+    eprintln!("{} after {:.1} s", word.as_str().unwrap_or_default(), report.elapsed_s);
 }
 
 pub fn test(args: Test) -> u8 {
-    let options = check::Options {
-        filter: args.filter,
-        quick: args.quick,
-    };
+    let options = check::Options { filter: args.filter, quick: args.quick };
     let counts = check::run(&options);
     println!("{} passed, {} failed", counts.passed, counts.failed);
     u8::from(counts.failed > 0)
@@ -236,15 +216,8 @@ pub fn doctor(args: &Doctor) -> u8 {
         match &finding.found {
             Some(found) => println!("ok       {:<34} {found}", finding.need.name()),
             None => {
-                println!(
-                    "missing  {:<34} it {}",
-                    finding.need.name(),
-                    finding.need.purpose()
-                );
-                println!(
-                    "         install it (as root where needed): {}",
-                    finding.need.remedy()
-                );
+                println!("missing  {:<34} it {}", finding.need.name(), finding.need.purpose());
+                println!("         install it (as root where needed): {}", finding.need.remedy());
             }
         }
     }
@@ -274,12 +247,7 @@ pub fn size(args: &Size) -> u8 {
         }
     };
     let total: usize = files.iter().map(|f| f.1).sum();
-    let short = |path: &Path| {
-        path.strip_prefix(&root)
-            .unwrap_or(path)
-            .display()
-            .to_string()
-    };
+    let short = |path: &Path| path.strip_prefix(&root).unwrap_or(path).display().to_string();
     if args.json {
         let rows: Vec<_> = files
             .iter()
@@ -290,10 +258,7 @@ pub fn size(args: &Size) -> u8 {
         for (path, lines) in &files {
             println!("{lines:>6}  {}", short(path));
         }
-        println!(
-            "{total:>6}  lines of Rust in ring 0; the limit is {}",
-            size::LIMIT
-        );
+        println!("{total:>6}  lines of Rust in ring 0; the limit is {}", size::LIMIT);
     }
     u8::from(total >= size::LIMIT)
 }
@@ -313,17 +278,8 @@ fn try_pack(args: &Pack) -> Result<(), String> {
         |path: &Path| fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()));
     let elf = read(&args.dom0)?;
     let core = args.core.as_deref().map(read).transpose()?;
-    let payload = args
-        .payload
-        .as_deref()
-        .map(read)
-        .transpose()?
-        .unwrap_or_default();
-    let dom0 = Dom0 {
-        elf: &elf,
-        cmdline: &args.cmdline,
-        frames: args.memory.saturating_mul(256),
-    };
+    let payload = args.payload.as_deref().map(read).transpose()?.unwrap_or_default();
+    let dom0 = Dom0 { elf: &elf, cmdline: &args.cmdline, frames: args.memory.saturating_mul(256) };
     let packed = archive::pack(dom0, core.as_deref(), &payload).map_err(|e| e.to_string())?;
     fs::write(&args.output, packed)
         .map_err(|e| format!("cannot write {}: {e}", args.output.display()))
@@ -337,18 +293,11 @@ pub fn boot(args: &Boot) -> u8 {
         limit: Duration::from_secs(args.timeout.into()),
     };
     let print = |bytes: &[u8]| {
-        let _ = io::stdout()
-            .write_all(bytes)
-            .and_then(|()| io::stdout().flush());
+        let _ = io::stdout().write_all(bytes).and_then(|()| io::stdout().flush());
     };
     match solo::boot(&request, &print) {
-        Ok(solo::Booted {
-            ended: Some(Ended::Properly),
-            ..
-        }) => 0,
-        Ok(solo::Booted {
-            ended: Some(ended), ..
-        }) => {
+        Ok(solo::Booted { ended: Some(Ended::Properly), .. }) => 0,
+        Ok(solo::Booted { ended: Some(ended), .. }) => {
             eprintln!("the machine ended: {ended:?}");
             3
         }

@@ -102,14 +102,10 @@ impl Watch {
     /// Takes one message, `now` since the start.
     pub fn take(&mut self, message: &FromDom0, now: Duration) {
         match message {
-            FromDom0::Reply {
-                reply: Reply::List(listing),
-                ..
-            } => self.listing = Some(listing.clone()),
-            FromDom0::Reply {
-                reply: Reply::Hello { version },
-                ..
-            } => self.version(*version),
+            FromDom0::Reply { reply: Reply::List(listing), .. } => {
+                self.listing = Some(listing.clone())
+            }
+            FromDom0::Reply { reply: Reply::Hello { version }, .. } => self.version(*version),
             FromDom0::Reply { .. } => {}
             FromDom0::Event(event) => self.event(event, now),
         }
@@ -130,11 +126,7 @@ impl Watch {
                     (known.exit, known.ended_at) = (None, None);
                 }
             }
-            Event::Ended {
-                domain,
-                exit,
-                reason,
-            } => {
+            Event::Ended { domain, exit, reason } => {
                 if let Some(known) = self.find(domain) {
                     (known.exit, known.ended_at) = (Some(*exit), Some(now));
                     known.reason.clone_from(reason);
@@ -172,28 +164,17 @@ impl Watch {
         let mut stuck = None;
         for guest in running {
             let driver = self.dead_driver_of(guest, now)?;
-            stuck = Some(Stop::Stuck {
-                guest: guest.spec.name.clone(),
-                driver,
-            });
+            stuck = Some(Stop::Stuck { guest: guest.spec.name.clone(), driver });
         }
         stuck
     }
 
     fn dead_driver_of(&self, guest: &Known, now: Duration) -> Option<String> {
         let is_dead = |driver: &&Known| {
-            let used = guest
-                .spec
-                .disks
-                .iter()
-                .any(|d| d.driver == driver.spec.name);
-            used && driver
-                .ended_at
-                .is_some_and(|at| now.saturating_sub(at) > DRIVER_GRACE)
+            let used = guest.spec.disks.iter().any(|d| d.driver == driver.spec.name);
+            used && driver.ended_at.is_some_and(|at| now.saturating_sub(at) > DRIVER_GRACE)
         };
-        self.of(Kind::Driver)
-            .find(is_dead)
-            .map(|d| d.spec.name.clone())
+        self.of(Kind::Driver).find(is_dead).map(|d| d.spec.name.clone())
     }
 
     /// The verdict on a run that stopped for a reason.
@@ -214,11 +195,7 @@ impl Watch {
             return Outcome::DriverQuarantined;
         }
         let guests_well = self.of(Kind::Guest).all(|g| g.exit == Some(Exit::PowerOff));
-        if guests_well {
-            Outcome::Ok
-        } else {
-            Outcome::GuestFailed
-        }
+        if guests_well { Outcome::Ok } else { Outcome::GuestFailed }
     }
 
     /// One line on each domain that did not end as it should.
@@ -305,11 +282,7 @@ mod tests {
             vcpus: 1,
             sched: Sched::default(),
             devices: Vec::new(),
-            disks: if driver.is_empty() {
-                Vec::new()
-            } else {
-                vec![disk]
-            },
+            disks: if driver.is_empty() { Vec::new() } else { vec![disk] },
         }
     }
 
@@ -322,11 +295,7 @@ mod tests {
     }
 
     fn ended(domain: &str, exit: Exit) -> FromDom0 {
-        FromDom0::Event(Event::Ended {
-            domain: domain.into(),
-            exit,
-            reason: "why".into(),
-        })
+        FromDom0::Event(Event::Ended { domain: domain.into(), exit, reason: "why".into() })
     }
 
     const T: Duration = Duration::from_secs(1);
@@ -348,10 +317,7 @@ mod tests {
     fn a_guest_that_could_not_be_built_is_a_failed_guest() {
         let mut watch = watch();
         watch.take(&ended("a", Exit::PowerOff), T);
-        let event = Event::BuildFailed {
-            domain: "b".into(),
-            reason: "no notes".into(),
-        };
+        let event = Event::BuildFailed { domain: "b".into(), reason: "no notes".into() };
         watch.take(&FromDom0::Event(event), T);
         assert_eq!(watch.stop(T), Some(Stop::Finished));
         assert_eq!(watch.judge(&Stop::Finished), Outcome::GuestFailed);
@@ -365,16 +331,10 @@ mod tests {
         assert_eq!(watch.stop(late), None, "b still runs and needs no driver");
         watch.take(&ended("b", Exit::PowerOff), T);
         assert_eq!(watch.stop(T), None, "it may come back");
-        let stuck = Stop::Stuck {
-            guest: "a".into(),
-            driver: "disk".into(),
-        };
+        let stuck = Stop::Stuck { guest: "a".into(), driver: "disk".into() };
         assert_eq!(watch.stop(late), Some(stuck.clone()));
         assert_eq!(watch.judge(&stuck), Outcome::GuestFailed);
-        let back = Event::Progress {
-            domain: "disk".into(),
-            step: "running".into(),
-        };
+        let back = Event::Progress { domain: "disk".into(), step: "running".into() };
         watch.take(&FromDom0::Event(back), late);
         assert_eq!(watch.stop(late), None);
     }
@@ -392,10 +352,7 @@ mod tests {
         let watch = watch();
         let of = |stop| watch.judge(&stop);
         assert_eq!(of(Stop::Machine(Ended::CoreFault)), Outcome::CoreFault);
-        assert_eq!(
-            of(Stop::Machine(Ended::Unasked(Some(0)))),
-            Outcome::CoreFault
-        );
+        assert_eq!(of(Stop::Machine(Ended::Unasked(Some(0)))), Outcome::CoreFault);
         assert_eq!(of(Stop::Machine(Ended::Dom0Died)), Outcome::Dom0Failed);
         assert_eq!(of(Stop::Timeout).exit_code(), 124);
     }

@@ -80,11 +80,7 @@ impl Client {
     pub fn connect(socket: &Path) -> io::Result<Self> {
         let (give, messages) = mpsc::channel();
         let sender = split(UnixStream::connect(socket)?, move |m| give.send(m).is_ok())?;
-        Ok(Self {
-            sender,
-            messages,
-            next: 1,
-        })
+        Ok(Self { sender, messages, next: 1 })
     }
 
     /// Sends a request without waiting for its reply.
@@ -110,10 +106,7 @@ impl Client {
                 Some(FromDom0::Reply { number, reply }) if number == asked => return Ok(reply),
                 Some(_) => {}
                 None => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        "Dom0 does not reply",
-                    ));
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "Dom0 does not reply"));
                 }
             }
         }

@@ -51,10 +51,7 @@ fn a_set_up_that_is_not_there() {
     let folder = tempfile::tempdir().expect("a folder");
     let out = bulkhead(folder.path(), &["run", "none.toml"]);
     assert_eq!(out.status.code(), Some(2));
-    has(
-        &String::from_utf8_lossy(&out.stderr),
-        &["none.toml", "examples/"],
-    );
+    has(&String::from_utf8_lossy(&out.stderr), &["none.toml", "examples/"]);
 }
 
 #[test]
@@ -67,23 +64,13 @@ fn an_unknown_key_and_an_unknown_device() {
     let told = refused(SETUP, &["--set", "guest.reader.memori=64M"]);
     has(&told, &["memori", "did you mean `memory`?"]);
     let told = refused(&SETUP.replace("[\"sample\"]", "[\"sampel\"]"), &[]);
-    has(
-        &told,
-        &[
-            "there is no disk `sampel`",
-            "did you mean `sample`?",
-            "x.toml:8",
-        ],
-    );
+    has(&told, &["there is no disk `sampel`", "did you mean `sample`?", "x.toml:8"]);
 }
 
 #[test]
 fn a_missing_image_is_named_with_its_line() {
     let told = refused(SETUP, &[]);
-    has(
-        &told,
-        &["sample.raw", "`sample`", "is not there", "x.toml:5"],
-    );
+    has(&told, &["sample.raw", "`sample`", "is not there", "x.toml:5"]);
     let told = refused(SETUP, &["--set", "guest.reader.disk=./mine.img"]);
     has(&told, &["mine.img", "is not there", "# from --set"]);
 }
@@ -97,10 +84,7 @@ fn too_little_memory_for_the_machine() {
 #[test]
 fn a_kernel_that_is_no_elf() {
     let told = refused(&SETUP.replace("\"disk-check\"", "\"./script\""), &[]);
-    has(
-        &told,
-        &["script", "not an ELF file", "`reader`", "x.toml:7"],
-    );
+    has(&told, &["script", "not an ELF file", "`reader`", "x.toml:7"]);
 }
 
 #[test]
@@ -120,10 +104,7 @@ fn verbs_that_need_a_running_machine_say_so() {
     for arguments in [&["kill", "disk"][..], &["console", "reader"]] {
         let out = bulkhead(folder.path(), arguments);
         assert_eq!(out.status.code(), Some(2), "{arguments:?}");
-        has(
-            &String::from_utf8_lossy(&out.stderr),
-            &["no machine is running", "bulkhead run"],
-        );
+        has(&String::from_utf8_lossy(&out.stderr), &["no machine is running", "bulkhead run"]);
     }
     let out = bulkhead(folder.path(), &["list", "--json"]);
     let told: serde_json::Value = serde_json::from_slice(&out.stdout).expect("one object");

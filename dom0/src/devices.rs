@@ -62,10 +62,7 @@ pub fn add_domain(store: &mut Store, facts: &DomainFacts<'_>) -> Result<(), Stor
     }
     put("store/port", &format!("{}", facts.store_port.get()))?;
     put("store/ring-ref", &format!("{}", facts.store_ring.get()))?;
-    put(
-        "console/backend",
-        &format!("/local/domain/0/backend/console/{}/0", facts.domid.get()),
-    )?;
+    put("console/backend", &format!("/local/domain/0/backend/console/{}/0", facts.domid.get()))?;
     put("console/backend-id", "0")?;
     put("console/type", "xenconsoled")?;
     put("console/limit", "1048576")?;
@@ -223,10 +220,7 @@ mod tests {
             is_writable: false,
             ledger_slot: 3,
         };
-        assert_eq!(
-            add_vbd(&mut store, &facts).unwrap(),
-            "/local/domain/2/device/vbd/51712"
-        );
+        assert_eq!(add_vbd(&mut store, &facts).unwrap(), "/local/domain/2/device/vbd/51712");
         (store, facts)
     }
 
@@ -241,19 +235,9 @@ mod tests {
         let back = read(&store, &(front.to_string() + "/backend"));
         assert_eq!(back, "/local/domain/1/backend/vbd/2/51712");
         assert_eq!(read(&store, &(back.clone() + "/frontend")), front);
-        let keys = [
-            "frontend-id",
-            "device",
-            "first-sector",
-            "sectors",
-            "mode",
-            "ledger-slot",
-            "state",
-        ];
-        let values: Vec<_> = keys
-            .iter()
-            .map(|k| read(&store, &format!("{back}/{k}")))
-            .collect();
+        let keys =
+            ["frontend-id", "device", "first-sector", "sectors", "mode", "ledger-slot", "state"];
+        let values: Vec<_> = keys.iter().map(|k| read(&store, &format!("{back}/{k}"))).collect();
         assert_eq!(values, ["2", "32", "8", "0", "r", "3", "1"]);
         assert!(!is_connected(&store, front));
     }
@@ -263,65 +247,21 @@ mod tests {
         let (store, _) = built();
         let (guest, driver, stranger) = (DomId::new(2), DomId::new(1), DomId::new(9));
         for (path, who, access, expected) in [
-            (
-                "/local/domain/2/device/vbd/51712/state",
-                guest,
-                Access::BOTH,
-                true,
-            ),
-            (
-                "/local/domain/2/device/vbd/51712/state",
-                driver,
-                Access::READ,
-                true,
-            ),
-            (
-                "/local/domain/2/device/vbd/51712/state",
-                driver,
-                Access::WRITE,
-                false,
-            ),
-            (
-                "/local/domain/1/backend/vbd/2/51712/mode",
-                guest,
-                Access::READ,
-                true,
-            ),
-            (
-                "/local/domain/1/backend/vbd/2/51712/mode",
-                guest,
-                Access::WRITE,
-                false,
-            ),
-            (
-                "/local/domain/1/backend/vbd/2/51712/state",
-                driver,
-                Access::BOTH,
-                true,
-            ),
-            (
-                "/local/domain/1/backend/vbd/2/51712/state",
-                stranger,
-                Access::READ,
-                false,
-            ),
+            ("/local/domain/2/device/vbd/51712/state", guest, Access::BOTH, true),
+            ("/local/domain/2/device/vbd/51712/state", driver, Access::READ, true),
+            ("/local/domain/2/device/vbd/51712/state", driver, Access::WRITE, false),
+            ("/local/domain/1/backend/vbd/2/51712/mode", guest, Access::READ, true),
+            ("/local/domain/1/backend/vbd/2/51712/mode", guest, Access::WRITE, false),
+            ("/local/domain/1/backend/vbd/2/51712/state", driver, Access::BOTH, true),
+            ("/local/domain/1/backend/vbd/2/51712/state", stranger, Access::READ, false),
             ("/local/domain/2/name", guest, Access::READ, true),
             ("/local/domain/2/name", guest, Access::WRITE, false),
             ("/local/domain/2/name", driver, Access::READ, false),
-            (
-                "/local/domain/2/control/shutdown",
-                guest,
-                Access::BOTH,
-                true,
-            ),
+            ("/local/domain/2/control/shutdown", guest, Access::BOTH, true),
             ("/local/domain/1/backend", driver, Access::READ, true),
             ("/local/domain/2/device", guest, Access::WRITE, false),
         ] {
-            assert_eq!(
-                store.may(who, path, access),
-                expected,
-                "{path} {who} {access:?}"
-            );
+            assert_eq!(store.may(who, path, access), expected, "{path} {who} {access:?}");
         }
     }
 
@@ -330,12 +270,7 @@ mod tests {
         let (mut store, _) = built();
         remove_domain(&mut store, DomId::new(2)).unwrap();
         assert_eq!(store.list("/local/domain").unwrap(), ["1"]);
-        assert!(
-            store
-                .list("/local/domain/1/backend/vbd")
-                .unwrap()
-                .is_empty()
-        );
+        assert!(store.list("/local/domain/1/backend/vbd").unwrap().is_empty());
     }
 
     #[test]

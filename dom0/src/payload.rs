@@ -14,9 +14,8 @@ pub struct Payload<'a> {
 impl<'a> Payload<'a> {
     /// Reads the manifest. Errors are for a person to read.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, String> {
-        let (length, rest) = bytes
-            .split_first_chunk::<4>()
-            .ok_or("the boot archive has no manifest")?;
+        let (length, rest) =
+            bytes.split_first_chunk::<4>().ok_or("the boot archive has no manifest")?;
         let length = u32::from_le_bytes(*length) as usize;
         let text = rest.get(..length).ok_or("the manifest is truncated")?;
         // The version is the first field; with another one the rest may not decode.
@@ -82,10 +81,7 @@ mod tests {
             disks: Vec::new(),
         };
         let mut driver = spec("disk", Kind::Driver);
-        driver.devices = vec![Device {
-            name: "vda".into(),
-            sbdf: 32,
-        }];
+        driver.devices = vec![Device { name: "vda".into(), sbdf: 32 }];
         let mut guest = spec("reader", Kind::Guest);
         guest.disks = vec![Disk {
             vdev: "xvda".into(),
@@ -98,16 +94,8 @@ mod tests {
         Manifest {
             version: VERSION,
             images: vec![
-                Image {
-                    name: "good".into(),
-                    offset: 4096,
-                    bytes: 3,
-                },
-                Image {
-                    name: "long".into(),
-                    offset: 4096,
-                    bytes: u64::MAX,
-                },
+                Image { name: "good".into(), offset: 4096, bytes: 3 },
+                Image { name: "long".into(), offset: 4096, bytes: u64::MAX },
             ],
             domains: vec![driver, guest],
             wallclock_ns: 5,
@@ -140,11 +128,7 @@ mod tests {
     fn another_version_says_so() {
         let mut other = manifest();
         other.version = 9;
-        assert!(
-            Payload::parse(&pack(&other))
-                .unwrap_err()
-                .contains("version 9")
-        );
+        assert!(Payload::parse(&pack(&other)).unwrap_err().contains("version 9"));
     }
 
     proptest! {

@@ -119,12 +119,7 @@ mod tests {
     use proptest::prelude::*;
     use std::{collections::VecDeque, vec::Vec};
 
-    const LANE: Lane = Lane {
-        buffer: 64,
-        size: 32,
-        cons: 0,
-        prod: 4,
-    };
+    const LANE: Lane = Lane { buffer: 64, size: 32, cons: 0, prod: 4 };
 
     proptest! {
         #[test]

@@ -15,12 +15,7 @@ impl<W: AsMut<[u64]> + AsRef<[u64]>> Bitmap<W> {
     pub fn new_full(mut words: W, len: usize) -> Self {
         assert!(words.as_ref().len() * 64 >= len, "too few words");
         words.as_mut().fill(u64::MAX);
-        Self {
-            words,
-            len,
-            free: 0,
-            next: 0,
-        }
+        Self { words, len, free: 0, next: 0 }
     }
 
     /// Numbers that are free.
@@ -39,10 +34,7 @@ impl<W: AsMut<[u64]> + AsRef<[u64]>> Bitmap<W> {
     /// When one of them is free already: two owners would follow.
     pub fn release(&mut self, start: usize, count: usize) {
         for index in start..start + count {
-            assert!(
-                index < self.len && self.is_taken(index),
-                "{index} freed twice"
-            );
+            assert!(index < self.len && self.is_taken(index), "{index} freed twice");
             self.words.as_mut()[index / 64] &= !(1 << (index % 64));
         }
         self.free += count;
@@ -54,9 +46,8 @@ impl<W: AsMut<[u64]> + AsRef<[u64]>> Bitmap<W> {
         if count == 0 || count > self.free {
             return None;
         }
-        let start = self
-            .search(self.next, count, align)
-            .or_else(|| self.search(0, count, align))?;
+        let start =
+            self.search(self.next, count, align).or_else(|| self.search(0, count, align))?;
         for index in start..start + count {
             self.words.as_mut()[index / 64] |= 1 << (index % 64);
         }

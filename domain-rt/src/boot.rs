@@ -42,10 +42,7 @@ impl Boot {
         }
         let is_dom0 = info.flags & start_info::SIF_INITDOMAIN != 0;
         let ring = |mfn: u64, port: u32| {
-            (mfn != 0 && port != 0).then(|| Ring {
-                mfn: Mfn::new(mfn),
-                port: Port::new(port),
-            })
+            (mfn != 0 && port != 0).then(|| Ring { mfn: Mfn::new(mfn), port: Port::new(port) })
         };
         let ramdisk_pfn = if info.flags & start_info::SIF_MOD_START_PFN != 0 {
             info.mod_start
@@ -59,9 +56,7 @@ impl Boot {
             is_dom0,
             store: ring(info.store_mfn, info.store_evtchn),
             // For the first domain the union holds where a video console is.
-            console: (!is_dom0)
-                .then(|| ring(info.console_mfn, info.console_evtchn))
-                .flatten(),
+            console: (!is_dom0).then(|| ring(info.console_mfn, info.console_evtchn)).flatten(),
             ramdisk: (info.mod_len != 0).then(|| (Pfn::new(ramdisk_pfn), info.mod_len as usize)),
             shared_info: Maddr::new(info.shared_info),
             pt_base: info.pt_base,

@@ -45,10 +45,7 @@ pub(crate) fn init(boot: &Boot) {
     if let Some(ring) = boot.console
         && let Some(page) = crate::mem::own_page(ring.mfn)
     {
-        RING.call_once(|| Ring {
-            page,
-            channel: Channel::adopt(ring.port),
-        });
+        RING.call_once(|| Ring { page, channel: Channel::adopt(ring.port) });
     }
     let level = boot.option("loglevel").and_then(|l| l.parse().ok());
     log::set_max_level(level.unwrap_or(log::LevelFilter::Info));

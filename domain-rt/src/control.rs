@@ -90,9 +90,6 @@ pub fn set_vcpu_context(domain: DomId, vcpu: VcpuId, context: &VcpuGuestContext)
 /// # Errors
 /// `EPERM` to everybody but Dom0; it does not return otherwise.
 pub fn machine_shutdown(code: u32) -> Result<()> {
-    let mut arg = Shutdown {
-        code,
-        ..Default::default()
-    };
+    let mut arg = Shutdown { code, ..Default::default() };
     with_struct(CONTROL, control::MACHINE_SHUTDOWN, &mut arg).map(drop)
 }

@@ -24,10 +24,7 @@ pub struct MemoryBar {
 /// # Errors
 /// `ENOENT` past the last.
 pub fn describe(index: u32) -> Result<Describe> {
-    let mut arg = Describe {
-        index,
-        ..Default::default()
-    };
+    let mut arg = Describe { index, ..Default::default() };
     with_struct(DEVICE, device::DESCRIBE, &mut arg)?;
     Ok(arg)
 }
@@ -42,12 +39,7 @@ pub fn devices() -> impl Iterator<Item = Describe> {
 /// # Errors
 /// `ENODEV` for a device that is not this domain's, `EINVAL` for a bad range.
 pub fn config_read(sbdf: Sbdf, offset: u16, width: u16) -> Result<u32> {
-    let mut arg = Config {
-        sbdf: sbdf.0,
-        offset,
-        width,
-        value: 0,
-    };
+    let mut arg = Config { sbdf: sbdf.0, offset, width, value: 0 };
     with_struct(DEVICE, device::CONFIG_READ, &mut arg)?;
     Ok(arg.value)
 }
@@ -57,12 +49,7 @@ pub fn config_read(sbdf: Sbdf, offset: u16, width: u16) -> Result<u32> {
 /// # Errors
 /// `EPERM` for registers that the core keeps to itself, else as for [`config_read`].
 pub fn config_write(sbdf: Sbdf, offset: u16, width: u16, value: u32) -> Result<()> {
-    let mut arg = Config {
-        sbdf: sbdf.0,
-        offset,
-        width,
-        value,
-    };
+    let mut arg = Config { sbdf: sbdf.0, offset, width, value };
     with_struct(DEVICE, device::CONFIG_WRITE, &mut arg).map(drop)
 }
 
@@ -71,17 +58,10 @@ pub fn config_write(sbdf: Sbdf, offset: u16, width: u16, value: u32) -> Result<(
 /// # Errors
 /// `ENODEV` for a device that is not this domain's.
 pub fn memory_bar(sbdf: Sbdf, index: u32) -> Result<Option<MemoryBar>> {
-    let mut arg = Bar {
-        sbdf: sbdf.0,
-        index,
-        ..Default::default()
-    };
+    let mut arg = Bar { sbdf: sbdf.0, index, ..Default::default() };
     with_struct(DEVICE, device::BAR, &mut arg)?;
     let is_memory = arg.bytes != 0 && arg.flags & 1 == 0;
-    Ok(is_memory.then(|| MemoryBar {
-        maddr: Maddr::new(arg.maddr),
-        bytes: arg.bytes,
-    }))
+    Ok(is_memory.then(|| MemoryBar { maddr: Maddr::new(arg.maddr), bytes: arg.bytes }))
 }
 
 /// Sets up MSI-X entry `entry` (or [`device::INTX`]) and returns its pirq, for
@@ -90,11 +70,7 @@ pub fn memory_bar(sbdf: Sbdf, index: u32) -> Result<Option<MemoryBar>> {
 /// # Errors
 /// `ENOSPC` when the core has no more interrupts, `EINVAL` for a bad entry.
 pub fn irq(sbdf: Sbdf, entry: u32) -> Result<u32> {
-    let mut arg = Irq {
-        sbdf: sbdf.0,
-        entry,
-        pirq: 0,
-    };
+    let mut arg = Irq { sbdf: sbdf.0, entry, pirq: 0 };
     with_struct(DEVICE, device::IRQ, &mut arg)?;
     Ok(arg.pirq)
 }
@@ -104,9 +80,6 @@ pub fn irq(sbdf: Sbdf, entry: u32) -> Result<u32> {
 /// # Errors
 /// `ENODEV` for a device that is not this domain's.
 pub fn reset(sbdf: Sbdf) -> Result<()> {
-    let mut arg = Describe {
-        sbdf: sbdf.0,
-        ..Default::default()
-    };
+    let mut arg = Describe { sbdf: sbdf.0, ..Default::default() };
     with_struct(DEVICE, device::RESET, &mut arg).map(drop)
 }

@@ -33,8 +33,8 @@ struct Slot {
     waker: Option<Waker>,
 }
 
-/// The shared-info page, once mapped.
-pub(crate) fn shared_info() -> Option<Shared<'static>> {
+/// The shared-info page, once mapped. The runtime owns its event bits and masks.
+pub fn shared_info() -> Option<Shared<'static>> {
     SHARED_INFO.get().copied()
 }
 
@@ -121,9 +121,7 @@ impl Drop for Channel {
             let (word, bit) = place(self.port);
             page.atomic_u64(MASK + word * 8).fetch_or(bit, SeqCst);
         }
-        let mut arg = PortOp {
-            port: self.port.get(),
-        };
+        let mut arg = PortOp { port: self.port.get() };
         // The port may have gone with its peer's domain; there is nothing to undo.
         let _ = event_channel_op(event::EVTCHNOP_CLOSE, &mut arg);
         PORTS.lock().remove(&self.port.get());
@@ -147,11 +145,7 @@ pub fn alloc_unbound(remote: DomId) -> Result<Channel> {
 /// # Errors
 /// As for [`alloc_unbound`], and `EPERM`.
 pub fn alloc_unbound_for(domain: DomId, remote: DomId) -> Result<Port> {
-    let mut arg = AllocUnbound {
-        dom: domain.get(),
-        remote_dom: remote.get(),
-        port: 0,
-    };
+    let mut arg = AllocUnbound { dom: domain.get(), remote_dom: remote.get(), port: 0 };
     event_channel_op(event::EVTCHNOP_ALLOC_UNBOUND, &mut arg)?;
     Ok(Port::new(arg.port))
 }
@@ -161,11 +155,8 @@ pub fn alloc_unbound_for(domain: DomId, remote: DomId) -> Result<Port> {
 /// # Errors
 /// `EINVAL` where that port does not wait for this domain.
 pub fn bind_interdomain(remote: DomId, port: Port) -> Result<Channel> {
-    let mut arg = BindInterdomain {
-        remote_dom: remote.get(),
-        remote_port: port.get(),
-        ..Default::default()
-    };
+    let mut arg =
+        BindInterdomain { remote_dom: remote.get(), remote_port: port.get(), ..Default::default() };
     event_channel_op(event::EVTCHNOP_BIND_INTERDOMAIN, &mut arg)?;
     Ok(Channel::adopt(Port::new(arg.local_port)))
 }
@@ -175,11 +166,7 @@ pub fn bind_interdomain(remote: DomId, port: Port) -> Result<Channel> {
 /// # Errors
 /// `EEXIST` when bound already, `EPERM` for one that is Dom0's.
 pub fn bind_virq(virq: u32) -> Result<Channel> {
-    let mut arg = BindVirq {
-        virq,
-        vcpu: 0,
-        port: 0,
-    };
+    let mut arg = BindVirq { virq, vcpu: 0, port: 0 };
     event_channel_op(event::EVTCHNOP_BIND_VIRQ, &mut arg)?;
     Ok(Channel::adopt(Port::new(arg.port)))
 }
@@ -189,11 +176,7 @@ pub fn bind_virq(virq: u32) -> Result<Channel> {
 /// # Errors
 /// `EPERM` for an interrupt that is not this domain's, `EEXIST` when bound already.
 pub fn bind_pirq(pirq: u32) -> Result<Channel> {
-    let mut arg = BindPirq {
-        pirq,
-        flags: 0,
-        port: 0,
-    };
+    let mut arg = BindPirq { pirq, flags: 0, port: 0 };
     event_channel_op(event::EVTCHNOP_BIND_PIRQ, &mut arg)?;
     Ok(Channel::adopt(Port::new(arg.port)))
 }
@@ -205,11 +188,8 @@ pub fn bind_pirq(pirq: u32) -> Result<Channel> {
 pub fn own_domid() -> Result<DomId> {
     let near = alloc_unbound(DomId::SELF)?;
     let far = bind_interdomain(DomId::SELF, near.port())?;
-    let mut arg = event::Status {
-        dom: DomId::SELF.get(),
-        port: far.port().get(),
-        ..Default::default()
-    };
+    let mut arg =
+        event::Status { dom: DomId::SELF.get(), port: far.port().get(), ..Default::default() };
     event_channel_op(event::EVTCHNOP_STATUS, &mut arg)?;
     Ok(DomId::new(arg.arg0 as u16))
 }

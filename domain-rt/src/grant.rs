@@ -19,10 +19,7 @@ use spin::Mutex;
 /// Bytes of a version-1 entry.
 const ENTRY: usize = 8;
 
-static TABLE: Mutex<Table> = Mutex::new(Table {
-    frames: Vec::new(),
-    free: Vec::new(),
-});
+static TABLE: Mutex<Table> = Mutex::new(Table { frames: Vec::new(), free: Vec::new() });
 
 /// This domain's own table.
 struct Table {
@@ -41,10 +38,7 @@ impl Table {
     /// Adds a frame to the table.
     fn grow(&mut self) -> Result<()> {
         let wanted = self.frames.len() + 1;
-        let mut query = [QuerySize {
-            dom: DomId::SELF.get(),
-            ..Default::default()
-        }];
+        let mut query = [QuerySize { dom: DomId::SELF.get(), ..Default::default() }];
         grant_table_op(grant::GNTTABOP_QUERY_SIZE, &mut query)?;
         if wanted > query[0].max_nr_frames as usize {
             return Err(Errno::ENOSPC);
@@ -130,11 +124,7 @@ pub struct GrantError {
 
 impl fmt::Display for GrantError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "grant #{} failed with status {}",
-            self.index, self.status
-        )
+        write!(f, "grant #{} failed with status {}", self.index, self.status)
     }
 }
 
@@ -156,10 +146,7 @@ pub fn map_grants(
     grefs: &[Gref],
     readonly: bool,
 ) -> core::result::Result<GrantMapping, GrantError> {
-    let no_space = GrantError {
-        index: 0,
-        status: grant::GNTST_NO_SPACE,
-    };
+    let no_space = GrantError { index: 0, status: grant::GNTST_NO_SPACE };
     let area = Area::new(grefs.len().max(1)).map_err(|_| no_space)?;
     let flags = GNTMAP_HOST_MAP | if readonly { GNTMAP_READONLY } else { 0 };
     let mut ops: Vec<_> = (0..)
@@ -179,10 +166,7 @@ pub fn map_grants(
     let failed = ops.iter().position(|op| op.status != GNTST_OKAY);
     let Some(index) = failed else {
         let handles = ops.iter().map(|op| op.handle).collect();
-        return Ok(GrantMapping {
-            area: Some(area),
-            handles,
-        });
+        return Ok(GrantMapping { area: Some(area), handles });
     };
     let mapped = ops.iter().filter(|op| op.status == GNTST_OKAY);
     let undo = mapped.map(|op| (op.host_addr, op.handle)).collect();
@@ -337,9 +321,6 @@ pub fn copy(copies: &[Copy<'_>]) -> core::result::Result<(), GrantError> {
     let _ = ops.is_empty() || grant_table_op(grant::GNTTABOP_COPY, &mut ops).is_ok();
     match ops.iter().position(|op| op.status != GNTST_OKAY) {
         None => Ok(()),
-        Some(index) => Err(GrantError {
-            index,
-            status: ops[index].status,
-        }),
+        Some(index) => Err(GrantError { index, status: ops[index].status }),
     }
 }

@@ -25,9 +25,7 @@ mod machine {
                 .or_else(|| crate::mem::take_frames(wanted).map(|at| (at, wanted)))
                 .ok_or(())?;
             // SAFETY: the frames are mapped, ours alone, and never released.
-            unsafe { talc.claim(start, count * PAGE_SIZE) }
-                .map(drop)
-                .ok_or(())
+            unsafe { talc.claim(start, count * PAGE_SIZE) }.map(drop).ok_or(())
         }
     }
 

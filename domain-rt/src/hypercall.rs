@@ -97,9 +97,7 @@ pub unsafe fn mmu_update(
     ];
     // SAFETY: the slice and `done` live through the call; the caller vouches for
     // the effects.
-    unsafe { call(nr::MMU_UPDATE, args) }
-        .map(drop)
-        .map_err(|e| (done as usize, e))
+    unsafe { call(nr::MMU_UPDATE, args) }.map(drop).map_err(|e| (done as usize, e))
 }
 
 /// Performs extended memory operations for `domain`.
@@ -107,13 +105,7 @@ pub unsafe fn mmu_update(
 /// # Safety
 /// Must not change how memory that Rust uses is mapped.
 pub unsafe fn mmuext_op(ops: &[MmuextOp], domain: DomId) -> Result<()> {
-    let args = [
-        ops.as_ptr() as u64,
-        ops.len() as u64,
-        0,
-        domain.get().into(),
-        0,
-    ];
+    let args = [ops.as_ptr() as u64, ops.len() as u64, 0, domain.get().into(), 0];
     // SAFETY: the slice lives through the call; the caller vouches for the effects.
     unsafe { call(nr::MMUEXT_OP, args) }.map(drop)
 }
@@ -160,11 +152,7 @@ pub fn populate_physmap(domain: DomId, order: u32, frames: &mut [u64]) -> Result
 /// `EINVAL` where the table does not validate.
 pub fn pin_foreign(domain: DomId, level: u32, mfn: bulkhead_abi::Mfn) -> Result<()> {
     assert!(domain != DomId::SELF && (1..=4).contains(&level));
-    let op = MmuextOp {
-        cmd: level - 1,
-        arg1: mfn.get(),
-        ..Default::default()
-    };
+    let op = MmuextOp { cmd: level - 1, arg1: mfn.get(), ..Default::default() };
     // SAFETY: another domain's tables map nothing of ours.
     unsafe { mmuext_op(&[op], domain) }
 }
@@ -213,15 +201,9 @@ pub fn shutdown(reason: u32) -> ! {
 
 /// Raises the one-shot timer at system time `at`; replaces an earlier deadline.
 pub(crate) fn set_timer(at: Ns) -> Result<()> {
-    let arg = vcpu::SetSingleshotTimer {
-        timeout_abs_ns: at.get(),
-        ..Default::default()
-    };
-    let single = vcpu_op(
-        vcpu::VCPUOP_SET_SINGLESHOT_TIMER,
-        VcpuId::new(0),
-        (&raw const arg) as u64,
-    );
+    let arg = vcpu::SetSingleshotTimer { timeout_abs_ns: at.get(), ..Default::default() };
+    let single =
+        vcpu_op(vcpu::VCPUOP_SET_SINGLESHOT_TIMER, VcpuId::new(0), (&raw const arg) as u64);
     match single {
         // SAFETY: no pointer is passed.
         Err(Errno::ENOSYS) => unsafe { call(nr::SET_TIMER_OP, [at.get(), 0, 0, 0, 0]) }.map(drop),
@@ -240,13 +222,8 @@ pub(crate) fn vcpu_op(cmd: u64, vcpu: VcpuId, arg: u64) -> Result {
 /// # Errors
 /// `EPERM` where the core does not let this domain.
 pub fn console_write(text: &[u8]) -> Result<()> {
-    let args = [
-        bulkhead_abi::physdev::CONSOLEIO_WRITE,
-        text.len() as u64,
-        text.as_ptr() as u64,
-        0,
-        0,
-    ];
+    let args =
+        [bulkhead_abi::physdev::CONSOLEIO_WRITE, text.len() as u64, text.as_ptr() as u64, 0, 0];
     // SAFETY: the text is only read.
     unsafe { call(nr::CONSOLE_IO, args) }.map(drop)
 }

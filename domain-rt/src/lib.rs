@@ -19,10 +19,7 @@
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(
     not(target_os = "none"),
-    allow(
-        dead_code,
-        reason = "entered by the stub, which exists on the machine only"
-    )
+    allow(dead_code, reason = "entered by the stub, which exists on the machine only")
 )]
 
 extern crate alloc;

@@ -60,11 +60,7 @@ impl<'a> Shared<'a> {
     /// The range must stay mapped for `'a`, readable, writable unless only reads are
     /// made, and no Rust reference into it may exist meanwhile.
     pub const unsafe fn new(base: *mut u8, bytes: usize) -> Self {
-        Self {
-            base,
-            bytes,
-            mapped_by: PhantomData,
-        }
+        Self { base, bytes, mapped_by: PhantomData }
     }
 
     /// Bytes of the range.
@@ -158,9 +154,7 @@ impl<'a> Shared<'a> {
     }
 
     fn check(self, offset: usize, bytes: usize) {
-        let inside = offset
-            .checked_add(bytes)
-            .is_some_and(|end| end <= self.bytes);
+        let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.bytes);
         assert!(inside, "{offset}+{bytes} of {} shared bytes", self.bytes);
     }
 

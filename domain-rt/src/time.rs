@@ -80,11 +80,7 @@ pub fn boot_time() -> (u64, u32) {
 /// TSC ticks to nanoseconds, as `vcpu_time_info` defines it (xen.h).
 fn scale(delta: u64, mul: u32, shift: i8) -> u64 {
     let shift = shift.clamp(-63, 63);
-    let delta = if shift < 0 {
-        delta >> -shift
-    } else {
-        delta << shift
-    };
+    let delta = if shift < 0 { delta >> -shift } else { delta << shift };
     ((u128::from(delta) * u128::from(mul)) >> 32) as u64
 }
 
@@ -96,9 +92,7 @@ pub fn after(at: Ns, span: Duration) -> Ns {
 /// Waits until system time `deadline`.
 pub fn sleep_until(deadline: Ns) -> Sleep {
     let id = NEXT_ID.fetch_add(1, Relaxed);
-    Sleep {
-        key: (deadline.get(), id),
-    }
+    Sleep { key: (deadline.get(), id) }
 }
 
 /// Waits for `span`.

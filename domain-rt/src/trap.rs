@@ -79,11 +79,7 @@ impl fmt::Display for Frame {
             "vector {:#x} error {:#x} cs {:#x} rflags {:#x} ss {:#x}",
             self.vector, self.error_code, self.cs, self.rflags, self.ss
         )?;
-        writeln!(
-            f,
-            "rip {:016x} rsp {:016x} rbp {:016x}",
-            self.rip, self.rsp, self.rbp
-        )?;
+        writeln!(f, "rip {:016x} rsp {:016x} rbp {:016x}", self.rip, self.rsp, self.rbp)?;
         writeln!(
             f,
             "rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}",

@@ -35,21 +35,21 @@ struct OneCpu(RefCell<State>);
 // thread; `RefCell` guards against re-entry.
 unsafe impl Sync for OneCpu {}
 
-static STATE: OneCpu = OneCpu(RefCell::new(State {
-    queues: BTreeMap::new(),
-    window: None,
-}));
+static STATE: OneCpu = OneCpu(RefCell::new(State { queues: BTreeMap::new(), window: None }));
+
+/// A page of the stand-in. Aligned, so that a slice from its start does not cross a page.
+#[derive(Clone)]
+#[repr(align(4096))]
+struct Page([u8; PAGE_SIZE]);
 
 /// Slices that stand for pages of guests.
 pub struct Window {
-    stand_in: Box<[u8]>,
+    stand_in: Box<[Page]>,
 }
 
 impl Default for Window {
     fn default() -> Self {
-        Self {
-            stand_in: vec![0; WINDOW_PAGES * PAGE_SIZE].into_boxed_slice(),
-        }
+        Self { stand_in: vec![Page([0; PAGE_SIZE]); WINDOW_PAGES].into_boxed_slice() }
     }
 }
 
@@ -62,9 +62,9 @@ impl Window {
         STATE.0.borrow_mut().window = Some((base, addresses));
         let slices = self
             .stand_in
-            .chunks_exact_mut(PAGE_SIZE)
+            .iter_mut()
             .zip(parts)
-            .filter_map(|(page, (_, bytes))| page.get_mut(..*bytes))
+            .filter_map(|(page, (_, bytes))| page.0.get_mut(..*bytes))
             .collect();
         let result = f(slices);
         STATE.0.borrow_mut().window = None;
@@ -97,8 +97,8 @@ pub struct Machine;
 
 // SAFETY: 1. `dma_alloc` gives zeroed pages, contiguous in machine memory, that nobody
 // else has; 2. `mmio_phys_to_virt` maps anew on each call, for good; 3. `share` gives
-// the machine address behind a buffer that does not cross a page, so that it is
-// contiguous for the device.
+// the machine address of a part of a page that a window vouches for, or behind a buffer
+// that does not cross a page, so that it is contiguous for the device.
 unsafe impl Hal for Machine {
     fn dma_alloc(pages: usize, _: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         let order = pages.next_power_of_two().ilog2();
@@ -124,10 +124,12 @@ unsafe impl Hal for Machine {
 
     unsafe fn share(buffer: NonNull<[u8]>, _: BufferDirection) -> PhysAddr {
         let va = buffer.as_ptr().cast::<u8>() as usize;
+        if let Some(maddr) = in_window(va) {
+            return maddr.get();
+        }
         let crosses = va % PAGE_SIZE + buffer.len() > PAGE_SIZE;
         assert!(!crosses, "a buffer for a device must not cross a page");
-        let maddr = in_window(va).or_else(|| maddr_of(va));
-        maddr.expect("a buffer is in our own memory").get()
+        maddr_of(va).expect("a buffer is in our own memory").get()
     }
 
     unsafe fn unshare(_: PhysAddr, _: NonNull<[u8]>, _: BufferDirection) {}

@@ -71,9 +71,7 @@ async fn granted(store: &Xenstore) -> Option<GrantMapping> {
         return None;
     }
     let mapping = grant::map_grants(DomId::DOM0, &grefs, false);
-    mapping
-        .inspect_err(|error| log::warn!("ledger: {error}"))
-        .ok()
+    mapping.inspect_err(|error| log::warn!("ledger: {error}")).ok()
 }
 
 impl RingMemory for LedgerPages {

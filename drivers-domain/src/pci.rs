@@ -138,10 +138,7 @@ struct Bars {
 impl Bars {
     fn set(&mut self, index: usize, bar: MemoryBar, flags: u32) {
         let mask = !bar.bytes.next_power_of_two().saturating_sub(1);
-        let halves = [
-            (0, bar.maddr.get(), mask),
-            (1, bar.maddr.get() >> 32, mask >> 32),
-        ];
+        let halves = [(0, bar.maddr.get(), mask), (1, bar.maddr.get() >> 32, mask >> 32)];
         let count = if flags & BAR_WIDE != 0 { 2 } else { 1 };
         for (half, value, mask) in halves.into_iter().take(count) {
             let Some(slot) = self.value.get_mut(index + half) else {
@@ -149,11 +146,7 @@ impl Bars {
             };
             let low = if half == 0 { flags } else { 0 };
             *slot = value as u32 | low;
-            self.mask[index + half] = if half == 0 {
-                mask as u32 & !0xf
-            } else {
-                mask as u32
-            };
+            self.mask[index + half] = if half == 0 { mask as u32 & !0xf } else { mask as u32 };
             self.flags[index + half] = low;
         }
     }
@@ -177,10 +170,7 @@ mod tests {
     #[test]
     fn a_library_that_sizes_a_wide_bar_finds_its_size_and_its_address_again() {
         let mut bars = Bars::default();
-        let bar = MemoryBar {
-            maddr: Maddr::new(0x38_0000_4000),
-            bytes: 0x4000,
-        };
+        let bar = MemoryBar { maddr: Maddr::new(0x38_0000_4000), bytes: 0x4000 };
         bars.set(4, bar, 0b1100);
         assert_eq!((bars.read(4), bars.read(5)), (0x400c, 0x38));
         bars.write(4, u32::MAX);

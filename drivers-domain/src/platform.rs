@@ -86,20 +86,14 @@ impl GuestMemory for FrontMemory {
         segments: &[Segment],
         direction: Direction,
     ) -> Result<GrantBuffer, GrantRefused> {
-        let grefs: Vec<_> = segments
-            .iter()
-            .map(|s| CoreGref::new(s.gref().get()))
-            .collect();
+        let grefs: Vec<_> = segments.iter().map(|s| CoreGref::new(s.gref().get())).collect();
         let read_only = direction == Direction::Write;
         let mapping = grant::map_grants(self.front, &grefs, read_only).map_err(|_| GrantRefused)?;
         let parts = segments.iter().enumerate().map(|(i, segment)| {
             let at = mapping.maddr(i).get() + segment.offset_bytes() as u64;
             (Maddr::new(at), segment.bytes())
         });
-        Ok(GrantBuffer {
-            parts: parts.collect(),
-            _mapping: mapping,
-        })
+        Ok(GrantBuffer { parts: parts.collect(), _mapping: mapping })
     }
 
     fn unmap(&mut self, buffer: GrantBuffer) {

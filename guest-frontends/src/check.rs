@@ -40,19 +40,12 @@ struct Pass {
 
 impl Pass {
     fn over(sectors: u64) -> Self {
-        Self {
-            sectors,
-            next: 0,
-            at: [0; 1024],
-        }
+        Self { sectors, next: 0, at: [0; 1024] }
     }
 
     /// The next piece: its first sector and its bytes.
     fn piece(&self, max_bytes: usize) -> Option<(u64, usize)> {
-        let left = self
-            .sectors
-            .checked_sub(self.next)
-            .filter(|&left| left > 0)?;
+        let left = self.sectors.checked_sub(self.next).filter(|&left| left > 0)?;
         let most = (max_bytes / SECTOR_BYTES) as u64;
         Some((self.next, left.min(most) as usize * SECTOR_BYTES))
     }

@@ -90,11 +90,7 @@ fn hash(fs: &Ext4, path: &PathBuf, buffer: &mut [u8]) -> Result<Entry, Ext4Error
         hash.update(bytes);
         size += read as u64;
     }
-    Ok(Entry {
-        path: format!("{}", path.display()),
-        size,
-        sha256: hash.finalize().into(),
-    })
+    Ok(Entry { path: format!("{}", path.display()), size, sha256: hash.finalize().into() })
 }
 
 /// Reads whole chunks and keeps the last few.
@@ -106,10 +102,7 @@ struct Cached<S> {
 
 impl<S: BlockSource> Cached<S> {
     fn new(source: S) -> Self {
-        Self {
-            source,
-            chunks: Vec::new(),
-        }
+        Self { source, chunks: Vec::new() }
     }
 
     fn chunk(&mut self, number: u64) -> Result<&[u8], Box<dyn Error + Send + Sync>> {
@@ -140,9 +133,7 @@ impl<S: BlockSource> Ext4Read for Cached<S> {
         let mut dst = dst;
         while !dst.is_empty() {
             let chunk = self.chunk(at / CHUNK as u64)?;
-            let part = chunk
-                .get((at % CHUNK as u64) as usize..)
-                .unwrap_or_default();
+            let part = chunk.get((at % CHUNK as u64) as usize..).unwrap_or_default();
             let bytes = part.len().min(dst.len());
             if bytes == 0 {
                 return Err("read past the end of the disk".into());

@@ -16,9 +16,7 @@ pub struct Domain {
 impl Domain {
     /// A domain whose store is `store`.
     pub fn new(store: Xenstore) -> Self {
-        Self {
-            store: Store(store),
-        }
+        Self { store: Store(store) }
     }
 }
 
@@ -29,10 +27,7 @@ impl Platform for Domain {
 
     fn share(&self, peer: Peer, count: usize) -> Result<Granted, NoRoom> {
         let pages = mem::alloc_pages(count).ok_or(NoRoom)?;
-        let mut granted = Granted {
-            pages: Some(pages),
-            grefs: Vec::new(),
-        };
+        let mut granted = Granted { pages: Some(pages), grefs: Vec::new() };
         for index in 0..count {
             let mfn = granted.pages().mfn(index);
             let gref = grant::grant_access(DomId::new(peer.get()), mfn, false);

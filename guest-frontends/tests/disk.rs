@@ -63,9 +63,7 @@ impl World {
         self.nodes.borrow().get(path).cloned()
     }
     fn set(&self, path: &str, value: impl ToString) {
-        self.nodes
-            .borrow_mut()
-            .insert(path.into(), value.to_string());
+        self.nodes.borrow_mut().insert(path.into(), value.to_string());
     }
     fn number(&self, path: &str) -> Option<u32> {
         self.get(path)?.parse().ok()
@@ -105,10 +103,7 @@ impl World {
                 .collect(),
         };
         assert_eq!(self.number(&format!("{FRONT}/event-channel")), Some(9));
-        assert_eq!(
-            self.get(&format!("{FRONT}/protocol")).as_deref(),
-            Some("x86_64-abi")
-        );
+        assert_eq!(self.get(&format!("{FRONT}/protocol")).as_deref(), Some("x86_64-abi"));
         let granted = self.granted.borrow();
         let ring = Run(grefs.iter().map(|g| granted[g].clone()).collect());
         let disk = MemoryDisk {
@@ -213,11 +208,7 @@ impl BlockDevice for MemoryDisk {
         let (token, job) = self.queue.pop()?;
         self.seen -= 1;
         let buffer = match job {
-            Job::Transfer {
-                direction,
-                sector,
-                buffer,
-            } => {
+            Job::Transfer { direction, sector, buffer } => {
                 let mut image = self.image.borrow_mut();
                 let mut at = sector as usize * 512;
                 for (page, segment) in &buffer {
@@ -233,11 +224,7 @@ impl BlockDevice for MemoryDisk {
             }
             Job::Flush | Job::Discard { .. } => None,
         };
-        Some(Completion {
-            token,
-            buffer,
-            result: Ok(()),
-        })
+        Some(Completion { token, buffer, result: Ok(()) })
     }
 }
 
@@ -326,11 +313,7 @@ impl Platform for GuestPlatform {
             Gref::new(gref)
         });
         let grefs = grefs.collect();
-        Ok(Shared {
-            world: world.clone(),
-            run: Run(pages),
-            grefs,
-        })
+        Ok(Shared { world: world.clone(), run: Run(pages), grefs })
     }
     fn open_channel(&self, _: Peer) -> Result<Line, NoRoom> {
         Ok(Line(self.guest.0.clone()))
@@ -346,10 +329,7 @@ fn platform(world: World) -> GuestPlatform {
     world.set(&format!("{FRONT}/backend-id"), 7);
     world.set(&format!("{FRONT}/state"), 1);
     world.set(&format!("{BACK}/state"), 1);
-    GuestPlatform {
-        guest: Guest(world.clone()),
-        nodes: Nodes(world),
-    }
+    GuestPlatform { guest: Guest(world.clone()), nodes: Nodes(world) }
 }
 
 fn world(sectors: usize) -> World {
@@ -369,10 +349,7 @@ fn the_pattern_goes_to_the_disk_and_back_with_thirty_two_requests_in_flight() {
     let platform = platform(world(10_007));
     let world = platform.guest.0.clone();
     let mut disk = connect(&platform, Options::default());
-    assert_eq!(
-        (disk.facts().max_in_flight, disk.facts().max_bytes),
-        (32, 128 * 1024)
-    );
+    assert_eq!((disk.facts().max_in_flight, disk.facts().max_bytes), (32, 128 * 1024));
     futures_lite::future::block_on(async {
         check::write(&mut disk, 5, 10_007).await.unwrap();
         check::verify(&mut disk, 5, 10_007).await.unwrap();
@@ -399,11 +376,7 @@ fn a_ring_of_four_pages_is_used_where_both_want_it() {
     let mut world = world(4096);
     world.offer_order = 3;
     let platform = platform(world);
-    let options = Options {
-        ring_page_order: 2,
-        in_flight: 100,
-        segments: 1,
-    };
+    let options = Options { ring_page_order: 2, in_flight: 100, segments: 1 };
     let mut disk = connect(&platform, options);
     assert_eq!(disk.facts().max_in_flight, 100);
     futures_lite::future::block_on(async {

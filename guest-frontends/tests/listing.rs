@@ -35,12 +35,7 @@ fn make_files(root: &Path) -> BTreeMap<String, (u64, String)> {
     };
     put("empty", Vec::new());
     put("a/b/c/deep", vec![7; 100]);
-    put(
-        "big",
-        (0..700_001_u32)
-            .map(|i| (i.wrapping_mul(i) >> 7) as u8)
-            .collect(),
-    );
+    put("big", (0..700_001_u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect());
     for i in 0..300 {
         put(&format!("many/file-{i}"), vec![i as u8; i * 7]);
     }
@@ -51,10 +46,7 @@ fn make_files(root: &Path) -> BTreeMap<String, (u64, String)> {
 #[test]
 fn the_listing_agrees_with_the_files_that_went_into_the_image() {
     if Command::new("mkfs.ext4").arg("-V").output().is_err() {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "e2fsprogs is not installed"
-        );
+        assert!(std::env::var_os("CI").is_none(), "e2fsprogs is not installed");
         eprintln!("SKIPPED: no mkfs.ext4; apt-get install e2fsprogs");
         return;
     }
@@ -63,11 +55,8 @@ fn the_listing_agrees_with_the_files_that_went_into_the_image() {
     fs::create_dir_all(&root).unwrap();
     let expected = make_files(&root);
     fs::write(&image, vec![0; 16 << 20]).unwrap();
-    let made = Command::new("mkfs.ext4")
-        .args(["-q", "-F", "-d"])
-        .args([&root, &image])
-        .status()
-        .unwrap();
+    let made =
+        Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).args([&root, &image]).status().unwrap();
     assert!(made.success());
     let mut found = BTreeMap::new();
     let source = Image(fs::read(&image).unwrap());

@@ -24,10 +24,15 @@ pub const HOLE: u64 = 0x10_0000;
 
 const RW: u64 = Pte::PRESENT | Pte::RW | Pte::USER;
 
-/// A core with some 8 MiB of memory and no domain.
+/// A core with 2.5 MiB of memory and no domain.
 pub fn core() -> Core {
+    core_of(640)
+}
+
+/// A core with `frames` frames of memory and no domain.
+pub fn core_of(frames: usize) -> Core {
     Core {
-        frames: fake::table(2048),
+        frames: fake::table(frames),
         domains: Default::default(),
         sched: Default::default(),
         devices: Default::default(),
@@ -42,12 +47,7 @@ pub fn domain(core: &mut Core, id: u16, vcpus: u32) -> Caller {
     let dom = DomId::new(id);
     lifecycle::new_domain(
         core,
-        Plan {
-            id: dom,
-            max_vcpus: vcpus,
-            max_pages: 1000,
-            is_driver: false,
-        },
+        Plan { id: dom, max_vcpus: vcpus, max_pages: 1000, is_driver: false },
     )
     .unwrap();
     let [l4, l3, l2, l1] = core::array::from_fn(|_| core.frames.alloc_domain(dom, 0).unwrap());
@@ -60,29 +60,17 @@ pub fn domain(core: &mut Core, id: u16, vcpus: u32) -> Caller {
         mem.write_u64(validate::entry_at(l1, n as u16), page.maddr().get() | RW);
     }
     let mut budget = Budget::default();
-    let mut walk = Walk {
-        budget: &mut budget,
-        io: &|_| false,
-    };
+    let mut walk = Walk { budget: &mut budget, io: &|_| false };
     core.frames.pin(l4, dom, Level::L4, &mut walk).unwrap();
     for n in 0..vcpus {
         update::get_root(core, dom, l4).unwrap();
-        let vcpu = core
-            .domains
-            .get_mut(dom)
-            .unwrap()
-            .vcpu_mut(VcpuId::new(n))
-            .unwrap();
+        let vcpu = core.domains.get_mut(dom).unwrap().vcpu_mut(VcpuId::new(n)).unwrap();
         vcpu.roots.kernel = Some(l4);
         vcpu.initialised = true;
     }
     core.domains.get_mut(dom).unwrap().pauses = 0;
     lifecycle::bring_online(core, dom, VcpuId::new(0));
-    Caller {
-        cpu: CpuId(0),
-        dom,
-        vcpu: VcpuId::new(0),
-    }
+    Caller { cpu: CpuId(0), dom, vcpu: VcpuId::new(0) }
 }
 
 /// Address of a test domain's page.
@@ -92,9 +80,7 @@ pub const fn page(n: u64) -> u64 {
 
 /// The frame behind an address of a domain.
 pub fn frame_at(core: &Core, caller: Caller, va: u64) -> Mfn {
-    let at = core
-        .guest(caller)
-        .translate(GuestVa::new(va), crate::memory::guest::Access::Read);
+    let at = core.guest(caller).translate(GuestVa::new(va), crate::memory::guest::Access::Read);
     at.unwrap().mfn()
 }
 

@@ -59,11 +59,7 @@ pub fn find_symbols(mem: PhysMem, archive: &Range<u64>) {
     {
         return;
     }
-    read(
-        mem,
-        archive.start,
-        zerocopy::IntoBytes::as_mut_bytes(&mut header),
-    );
+    read(mem, archive.start, zerocopy::IntoBytes::as_mut_bytes(&mut header));
     let Some(end) = header.symbols_offset.checked_add(header.symbols_bytes) else {
         return;
     };
@@ -130,12 +126,8 @@ fn say(rip: u64, rbp: u64) {
             break;
         }
         // SAFETY: both words are on one of this CPU's stacks, which are mapped.
-        let (next, from) = unsafe {
-            (
-                (frame as *const u64).read(),
-                ((frame + 8) as *const u64).read(),
-            )
-        };
+        let (next, from) =
+            unsafe { ((frame as *const u64).read(), ((frame + 8) as *const u64).read()) };
         if from == 0 {
             break;
         }

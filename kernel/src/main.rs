@@ -71,22 +71,12 @@ extern "C" fn core_start(info: u32) -> ! {
 /// Divides memory, builds the core's page tables and the frame table, and sets the CPU up.
 fn build(handover: &Handover) -> Core {
     let mut carver = boot::Carver::new(handover).expect("RAM for the core below 4 GiB");
-    let max_mfn = handover
-        .ram
-        .iter()
-        .map(|range| range.end)
-        .max()
-        .unwrap_or(0)
-        / PAGE;
+    let max_mfn = handover.ram.iter().map(|range| range.end).max().unwrap_or(0) / PAGE;
     let large = 2 << 20;
     let m2p_bytes = (max_mfn * 8).next_multiple_of(large);
-    let m2p = carver
-        .take(m2p_bytes, large)
-        .expect("RAM for the machine-to-phys table");
+    let m2p = carver.take(m2p_bytes, large).expect("RAM for the machine-to-phys table");
     let frames_bytes = max_mfn * size_of::<Frame>() as u64;
-    let frames_at = carver
-        .take(frames_bytes, PAGE)
-        .expect("RAM for the frame table");
+    let frames_at = carver.take(frames_bytes, PAGE).expect("RAM for the frame table");
     let built = paging::build(
         &mut carver,
         &handover.ram,
@@ -122,11 +112,7 @@ fn build(handover: &Handover) -> Core {
     give_back(
         &mut frames,
         handover,
-        &[
-            paging::image(),
-            carver.taken(),
-            handover.archive.clone().unwrap_or(0..0),
-        ],
+        &[paging::image(), carver.taken(), handover.archive.clone().unwrap_or(0..0)],
     );
     log::info!(
         "{} MiB of memory, {} MiB free, TSC {} kHz",
@@ -150,18 +136,13 @@ fn give_back(frames: &mut FrameTable, handover: &Handover, used: &[Range<u64>]) 
     for range in &handover.ram {
         let mut at = range.start;
         while at < range.end {
-            let user = used
-                .iter()
-                .find(|used| used.start & !(PAGE - 1) <= at && at < used.end);
+            let user = used.iter().find(|used| used.start & !(PAGE - 1) <= at && at < used.end);
             if let Some(user) = user {
                 at = user.end.next_multiple_of(PAGE);
                 continue;
             }
-            let next = used
-                .iter()
-                .map(|used| used.start & !(PAGE - 1))
-                .filter(|start| *start > at)
-                .min();
+            let next =
+                used.iter().map(|used| used.start & !(PAGE - 1)).filter(|start| *start > at).min();
             let end = next.unwrap_or(range.end).min(range.end);
             frames.free_core(Mfn::new(at / PAGE), ((end - at) / PAGE) as usize);
             at = end;
@@ -186,9 +167,7 @@ fn start_dom0(core: &mut Core, handover: &Handover) {
 #[unsafe(no_mangle)]
 extern "C" fn core_from_guest(_saved: *mut UserRegs) -> *mut UserRegs {
     let mut slot = CORE.lock();
-    let core = slot
-        .as_mut()
-        .expect("guests run only after the core was made");
+    let core = slot.as_mut().expect("guests run only after the core was made");
     entry::enter(core, CPU);
     let regs = entry::leave(core, CPU).as_ptr();
     stubs::set_entry(regs);
@@ -200,9 +179,7 @@ extern "C" fn core_from_guest(_saved: *mut UserRegs) -> *mut UserRegs {
 extern "C" fn core_return_refused() -> *mut UserRegs {
     let (vector, address) = stubs::last_fixed();
     let mut slot = CORE.lock();
-    let core = slot
-        .as_mut()
-        .expect("guests run only after the core was made");
+    let core = slot.as_mut().expect("guests run only after the core was made");
     entry::return_refused(core, CPU, vector, address);
     let regs = entry::leave(core, CPU).as_ptr();
     stubs::set_entry(regs);

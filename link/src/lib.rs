@@ -72,13 +72,7 @@ pub struct Sched {
 
 impl Default for Sched {
     fn default() -> Self {
-        Self {
-            weight: 256,
-            warp_ns: 0,
-            warp_limit_ns: 0,
-            unwarp_ns: 0,
-            allowance_ns: 1_000_000,
-        }
+        Self { weight: 256, warp_ns: 0, warp_limit_ns: 0, unwarp_ns: 0, allowance_ns: 1_000_000 }
     }
 }
 
@@ -168,11 +162,7 @@ pub enum Event {
     /// Bytes a domain wrote on its console.
     Console { domain: String, bytes: Vec<u8> },
     /// A domain stopped.
-    Ended {
-        domain: String,
-        exit: Exit,
-        reason: String,
-    },
+    Ended { domain: String, exit: Exit, reason: String },
     /// A line of Dom0's own.
     Log { line: String },
     /// A domain could not be built; it is not there.
@@ -283,19 +273,11 @@ mod tests {
 
     #[test]
     fn messages_survive_the_wire_and_noise_between_them() {
-        let sent = ToDom0 {
-            number: 7,
-            request: Request::Kill {
-                domain: "disk".into(),
-            },
-        };
+        let sent = ToDom0 { number: 7, request: Request::Kill { domain: "disk".into() } };
         let mut bytes = alloc::vec![1, 2, 3, 0];
         bytes.extend(encode(&sent));
         let mut decoder = Decoder::default();
-        let got: Vec<_> = bytes
-            .into_iter()
-            .filter_map(|b| decoder.push::<ToDom0>(b))
-            .collect();
+        let got: Vec<_> = bytes.into_iter().filter_map(|b| decoder.push::<ToDom0>(b)).collect();
         assert_eq!(got, [Err(3), Ok(sent)]);
     }
 }

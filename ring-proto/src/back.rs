@@ -28,13 +28,7 @@ impl<P: Protocol, M: RingMemory> BackRing<P, M> {
     /// Attaches to a ring that its front end has just initialised.
     pub fn new(memory: M) -> Result<Self, TooSmall> {
         let geometry = Geometry::of(memory.bytes())?;
-        Ok(Self {
-            memory,
-            geometry,
-            req_cons: 0,
-            rsp_prod: 0,
-            rsp_told: 0,
-        })
+        Ok(Self { memory, geometry, req_cons: 0, rsp_prod: 0, rsp_told: 0 })
     }
 
     /// Attaches to a ring that a back end before us has served: everything in
@@ -87,8 +81,7 @@ impl<P: Protocol, M: RingMemory> BackRing<P, M> {
         }
         let mut request = P::Request::new_zeroed();
         let offset = self.geometry.offset(self.req_cons);
-        self.memory
-            .copy_out(offset, request_bytes::<P>(&mut request));
+        self.memory.copy_out(offset, request_bytes::<P>(&mut request));
         self.req_cons = self.req_cons.wrapping_add(1);
         Ok(Some(request))
     }

@@ -112,11 +112,7 @@ impl Segment {
 
     /// A whole page.
     pub const fn page(gref: Gref) -> Self {
-        Self {
-            gref,
-            first: 0,
-            last: SECTORS_PER_PAGE - 1,
-        }
+        Self { gref, first: 0, last: SECTORS_PER_PAGE - 1 }
     }
 
     /// The page.
@@ -141,12 +137,7 @@ impl Segment {
 
     /// As it travels.
     pub const fn raw(&self) -> RawSegment {
-        RawSegment {
-            gref: self.gref,
-            first_sect: self.first,
-            last_sect: self.last,
-            _pad: 0,
-        }
+        RawSegment { gref: self.gref, first_sect: self.first, last_sect: self.last, _pad: 0 }
     }
 }
 
@@ -155,10 +146,7 @@ impl RawSegment {
     pub const fn parse(&self) -> Result<Segment, Refusal> {
         match Segment::new(self.gref, self.first_sect, self.last_sect) {
             Some(segment) => Ok(segment),
-            None => Err(Refusal::BadSegment {
-                first: self.first_sect,
-                last: self.last_sect,
-            }),
+            None => Err(Refusal::BadSegment { first: self.first_sect, last: self.last_sect }),
         }
     }
 }
@@ -199,13 +187,7 @@ pub struct RawResponse {
 impl RawResponse {
     /// A response.
     pub const fn new(id: u64, operation: u8, status: i16) -> Self {
-        Self {
-            id,
-            operation,
-            _pad: 0,
-            status,
-            _pad1: 0,
-        }
+        Self { id, operation, _pad: 0, status, _pad1: 0 }
     }
 }
 
@@ -249,10 +231,7 @@ impl<T: Copy, const N: usize> List<T, N> {
     pub fn from_slice(items: &[T]) -> Option<Self> {
         let mut list = [*items.first()?; N];
         list.get_mut(..items.len())?.copy_from_slice(items);
-        Some(Self {
-            items: list,
-            len: items.len(),
-        })
+        Some(Self { items: list, len: items.len() })
     }
 }
 
@@ -349,9 +328,7 @@ impl RawRequest {
             READ => self.parse_transfer(Direction::Read),
             WRITE => self.parse_transfer(Direction::Write),
             FLUSH if self.detail == 0 => Ok(Request::Flush),
-            FLUSH => Err(Refusal::SegmentCount {
-                segments: self.detail.into(),
-            }),
+            FLUSH => Err(Refusal::SegmentCount { segments: self.detail.into() }),
             DISCARD => Ok(Request::Discard {
                 sector: self.sector,
                 sectors: u64::from_le_bytes(self.field(0)),
@@ -359,18 +336,14 @@ impl RawRequest {
             }),
             INDIRECT => self.parse_indirect(),
             // Write barriers are never offered; all else is unknown to anybody.
-            BARRIER | 4 | 7.. => Err(Refusal::Operation {
-                operation: self.operation,
-            }),
+            BARRIER | 4 | 7.. => Err(Refusal::Operation { operation: self.operation }),
         }
     }
 
     fn parse_transfer(&self, direction: Direction) -> Result<Request, Refusal> {
         let count = usize::from(self.detail);
         if count == 0 || count > MAX_SEGMENTS {
-            return Err(Refusal::SegmentCount {
-                segments: self.detail.into(),
-            });
+            return Err(Refusal::SegmentCount { segments: self.detail.into() });
         }
         let mut items = [Segment::page(Gref::default()); MAX_SEGMENTS];
         for (i, item) in items.iter_mut().take(count).enumerate() {
@@ -423,11 +396,7 @@ impl RawRequest {
         raw.id = id;
         raw.handle = handle;
         match request {
-            Request::Transfer {
-                direction,
-                sector,
-                segments,
-            } => {
+            Request::Transfer { direction, sector, segments } => {
                 raw.operation = direction.raw();
                 raw.sector = *sector;
                 raw.detail = segments.len as u8;
@@ -435,12 +404,7 @@ impl RawRequest {
                     slot.copy_from_slice(segment.raw().as_bytes());
                 }
             }
-            Request::Indirect {
-                direction,
-                sector,
-                segments,
-                pages,
-            } => {
+            Request::Indirect { direction, sector, segments, pages } => {
                 raw.operation = INDIRECT;
                 raw.detail = direction.raw();
                 raw.sector = *sector;
@@ -451,11 +415,7 @@ impl RawRequest {
                 }
             }
             Request::Flush => raw.operation = FLUSH,
-            Request::Discard {
-                sector,
-                sectors,
-                secure,
-            } => {
+            Request::Discard { sector, sectors, secure } => {
                 raw.operation = DISCARD;
                 raw.detail = if *secure { DISCARD_SECURE } else { 0 };
                 raw.sector = *sector;

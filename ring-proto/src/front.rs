@@ -33,13 +33,7 @@ impl<P: Protocol, M: RingMemory> FrontRing<P, M> {
         }
         memory.store(REQ_EVENT, 1);
         memory.store(RSP_EVENT, 1);
-        Ok(Self {
-            memory,
-            geometry,
-            req_prod: 0,
-            published: 0,
-            rsp_cons: 0,
-        })
+        Ok(Self { memory, geometry, req_prod: 0, published: 0, rsp_cons: 0 })
     }
 
     /// Slots of the ring.

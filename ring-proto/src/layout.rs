@@ -66,19 +66,11 @@ pub enum Broken {
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Requests {
-                req_prod,
-                req_cons,
-                rsp_prod,
-            } => write!(
+            Self::Requests { req_prod, req_cons, rsp_prod } => write!(
                 f,
                 "absurd req_prod {req_prod:#x} (taken to {req_cons:#x}, answered to {rsp_prod:#x})"
             ),
-            Self::Responses {
-                rsp_prod,
-                rsp_cons,
-                req_prod,
-            } => write!(
+            Self::Responses { rsp_prod, rsp_cons, req_prod } => write!(
                 f,
                 "absurd rsp_prod {rsp_prod:#x} (taken to {rsp_cons:#x}, asked to {req_prod:#x})"
             ),
@@ -106,10 +98,7 @@ impl<P: Protocol> Geometry<P> {
         if fit == 0 || fit > 1 << 30 {
             return Err(TooSmall { bytes });
         }
-        Ok(Self {
-            slots: 1 << fit.ilog2(),
-            protocol: PhantomData,
-        })
+        Ok(Self { slots: 1 << fit.ilog2(), protocol: PhantomData })
     }
 
     /// How many slots there are: a power of two.

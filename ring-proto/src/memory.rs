@@ -117,10 +117,7 @@ impl RawPages {
     /// Address of `width` bytes at `offset`, checked to lie inside and to be aligned.
     fn at(&self, offset: usize, width: usize) -> *mut u8 {
         let inside = self.bytes.checked_sub(width).is_some_and(|m| offset <= m);
-        assert!(
-            inside && offset.is_multiple_of(width),
-            "ring access out of range"
-        );
+        assert!(inside && offset.is_multiple_of(width), "ring access out of range");
         self.base.as_ptr().wrapping_add(offset)
     }
 

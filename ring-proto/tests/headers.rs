@@ -119,10 +119,7 @@ fn ours() -> Vec<String> {
 #[cfg_attr(miri, ignore = "runs a C compiler")]
 fn the_layout_is_that_of_the_public_c_headers() {
     if !std::path::Path::new("/usr/include/xen/io/blkif.h").exists() {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "libxen-dev is not installed"
-        );
+        assert!(std::env::var_os("CI").is_none(), "libxen-dev is not installed");
         eprintln!("SKIPPED: no /usr/include/xen/io/blkif.h; apt-get install libxen-dev");
         return;
     }
@@ -130,18 +127,12 @@ fn the_layout_is_that_of_the_public_c_headers() {
     std::fs::create_dir_all(&dir).unwrap();
     let (source, program) = (dir.join("layout.c"), dir.join("layout"));
     std::fs::write(&source, C).unwrap();
-    let status = Command::new("cc")
-        .args(["-w", "-o"])
-        .args([&program, &source])
-        .status()
-        .expect("cc runs");
+    let status =
+        Command::new("cc").args(["-w", "-o"]).args([&program, &source]).status().expect("cc runs");
     assert!(status.success(), "the C program compiles");
     let output = Command::new(&program).output().expect("it runs");
     std::fs::remove_dir_all(&dir).unwrap();
-    let theirs: Vec<String> = String::from_utf8(output.stdout)
-        .unwrap()
-        .lines()
-        .map(String::from)
-        .collect();
+    let theirs: Vec<String> =
+        String::from_utf8(output.stdout).unwrap().lines().map(String::from).collect();
     assert_eq!(theirs, ours());
 }

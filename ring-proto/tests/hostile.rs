@@ -9,6 +9,15 @@ use ring_proto::{BackRing, Broken, FrontRing, RingMemory, layout};
 use std::sync::atomic::AtomicU32;
 
 const SLOTS: u32 = 4;
+/// Under Miri each step costs a thousand times as much.
+const STEPS: usize = if cfg!(miri) { 12 } else { 200 };
+
+fn cases() -> ProptestConfig {
+    match cfg!(miri) {
+        true => ProptestConfig { cases: 3, failure_persistence: None, ..ProptestConfig::default() },
+        false => ProptestConfig::default(),
+    }
+}
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -27,10 +36,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        (
-            0_usize..20,
-            prop_oneof![Just(0_u32), 0_u32..9, any::<u32>()]
-        )
+        (0_usize..20, prop_oneof![Just(0_u32), 0_u32..9, any::<u32>()])
             .prop_map(|(word, value)| Step::Poke { word, value }),
         (-3_i32..6).prop_map(Step::Nudge),
         Just(Step::Take),
@@ -53,10 +59,12 @@ fn nudge(memory: &[AtomicU32], offset: usize, by: i32) {
 }
 
 proptest! {
+    #![proptest_config(cases())]
+
     #[test]
     fn a_back_end_bears_any_front_end(
         start in prop_oneof![Just(0_u32), Just(u32::MAX - 2), any::<u32>()],
-        steps in prop::collection::vec(step(), 1..200),
+        steps in prop::collection::vec(step(), 1..STEPS),
     ) {
         let memory = memory(SLOTS as usize, 4);
         memory.store(layout::RSP_PROD, start);
@@ -97,7 +105,7 @@ proptest! {
     }
 
     #[test]
-    fn a_front_end_bears_any_back_end(steps in prop::collection::vec(step(), 1..200)) {
+    fn a_front_end_bears_any_back_end(steps in prop::collection::vec(step(), 1..STEPS)) {
         let memory = memory(SLOTS as usize, 4);
         let mut ring = FrontRing::<Words, _>::new(memory.as_slice()).unwrap();
         let (mut pushed, mut taken) = (0_u32, 0_u32);

@@ -20,9 +20,7 @@ const SLOTS: usize = 2;
 
 impl Model {
     fn new() -> Self {
-        Self {
-            words: (0..4 + SLOTS).map(|_| AtomicU32::new(0)).collect(),
-        }
+        Self { words: (0..4 + SLOTS).map(|_| AtomicU32::new(0)).collect() }
     }
     fn cell(&self, offset: usize) -> Option<&AtomicU32> {
         match offset / 4 {

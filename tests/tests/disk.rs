@@ -15,9 +15,7 @@ use std::{
 };
 
 fn example(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../examples")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name)
 }
 
 /// `--set` that puts the images of an example into a folder of the test's own.
@@ -31,12 +29,7 @@ fn host_listing(image: &Path) -> BTreeSet<String> {
     let out = tempfile::tempdir().expect("a folder");
     let debugfs = find_program("debugfs").expect("e2fsprogs is installed");
     let dump = format!("rdump / {}", out.path().display());
-    let done = Command::new(debugfs)
-        .arg("-R")
-        .arg(dump)
-        .arg(image)
-        .output()
-        .expect("debugfs runs");
+    let done = Command::new(debugfs).arg("-R").arg(dump).arg(image).output().expect("debugfs runs");
     assert!(done.status.success());
     let mut listing = BTreeSet::new();
     add_files(out.path(), out.path(), &mut listing);
@@ -52,11 +45,7 @@ fn add_files(root: &Path, folder: &Path, listing: &mut BTreeSet<String>) {
         } else if kind.is_file() {
             let bytes = fs::read(&path).expect("a file");
             let inside = path.strip_prefix(root).expect("below the root").display();
-            listing.insert(format!(
-                "{:x}  {}  /{inside}",
-                Sha256::digest(&bytes),
-                bytes.len()
-            ));
+            listing.insert(format!("{:x}  {}  /{inside}", Sha256::digest(&bytes), bytes.len()));
         }
     }
 }
@@ -65,9 +54,8 @@ fn add_files(root: &Path, folder: &Path, listing: &mut BTreeSet<String>) {
 fn guest_listing(console: &str) -> BTreeSet<String> {
     let as_line = |line: &str| {
         let mut words = line.trim_end().splitn(2, ' ');
-        let sum = words
-            .next()
-            .filter(|s| s.len() == 64 && s.bytes().all(|b| b.is_ascii_hexdigit()))?;
+        let sum =
+            words.next().filter(|s| s.len() == 64 && s.bytes().all(|b| b.is_ascii_hexdigit()))?;
         let (size, path) = words.next()?.trim_start().split_once(' ')?;
         Some(format!("{sum}  {size}  {}", path.trim_start()))
     };
@@ -80,29 +68,18 @@ fn assert_all_well(ran: &Ran) {
 
 fn assert_pattern(image: &[u8], seed: u64) {
     for (number, sector) in (0..).zip(image.chunks_exact(512)) {
-        assert!(
-            sector == pattern_sector(seed, number),
-            "sector {number} of seed {seed}"
-        );
+        assert!(sector == pattern_sector(seed, number), "sector {number} of seed {seed}");
     }
 }
 
 #[test]
 fn a_guest_lists_a_disk_as_the_host_does_and_leaves_the_pattern_on_another() {
     let folder = tempfile::tempdir().expect("a folder");
-    let ran = run_file(
-        &example("disk.toml"),
-        &images_in(folder.path(), &["sample", "scratch"]),
-    );
+    let ran = run_file(&example("disk.toml"), &images_in(folder.path(), &["sample", "scratch"]));
     assert_all_well(&ran);
     let expected = host_listing(&folder.path().join("sample"));
     assert!(expected.len() > 200);
-    assert_eq!(
-        guest_listing(ran.console("reader")),
-        expected,
-        "{}",
-        ran.story()
-    );
+    assert_eq!(guest_listing(ran.console("reader")), expected, "{}", ran.story());
     let written = fs::read(folder.path().join("scratch")).expect("the image");
     assert_eq!(written.len(), 16 << 20);
     assert_pattern(&written, 1);
@@ -116,10 +93,7 @@ fn check_report(ran: &Ran) {
     assert!(json["elapsed_s"].as_f64().expect("a number") > 0.0);
     let named = |name: &str| {
         let domains = json["domains"].as_array().expect("an array");
-        domains
-            .iter()
-            .find(|d| d["name"] == name)
-            .unwrap_or_else(|| panic!("{name} in {json:#}"))
+        domains.iter().find(|d| d["name"] == name).unwrap_or_else(|| panic!("{name} in {json:#}"))
     };
     for (name, kind) in [("dom0", "dom0"), ("disk", "driver"), ("reader", "guest")] {
         let domain = named(name);
@@ -133,42 +107,24 @@ fn check_report(ran: &Ran) {
     assert_eq!(named("reader")["exit"], "poweroff");
     assert_eq!(named("disk")["state"], "running");
     let disks = json["disks"].as_array().expect("an array");
-    let scratch = disks
-        .iter()
-        .find(|d| d["device"] == "scratch")
-        .expect("scratch");
-    assert!(
-        scratch["written_bytes"].as_u64() >= Some(16 << 20),
-        "{scratch}"
-    );
-    assert!(
-        scratch["read_bytes"].as_u64() >= Some(16 << 20),
-        "{scratch}"
-    );
+    let scratch = disks.iter().find(|d| d["device"] == "scratch").expect("scratch");
+    assert!(scratch["written_bytes"].as_u64() >= Some(16 << 20), "{scratch}");
+    assert!(scratch["read_bytes"].as_u64() >= Some(16 << 20), "{scratch}");
     assert_eq!(scratch["errors"], 0);
 }
 
 #[test]
 fn four_guests_share_one_driver_domain_and_stay_in_their_ranges() {
     let folder = tempfile::tempdir().expect("a folder");
-    let ran = run_file(
-        &example("disk4.toml"),
-        &images_in(folder.path(), &["sample", "shared"]),
-    );
+    let ran = run_file(&example("disk4.toml"), &images_in(folder.path(), &["sample", "shared"]));
     assert_all_well(&ran);
     let expected = host_listing(&folder.path().join("sample"));
     let written = fs::read(folder.path().join("shared")).expect("the image");
     let quarters = written.chunks_exact(4 << 20);
-    for ((name, seed), quarter) in [("one", 1), ("two", 2), ("three", 3), ("four", 4)]
-        .iter()
-        .zip(quarters)
+    for ((name, seed), quarter) in
+        [("one", 1), ("two", 2), ("three", 3), ("four", 4)].iter().zip(quarters)
     {
-        assert_eq!(
-            guest_listing(ran.console(name)),
-            expected,
-            "{name}\n{}",
-            ran.story()
-        );
+        assert_eq!(guest_listing(ran.console(name)), expected, "{name}\n{}", ran.story());
         assert_pattern(quarter, *seed);
     }
 }
@@ -180,14 +136,9 @@ fn a_users_own_image_is_listed_and_not_touched() {
     fs::create_dir_all(tree.join("docs")).expect("made");
     fs::write(tree.join("docs/mine.txt"), "my own file\n").expect("written");
     let image = folder.path().join("mine.ext4");
-    fs::File::create(&image)
-        .and_then(|f| f.set_len(8 << 20))
-        .expect("made");
+    fs::File::create(&image).and_then(|f| f.set_len(8 << 20)).expect("made");
     let mkfs = find_program("mkfs.ext4").expect("e2fsprogs is installed");
-    let made = Command::new(mkfs)
-        .args(["-q", "-F", "-d"])
-        .args([&tree, &image])
-        .status();
+    let made = Command::new(mkfs).args(["-q", "-F", "-d"]).args([&tree, &image]).status();
     assert!(made.expect("mkfs runs").success());
     let before = fs::read(&image).expect("the image");
     let mut sets = images_in(folder.path(), &["sample", "scratch"]);
@@ -196,10 +147,7 @@ fn a_users_own_image_is_listed_and_not_touched() {
     assert_all_well(&ran);
     assert_eq!(guest_listing(ran.console("reader")), host_listing(&image));
     assert!(fs::read(&image).expect("the image") == before);
-    assert!(
-        !folder.path().join("sample").exists(),
-        "the image it replaces is not made"
-    );
+    assert!(!folder.path().join("sample").exists(), "the image it replaces is not made");
 }
 
 #[test]
@@ -218,9 +166,5 @@ disks = ["zeroes"]
     let ran = run_text(folder.path(), text);
     assert_eq!(ran.report.outcome, Outcome::GuestFailed, "{}", ran.story());
     assert!(ran.console("reader").contains("FAILED"), "{}", ran.story());
-    assert!(
-        ran.report.reason.contains("reader ended by crash"),
-        "{}",
-        ran.report.reason
-    );
+    assert!(ran.report.reason.contains("reader ended by crash"), "{}", ran.report.reason);
 }

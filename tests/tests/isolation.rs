@@ -40,20 +40,12 @@ fn domain<'a>(ran: &'a Ran, name: &str) -> &'a Domain {
 /// The honest guest ended well, its part of the disk is as it should be, and the driver
 /// domain is the one that was there at the start.
 fn assert_unharmed(ran: &Ran, folder: &std::path::Path) {
-    assert_eq!(
-        domain(ran, "honest").exit,
-        Some("poweroff"),
-        "{}",
-        ran.story()
-    );
+    assert_eq!(domain(ran, "honest").exit, Some("poweroff"), "{}", ran.story());
     assert_eq!(domain(ran, "disk").state, "running", "{}", ran.story());
     assert_eq!(domain(ran, "disk").restarts, 0);
     let image = fs::read(folder.join("scratch.raw")).expect("the image");
     for (number, sector) in (0..).zip(image[4 << 20..8 << 20].chunks_exact(512)) {
-        assert!(
-            sector == pattern_sector(1, number),
-            "sector {number} of the honest guest"
-        );
+        assert!(sector == pattern_sector(1, number), "sector {number} of the honest guest");
     }
 }
 
@@ -74,12 +66,7 @@ fn a_hostile_guest_gets_at_nothing_that_is_not_its_own() {
     let hostile = "[guest.hostile]\nkernel = \"hostile\"\nmemory = \"32M\"\n";
     let ran = run_text(folder.path(), &format!("{DISKS}{HONEST}{hostile}"));
     assert_tap(&ran, "hostile", 100);
-    assert_eq!(
-        domain(&ran, "hostile").exit,
-        Some("poweroff"),
-        "{}",
-        ran.story()
-    );
+    assert_eq!(domain(&ran, "hostile").exit, Some("poweroff"), "{}", ran.story());
     assert_unharmed(&ran, folder.path());
 }
 
@@ -105,10 +92,7 @@ disks = [
     assert_unharmed(&ran, folder.path());
     let image = fs::read(folder.path().join("scratch.raw")).expect("the image");
     for part in [&image[..4 << 20], &image[15 << 20..]] {
-        assert!(
-            part.iter().all(|&byte| byte == 0),
-            "nobody's part of the disk was written"
-        );
+        assert!(part.iter().all(|&byte| byte == 0), "nobody's part of the disk was written");
     }
 }
 
@@ -167,27 +151,16 @@ fn the_death_of_a_driver_domain_under_load_stops_only_its_own_guests() {
     run.wait_for(busy);
     run.kill("disk");
     let freed = run.wait_for(|l| {
-        let ended = l
-            .domains
-            .iter()
-            .any(|d| d.name == "spinner" && d.state == "stopped");
+        let ended = l.domains.iter().any(|d| d.name == "spinner" && d.state == "stopped");
         ended.then_some(l.core.free_frames)
     });
     run.kill("honest");
     let after = run.wait_for(|l| {
-        let ended = l
-            .domains
-            .iter()
-            .any(|d| d.name == "honest" && d.exit == Some("killed"));
+        let ended = l.domains.iter().any(|d| d.name == "honest" && d.exit == Some("killed"));
         ended.then_some(l.core.free_frames)
     });
     assert!(after > freed, "the memory of a killed guest comes back");
     let ran = run.finish();
-    assert_eq!(
-        domain(&ran, "spinner").exit,
-        Some("poweroff"),
-        "{}",
-        ran.story()
-    );
+    assert_eq!(domain(&ran, "spinner").exit, Some("poweroff"), "{}", ran.story());
     assert_eq!(domain(&ran, "disk").exit, Some("killed"), "{}", ran.story());
 }

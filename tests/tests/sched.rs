@@ -66,12 +66,7 @@ fn a_guest_killed_from_another_terminal_ends_the_run_as_killed() {
     run.kill("g");
     let ran = run.finish();
     assert_eq!(ran.report.outcome, Outcome::GuestFailed, "{}", ran.story());
-    let guest = ran
-        .report
-        .domains
-        .iter()
-        .find(|d| d.name == "g")
-        .expect("g");
+    let guest = ran.report.domains.iter().find(|d| d.name == "g").expect("g");
     assert_eq!(guest.exit, Some("killed"), "{}", ran.story());
 }
 
@@ -94,21 +89,12 @@ fn a_woken_guest_with_warp_preempts_those_that_spin() {
     }
     let run = Background::start(folder.path(), &text);
     run.wait_for(|listing| {
-        let ended = |name| {
-            listing
-                .domains
-                .iter()
-                .any(|d| d.name == name && d.state == "stopped")
-        };
+        let ended = |name| listing.domains.iter().any(|d| d.name == name && d.state == "stopped");
         (ended("warped") && ended("plain")).then_some(())
     });
     (0..3).for_each(|n| run.kill(&format!("hog{n}")));
     let ran = run.finish();
     let late = |name| mean_lateness(ran.console(name)).unwrap_or_else(|| panic!("{}", ran.story()));
     let (warped, plain) = (late("warped"), late("plain"));
-    assert!(
-        warped * 4 < plain,
-        "warped {warped} us, plain {plain} us late\n{}",
-        ran.story()
-    );
+    assert!(warped * 4 < plain, "warped {warped} us, plain {plain} us late\n{}", ran.story());
 }

@@ -47,17 +47,11 @@ pub struct Words {
 
 impl Words {
     pub fn new(bytes: usize, fuel: &Fuel) -> Self {
-        Self {
-            cells: Rc::new((0..bytes / 4).map(|_| Cell::new(0)).collect()),
-            fuel: fuel.clone(),
-        }
+        Self { cells: Rc::new((0..bytes / 4).map(|_| Cell::new(0)).collect()), fuel: fuel.clone() }
     }
     /// The same memory for the end that does not die.
     pub fn immortal(&self) -> Self {
-        Self {
-            cells: self.cells.clone(),
-            fuel: Fuel::default(),
-        }
+        Self { cells: self.cells.clone(), fuel: Fuel::default() }
     }
 }
 
@@ -87,11 +81,7 @@ pub struct Page {
 
 impl Pages {
     pub fn grant(&self, gref: u32, bytes: Vec<u8>, read_only: bool) {
-        let page = Page {
-            bytes,
-            mapped: 0,
-            read_only,
-        };
+        let page = Page { bytes, mapped: 0, read_only };
         self.0.borrow_mut().insert(gref, page);
     }
     pub fn bytes(&self, gref: u32) -> Vec<u8> {
@@ -133,10 +123,7 @@ impl GuestMemory for Pages {
             pages.get_mut(&segment.gref().get()).unwrap().mapped += 1;
         }
         drop(pages);
-        Ok(Buffer {
-            pages: self.clone(),
-            segments: segments.to_vec(),
-        })
+        Ok(Buffer { pages: self.clone(), segments: segments.to_vec() })
     }
 
     fn unmap(&mut self, buffer: Buffer) {
@@ -271,11 +258,7 @@ impl BlockDevice for Disk {
         let pick = self.random(self.queue.len());
         let (token, job) = self.queue.swap_remove(pick);
         let (buffer, result) = match job {
-            Job::Transfer {
-                direction,
-                sector,
-                buffer,
-            } => {
+            Job::Transfer { direction, sector, buffer } => {
                 self.transfer(direction, sector, &buffer);
                 (Some(buffer), Ok(()))
             }
@@ -290,11 +273,7 @@ impl BlockDevice for Disk {
                 (None, Err(DeviceError))
             }
         };
-        Some(Completion {
-            token,
-            buffer,
-            result,
-        })
+        Some(Completion { token, buffer, result })
     }
 }
 
@@ -325,10 +304,7 @@ impl Guest {
         Self {
             ledger: Words::new(4096, fuel),
             pages: Pages::default(),
-            bell: Bell {
-                rung: Rc::default(),
-                fuel: fuel.clone(),
-            },
+            bell: Bell { rung: Rc::default(), fuel: fuel.clone() },
             front,
             range,
             ring_words,
@@ -356,12 +332,7 @@ impl Guest {
 }
 
 pub fn facts() -> DeviceFacts {
-    DeviceFacts {
-        sectors: DISK_SECTORS,
-        read_only: false,
-        flush: true,
-        discard: true,
-    }
+    DeviceFacts { sectors: DISK_SECTORS, read_only: false, flush: true, discard: true }
 }
 
 pub fn server(platter: &Platter, facts: DeviceFacts, fuel: &Fuel, seed: u64) -> Server<Fake> {

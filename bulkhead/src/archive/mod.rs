@@ -84,10 +84,7 @@ fn header(dom0: Dom0<'_>, kernel: &KernelImage<'_>) -> Result<Header, PackError>
     }
     let needed = kernel.end_paddr.div_ceil(PAGE_SIZE as u64) + LEAST_SPARE_FRAMES;
     if dom0.frames < needed {
-        return Err(PackError::LittleMemory {
-            given: dom0.frames,
-            needed,
-        });
+        return Err(PackError::LittleMemory { given: dom0.frames, needed });
     }
     let mut cmdline = [0; CMDLINE_BYTES];
     cmdline[..dom0.cmdline.len()].copy_from_slice(dom0.cmdline.as_bytes());
@@ -120,8 +117,7 @@ impl Body {
     fn append(&mut self, piece: &[u8]) -> u64 {
         let at = PAGE_SIZE + self.bytes.len();
         self.bytes.extend_from_slice(piece);
-        self.bytes
-            .resize(self.bytes.len().next_multiple_of(PAGE_SIZE), 0);
+        self.bytes.resize(self.bytes.len().next_multiple_of(PAGE_SIZE), 0);
         at as u64
     }
 

@@ -57,11 +57,8 @@ fn encode(symbols: &BTreeMap<u32, String>) -> Vec<u8> {
     table.extend_from_slice(&0u32.to_le_bytes());
     let mut names = Vec::new();
     for (&offset, name) in symbols {
-        let entry = SymbolEntry {
-            offset,
-            name_offset: names.len() as u32,
-            name_bytes: name.len() as u32,
-        };
+        let entry =
+            SymbolEntry { offset, name_offset: names.len() as u32, name_bytes: name.len() as u32 };
         table.extend_from_slice(entry.as_bytes());
         names.extend_from_slice(name.as_bytes());
     }

@@ -15,11 +15,7 @@ fn kernel() -> Vec<u8> {
 }
 
 fn dom0(elf: &[u8]) -> Dom0<'_> {
-    Dom0 {
-        elf,
-        cmdline: "quiet",
-        frames: 4096,
-    }
+    Dom0 { elf, cmdline: "quiet", frames: 4096 }
 }
 
 fn header_of(archive: &[u8]) -> Header {
@@ -30,10 +26,7 @@ fn header_of(archive: &[u8]) -> Header {
 fn every_piece_is_where_the_header_says_and_starts_a_page() {
     let archive = pack(dom0(&kernel()), None, b"payload").expect("packs");
     let header = header_of(&archive);
-    assert_eq!(
-        (header.magic, header.version, header.nr_segments),
-        (MAGIC, VERSION, 2)
-    );
+    assert_eq!((header.magic, header.version, header.nr_segments), (MAGIC, VERSION, 2));
     assert_eq!(header.total_bytes, archive.len() as u64);
     assert!(header.dom0_cmdline.starts_with(b"quiet\0"));
     let at = |offset: u64, bytes: u64| {
@@ -50,27 +43,15 @@ fn every_piece_is_where_the_header_says_and_starts_a_page() {
 #[test]
 fn refuses_a_dom0_that_does_not_fit() {
     let kernel = kernel();
-    let small = Dom0 {
-        frames: 300,
-        ..dom0(&kernel)
-    };
-    assert!(matches!(
-        pack(small, None, &[]),
-        Err(PackError::LittleMemory { given: 300, .. })
-    ));
+    let small = Dom0 { frames: 300, ..dom0(&kernel) };
+    assert!(matches!(pack(small, None, &[]), Err(PackError::LittleMemory { given: 300, .. })));
     let line = "x".repeat(256);
-    let long = Dom0 {
-        cmdline: &line,
-        ..dom0(&kernel)
-    };
+    let long = Dom0 { cmdline: &line, ..dom0(&kernel) };
     assert_eq!(pack(long, None, &[]), Err(PackError::LongCommandLine(256)));
     let many = [(PT_LOAD, 0, &b"x"[..], 1); 9];
     let notes = notes();
     let many = [&many[..], &[(PT_NOTE, 0, &notes, 0)]].concat();
-    assert_eq!(
-        pack(dom0(&elf(&many)), None, &[]),
-        Err(PackError::TooManySegments(9))
-    );
+    assert_eq!(pack(dom0(&elf(&many)), None, &[]), Err(PackError::TooManySegments(9)));
 }
 
 #[test]
@@ -78,21 +59,14 @@ fn symbols_have_their_readable_names_and_only_from_the_base_on() {
     let me = std::fs::read(std::env::current_exe().expect("a path")).expect("a file");
     let found = symbols::functions(&me, 0).expect("an ELF");
     let name = "bulkhead::kernel_image::tests::note";
-    assert!(
-        found.values().any(|n| n == name),
-        "{name} is a function of this program"
-    );
+    assert!(found.values().any(|n| n == name), "{name} is a function of this program");
     // A host program lies below the core's base: nothing of it is in the core's table.
     assert_eq!(symbol_table(&me), Ok(vec![0; 8]));
     assert!(matches!(symbol_table(b"no elf"), Err(PackError::Core(_))));
 }
 
 fn manifest(names: usize) -> Manifest {
-    let image = |i: usize| Image {
-        name: format!("image-{i}"),
-        offset: 0,
-        bytes: 0,
-    };
+    let image = |i: usize| Image { name: format!("image-{i}"), offset: 0, bytes: 0 };
     Manifest {
         version: bulkhead_link::VERSION,
         images: (0..names).map(image).collect(),

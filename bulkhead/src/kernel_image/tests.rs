@@ -45,14 +45,8 @@ pub(crate) fn note(kind: u32, desc: &[u8]) -> Vec<u8> {
 /// The notes of a kernel that can be started.
 pub(crate) fn notes() -> Vec<u8> {
     let mut notes = note(elfnote::LOADER, b"generic\0");
-    notes.extend(note(
-        elfnote::VIRT_BASE,
-        &0xffff_ffff_8000_0000u64.to_le_bytes(),
-    ));
-    notes.extend(note(
-        elfnote::ENTRY,
-        &0xffff_ffff_8010_0000u64.to_le_bytes(),
-    ));
+    notes.extend(note(elfnote::VIRT_BASE, &0xffff_ffff_8000_0000u64.to_le_bytes()));
+    notes.extend(note(elfnote::ENTRY, &0xffff_ffff_8010_0000u64.to_le_bytes()));
     notes
 }
 
@@ -65,18 +59,8 @@ fn reads_ranges_by_physical_address_in_order() {
         (PT_NOTE, 0, &notes, notes.len() as u64),
     ]);
     let kernel = KernelImage::parse(&file).expect("a kernel");
-    let loads: Vec<_> = kernel
-        .loads
-        .iter()
-        .map(|l| (l.paddr, l.bytes, l.mem_bytes))
-        .collect();
-    assert_eq!(
-        loads,
-        [
-            (0x10_0000, &b"text"[..], 4),
-            (0x20_0000, &b"data"[..], 0x3000)
-        ]
-    );
+    let loads: Vec<_> = kernel.loads.iter().map(|l| (l.paddr, l.bytes, l.mem_bytes)).collect();
+    assert_eq!(loads, [(0x10_0000, &b"text"[..], 4), (0x20_0000, &b"data"[..], 0x3000)]);
     assert_eq!(kernel.end_paddr, 0x20_3000);
     assert_eq!(kernel.entry, 0xffff_ffff_8010_0000);
     assert_eq!(kernel.hypercall_page, None);
@@ -87,10 +71,7 @@ fn takes_the_paddr_offset_off_and_reads_notes_of_four_bytes() {
     let mut notes = notes();
     notes.extend(note(elfnote::PADDR_OFFSET, &0x10_0000u32.to_le_bytes()));
     let file = elf(&[(PT_LOAD, 0x10_1000, b"x", 1), (PT_NOTE, 0, &notes, 0)]);
-    assert_eq!(
-        KernelImage::parse(&file).expect("a kernel").loads[0].paddr,
-        0x1000
-    );
+    assert_eq!(KernelImage::parse(&file).expect("a kernel").loads[0].paddr, 0x1000);
 }
 
 #[test]
@@ -107,10 +88,7 @@ fn refuses_what_is_no_paravirtual_kernel_and_says_why() {
         (arm, "foreign-machine"),
         (elf(&[]), "nothing to load"),
         (elf(&[load]), "no Xen ELF note"),
-        (
-            elf(&[load, (PT_NOTE, 0, &no_entry, 0)]),
-            "no Xen ELF note ENTRY",
-        ),
+        (elf(&[load, (PT_NOTE, 0, &no_entry, 0)]), "no Xen ELF note ENTRY"),
         (elf(&[(PT_LOAD, u64::MAX, b"x", 2)]), "wraps"),
         (elf(&[(PT_LOAD, 0, b"long", 2)]), "larger in the file"),
         (elf(&[load])[..100].to_vec(), "not an ELF"),

@@ -41,11 +41,7 @@ fn guest() -> DomainSpec {
 }
 
 fn ended(exit: Exit) -> Event {
-    Event::Ended {
-        domain: "g".into(),
-        exit,
-        reason: String::new(),
-    }
+    Event::Ended { domain: "g".into(), exit, reason: String::new() }
 }
 
 /// Plays Dom0: tells `events` once it is up, answers requests, and on `Shutdown` ends
@@ -75,9 +71,7 @@ fn dom0(socket: PathBuf, end: PathBuf, events: Vec<Event>, code: Option<u8>) {
             _ => Reply::Done,
         };
         let mut sender = answer.lock().expect("a lock");
-        sender
-            .as_mut()
-            .is_some_and(|s| s.send(&FromDom0::Reply { number, reply }).is_ok())
+        sender.as_mut().is_some_and(|s| s.send(&FromDom0::Reply { number, reply }).is_ok())
     };
     let mut link = wire::split(stream, take).expect("splits");
     for event in events {
@@ -104,51 +98,31 @@ fn play(
     (finished, outcome, seen.0)
 }
 
-const READY: Event = Event::Ready {
-    version: bulkhead_link::VERSION,
-};
+const READY: Event = Event::Ready { version: bulkhead_link::VERSION };
 
 #[test]
 fn a_run_that_goes_well_ends_with_a_listing_and_a_shutdown() {
-    let (finished, outcome, seen) = play(
-        vec![READY, ended(Exit::PowerOff)],
-        Some(0x21),
-        &Limits::default(),
-    );
+    let (finished, outcome, seen) =
+        play(vec![READY, ended(Exit::PowerOff)], Some(0x21), &Limits::default());
     assert_eq!((finished.stop, outcome), (Stop::Finished, Outcome::Ok));
     assert!(finished.watch.listing.is_some());
-    assert_eq!(
-        seen[..2],
-        [
-            FromDom0::Event(READY),
-            FromDom0::Event(ended(Exit::PowerOff))
-        ]
-    );
+    assert_eq!(seen[..2], [FromDom0::Event(READY), FromDom0::Event(ended(Exit::PowerOff))]);
 }
 
 #[test]
 fn a_core_that_faults_while_shutting_down_is_a_core_fault() {
-    let (finished, outcome, _) = play(
-        vec![READY, ended(Exit::PowerOff)],
-        Some(0x43),
-        &Limits::default(),
-    );
+    let (finished, outcome, _) =
+        play(vec![READY, ended(Exit::PowerOff)], Some(0x43), &Limits::default());
     assert_eq!(finished.stop, Stop::Machine(Ended::CoreFault));
     assert_eq!(outcome, Outcome::CoreFault);
 }
 
 #[test]
 fn a_guest_that_never_ends_is_stopped_by_the_timeout() {
-    let limits = Limits {
-        timeout: Some(Duration::from_millis(400)),
-        ..Limits::default()
-    };
+    let limits = Limits { timeout: Some(Duration::from_millis(400)), ..Limits::default() };
     let (finished, outcome, _) = play(vec![READY], Some(0x21), &limits);
     assert_eq!((finished.stop, outcome), (Stop::Timeout, Outcome::Timeout));
-    assert!(
-        finished.watch.listing.is_some(),
-        "what it did so far is still reported"
-    );
+    assert!(finished.watch.listing.is_some(), "what it did so far is still reported");
 }
 
 #[test]
@@ -159,14 +133,8 @@ fn two_interrupts_end_a_machine_that_does_not_listen() {
     let session = Session::create("test.toml").expect("a session");
     let end = session.file("end");
     let mut seen = Recorder(Vec::new());
-    let finished = run(
-        &session,
-        || shell(&end),
-        Watch::new(&[guest()]),
-        &limits,
-        &mut seen,
-    )
-    .expect("runs");
+    let finished =
+        run(&session, || shell(&end), Watch::new(&[guest()]), &limits, &mut seen).expect("runs");
     assert_eq!(finished.stop, Stop::Interrupted);
     assert!(begun.elapsed() < Duration::from_secs(5));
 }

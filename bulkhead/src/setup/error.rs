@@ -26,12 +26,7 @@ struct Told {
 impl SetupError {
     /// An error that is not at any place in the file.
     pub fn plain(message: impl Into<String>) -> Self {
-        Self(Box::new(Told {
-            message: message.into(),
-            help: None,
-            source_code: None,
-            span: None,
-        }))
+        Self(Box::new(Told { message: message.into(), help: None, source_code: None, span: None }))
     }
 
     /// Adds what the user can do.

@@ -103,11 +103,8 @@ impl Setup {
     /// The first thing that is wrong, with its place in the text.
     pub fn load(path: &Path, sets: &[String]) -> Result<Self, SetupError> {
         let text = std::fs::read_to_string(path).map_err(|e| {
-            SetupError::plain(format!(
-                "cannot read the set-up file {}: {e}",
-                path.display()
-            ))
-            .help("give the path of a TOML file; `examples/` has some to start from")
+            SetupError::plain(format!("cannot read the set-up file {}: {e}", path.display()))
+                .help("give the path of a TOML file; `examples/` has some to start from")
         })?;
         let name = path.display().to_string();
         let folder = path.parent().unwrap_or(Path::new("."));
@@ -140,10 +137,7 @@ fn read(
         .collect();
     let mut table = toml::de::DeTable::parse(&source.text[..length])?;
     for line in &padded {
-        set::merge(
-            table.get_mut(),
-            toml::de::DeTable::parse(line)?.into_inner(),
-        );
+        set::merge(table.get_mut(), toml::de::DeTable::parse(line)?.into_inner());
     }
     file::File::deserialize(toml::de::Deserializer::from(table))
 }

@@ -26,10 +26,7 @@ pub const MOST_DISKS: usize = 27;
 type Result<T> = std::result::Result<T, SetupError>;
 
 pub(super) fn resolve(source: Source, file: File, folder: &Path) -> Result<Setup> {
-    let context = Context {
-        source: &source,
-        folder,
-    };
+    let context = Context { source: &source, folder };
     context.unique_names(&file)?;
     let machine = context.machine(file.machine)?;
     let drivers = in_order(file.driver)
@@ -48,22 +45,14 @@ pub(super) fn resolve(source: Source, file: File, folder: &Path) -> Result<Setup
         let last = disks[MOST_DISKS].image_span.clone();
         return Err(source
             .error(last, format!("{} disks are too many", disks.len()))
-            .help(format!(
-                "a machine has room for {MOST_DISKS}; guests can share one by ranges"
-            )));
+            .help(format!("a machine has room for {MOST_DISKS}; guests can share one by ranges")));
     }
     if drivers.is_empty() && guests.is_empty() {
         return Err(source
             .error(0..0, "there is no domain to run")
             .help("add a table like [guest.NAME] with kernel = \"disk-check\""));
     }
-    Ok(Setup {
-        machine,
-        drivers,
-        disks,
-        guests,
-        source,
-    })
+    Ok(Setup { machine, drivers, disks, guests, source })
 }
 
 fn in_order<T>(named: file::Named<T>) -> impl Iterator<Item = (Spanned<String>, T)> {
@@ -92,10 +81,7 @@ impl Context<'_> {
             };
             return Err(self
                 .source
-                .error(
-                    name.span(),
-                    format!("`{name}` is already the name of {other}"),
-                )
+                .error(name.span(), format!("`{name}` is already the name of {other}"))
                 .help("domains share one set of names; choose another"));
         }
         Ok(())
@@ -110,9 +96,7 @@ impl Context<'_> {
         Err(self
             .source
             .error(name.span(), format!("`{text}` cannot be a name"))
-            .help(format!(
-                "names have 1 to {NAME_BYTES} letters, digits, `-` or `_`"
-            )))
+            .help(format!("names have 1 to {NAME_BYTES} letters, digits, `-` or `_`")))
     }
 
     fn machine(&self, machine: file::Machine) -> Result<Machine> {
@@ -158,13 +142,10 @@ impl Context<'_> {
             return Ok(Kernel::File(path));
         }
         let known = builtin::DOMAINS.iter().map(|b| b.name);
-        Err(self
-            .source
-            .error(kernel.span(), format!("there is no kernel `{text}`"))
-            .help(format!(
-                "{}; or give the path of an ELF file with Xen notes",
-                suggest(text, known)
-            )))
+        Err(self.source.error(kernel.span(), format!("there is no kernel `{text}`")).help(format!(
+            "{}; or give the path of an ELF file with Xen notes",
+            suggest(text, known)
+        )))
     }
 
     fn sched(&self, domain: &file::Domain) -> Result<Sched> {
@@ -175,14 +156,8 @@ impl Context<'_> {
         {
             return Err(self
                 .source
-                .error(
-                    weight.span(),
-                    format!("a weight of {weight} is out of range"),
-                )
-                .help(format!(
-                    "weights go from 1 to 65535; {} is usual",
-                    usual.weight
-                )));
+                .error(weight.span(), format!("a weight of {weight} is out of range"))
+                .help(format!("weights go from 1 to 65535; {} is usual", usual.weight)));
         }
         Ok(Sched {
             weight: weight.map_or(usual.weight, |w| *w.get_ref()),
@@ -226,9 +201,7 @@ impl Context<'_> {
         if let Some(size) = &disk.size
             && (size.get_ref().bytes() == 0 || size.get_ref().bytes() % 512 != 0)
         {
-            return Err(self
-                .source
-                .error(size.span(), "a disk's size is a multiple of 512 bytes"));
+            return Err(self.source.error(size.span(), "a disk's size is a multiple of 512 bytes"));
         }
         Ok(Disk {
             name: name.get_ref().clone(),
@@ -250,17 +223,13 @@ impl Context<'_> {
     ) -> Result<Guest> {
         let (domain, own, listed) = guest.split();
         let domain = self.domain(name, domain, GUEST_MEMORY)?;
-        let mut disks = listed
-            .into_iter()
-            .map(|d| self.guest_disk(&d, all))
-            .collect::<Result<Vec<_>>>()?;
+        let mut disks =
+            listed.into_iter().map(|d| self.guest_disk(&d, all)).collect::<Result<Vec<_>>>()?;
         if let Some(image) = own {
             self.own_image(&domain.name, &image, &mut disks, drivers, all)?;
         }
         if disks.len() > 16 {
-            return Err(self
-                .source
-                .error(disks[16].span.clone(), "a guest has at most 16 disks"));
+            return Err(self.source.error(disks[16].span.clone(), "a guest has at most 16 disks"));
         }
         Ok(Guest { domain, disks })
     }
@@ -281,13 +250,8 @@ impl Context<'_> {
             None => self.driver(None, image.span(), drivers)?,
         };
         let writable = first.as_ref().is_none_or(|f| f.writable);
-        let own = GuestDisk {
-            disk: all.len(),
-            offset: 0,
-            size: None,
-            writable,
-            span: image.span(),
-        };
+        let own =
+            GuestDisk { disk: all.len(), offset: 0, size: None, writable, span: image.span() };
         all.push(Disk {
             name: format!("{guest}-disk"),
             image: self.path(image.get_ref()),
@@ -366,11 +330,7 @@ fn drop_replaced(declared: usize, disks: &mut Vec<Disk>, guests: &mut [Guest]) {
     if disks.len() == declared {
         return;
     }
-    let is_used = |index: usize| {
-        guests
-            .iter()
-            .any(|g| g.disks.iter().any(|d| d.disk == index))
-    };
+    let is_used = |index: usize| guests.iter().any(|g| g.disks.iter().any(|d| d.disk == index));
     let kept: Vec<_> = (0..disks.len()).filter(|&index| is_used(index)).collect();
     *disks = kept.iter().map(|&index| disks[index].clone()).collect();
     for used in guests.iter_mut().flat_map(|g| &mut g.disks) {

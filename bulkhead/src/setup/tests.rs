@@ -24,10 +24,7 @@ disks = ["sample", { disk = "scratch", offset = "1M", size = "2M" }]
 "#;
 
 fn parse(text: &str, sets: &[&str]) -> Result<Setup, SetupError> {
-    let source = Source {
-        name: "test.toml".into(),
-        text: text.into(),
-    };
+    let source = Source { name: "test.toml".into(), text: text.into() };
     let sets: Vec<_> = sets.iter().map(|s| (*s).to_owned()).collect();
     Setup::parse(source, Path::new("/base"), &sets)
 }
@@ -46,19 +43,10 @@ fn reads_a_whole_set_up() {
     assert_eq!(setup.disks[0].image, Path::new("/base/sample.ext4"));
     assert_eq!(setup.disks[1].image, Path::new("/var/scratch"));
     let reader = &setup.guests[0];
-    assert_eq!(
-        (reader.domain.sched.weight, reader.domain.sched.warp_ns),
-        (512, 5_000_000)
-    );
-    let seen: Vec<_> = reader
-        .disks
-        .iter()
-        .map(|d| (d.disk, d.offset, d.size, d.writable))
-        .collect();
-    assert_eq!(
-        seen,
-        [(0, 0, None, false), (1, 1 << 20, Some(2 << 20), true)]
-    );
+    assert_eq!((reader.domain.sched.weight, reader.domain.sched.warp_ns), (512, 5_000_000));
+    let seen: Vec<_> =
+        reader.disks.iter().map(|d| (d.disk, d.offset, d.size, d.writable)).collect();
+    assert_eq!(seen, [(0, 0, None, false), (1, 1 << 20, Some(2 << 20), true)]);
 }
 
 #[test]
@@ -68,19 +56,12 @@ fn a_users_own_image_takes_the_place_of_the_first_disk() {
     assert_eq!(reader.disks.len(), 2);
     let own = &setup.disks[reader.disks[0].disk];
     assert_eq!(own.image, Path::new("/home/me/my disk.img"));
-    assert!(
-        own.read_only && !reader.disks[0].writable,
-        "as the disk it replaces"
-    );
+    assert!(own.read_only && !reader.disks[0].writable, "as the disk it replaces");
 }
 
 #[test]
 fn a_set_may_name_any_key_and_is_read_as_toml_first() {
-    let sets = [
-        "guest.reader.weight=7",
-        "machine.memory=1G",
-        "guest.reader.cmdline=\"write=off\"",
-    ];
+    let sets = ["guest.reader.weight=7", "machine.memory=1G", "guest.reader.cmdline=\"write=off\""];
     let setup = parse(DISK, &sets).expect("is right");
     assert_eq!(setup.guests[0].domain.sched.weight, 7);
     assert_eq!(setup.guests[0].domain.cmdline, "write=off");
@@ -91,27 +72,11 @@ fn a_set_may_name_any_key_and_is_read_as_toml_first() {
 fn each_mistake_is_told_with_its_line_and_a_remedy() {
     let cases = [
         (("memory = \"256M\"", "memory = 256M"), "test.toml:3:", ""),
-        (
-            ("weight = 512", "wieght = 512"),
-            "test.toml:18:",
-            "did you mean `weight`?",
-        ),
-        (
-            ("weight = 512", "weight = 0"),
-            "test.toml:18:",
-            "weights go from 1",
-        ),
+        (("weight = 512", "wieght = 512"), "test.toml:18:", "did you mean `weight`?"),
+        (("weight = 512", "weight = 0"), "test.toml:18:", "weights go from 1"),
         (("\"5ms\"", "5"), "test.toml:19:", "\"5ms\""),
-        (
-            ("[\"sample\"", "[\"smaple\""),
-            "test.toml:20:",
-            "did you mean `sample`?",
-        ),
-        (
-            ("size = \"2M\"", "size = \"2049K\", offzet = 1"),
-            "test.toml:20:",
-            "disk = NAME",
-        ),
+        (("[\"sample\"", "[\"smaple\""), "test.toml:20:", "did you mean `sample`?"),
+        (("size = \"2M\"", "size = \"2049K\", offzet = 1"), "test.toml:20:", "disk = NAME"),
         (
             ("size = \"16M\"", "size = \"16M\"\ndriver = \"dsik\""),
             "test.toml:15:",
@@ -122,41 +87,23 @@ fn each_mistake_is_told_with_its_line_and_a_remedy() {
             "test.toml:17:",
             "did you mean `disk-check`?",
         ),
-        (
-            ("[guest.reader]", "[guest.disk]"),
-            "test.toml:16:",
-            "choose another",
-        ),
-        (
-            ("[guest.reader]", "[guest.\"a b\"]"),
-            "test.toml:16:",
-            "letters",
-        ),
+        (("[guest.reader]", "[guest.disk]"), "test.toml:16:", "choose another"),
+        (("[guest.reader]", "[guest.\"a b\"]"), "test.toml:16:", "letters"),
         (("[machine]", "[machine]\ncpus = 4"), "test.toml:3:", "1"),
-        (
-            ("[driver.disk]\nkernel = \"disk\"\n", ""),
-            "test.toml:",
-            "add [driver.disk]",
-        ),
+        (("[driver.disk]\nkernel = \"disk\"\n", ""), "test.toml:", "add [driver.disk]"),
         (("[machine]", "[machine"), "test.toml:2:", ""),
     ];
     for ((from, to), place, remedy) in cases {
         assert!(DISK.contains(from), "{from}");
         let told = told(&DISK.replacen(from, to, 1), &[]);
-        assert!(
-            told.contains(place) && told.contains(remedy),
-            "{to}: {place} {remedy}\n{told}"
-        );
+        assert!(told.contains(place) && told.contains(remedy), "{to}: {place} {remedy}\n{told}");
     }
 }
 
 #[test]
 fn a_mistake_in_a_set_is_shown_at_its_own_line() {
     let told = told(DISK, &["guest.reader.weight=1", "guest.reader.wrap=1ms"]);
-    assert!(
-        told.contains("guest.reader.wrap = \"1ms\" # from --set"),
-        "{told}"
-    );
+    assert!(told.contains("guest.reader.wrap = \"1ms\" # from --set"), "{told}");
     assert!(told.contains("did you mean `warp`?"), "{told}");
     assert!(parse(DISK, &["guest.reader"]).is_err());
 }
@@ -171,10 +118,7 @@ fn two_guests_may_share_what_nobody_writes_and_nothing_else() {
     assert!(parse(&readers, &[]).is_ok());
     let both = format!("{DISK}{second}offset = \"2M\" }}]");
     let told = told(&both, &[]);
-    assert!(
-        told.contains("`reader` and `second` share a part of disk `scratch`"),
-        "{told}"
-    );
+    assert!(told.contains("`reader` and `second` share a part of disk `scratch`"), "{told}");
 }
 
 proptest! {

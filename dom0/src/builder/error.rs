@@ -40,25 +40,16 @@ impl fmt::Display for BuildError {
                 f.write_str("the kernel has no Xen notes: it was not built to run as a PV guest")
             }
             Self::BadNote { note, value } => {
-                write!(
-                    f,
-                    "the kernel's Xen note {note} has the unusable value {value:#x}"
-                )
+                write!(f, "the kernel's Xen note {note} has the unusable value {value:#x}")
             }
             Self::Incompatible { note } => {
                 write!(f, "the kernel's Xen note {note} names another interface")
             }
             Self::NoSegments => f.write_str("the kernel's ELF file has nothing to load"),
             Self::BadAddress { what, address } => {
-                write!(
-                    f,
-                    "the kernel's {what} is at the unusable address {address:#x}"
-                )
+                write!(f, "the kernel's {what} is at the unusable address {address:#x}")
             }
-            Self::TooLittleMemory {
-                needed_kib,
-                given_kib,
-            } => write!(
+            Self::TooLittleMemory { needed_kib, given_kib } => write!(
                 f,
                 "the domain has {given_kib} KiB of memory, but starting it takes {needed_kib} KiB"
             ),

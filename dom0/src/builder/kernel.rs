@@ -84,10 +84,7 @@ impl<'a> Kernel<'a> {
 
     /// First guest-physical address past all segments.
     pub fn end(&self) -> u64 {
-        let ends = self
-            .segments
-            .iter()
-            .map(|s| s.paddr.saturating_add(s.mem_bytes));
+        let ends = self.segments.iter().map(|s| s.paddr.saturating_add(s.mem_bytes));
         ends.max().unwrap_or(0)
     }
 }
@@ -98,27 +95,15 @@ fn segments<'a>(file: &File<'a>, paddr_offset: u64) -> Result<Vec<Segment<'a>>, 
     let headers = file.segments().ok_or(BuildError::NoSegments)?;
     let mut segments = Vec::new();
     for header in headers.iter().filter(|h| h.p_type == PT_LOAD) {
-        let bytes = file
-            .segment_data(&header)
-            .map_err(|_| BuildError::Truncated)?;
-        let bad = BuildError::BadAddress {
-            what: "segment",
-            address: header.p_paddr,
-        };
+        let bytes = file.segment_data(&header).map_err(|_| BuildError::Truncated)?;
+        let bad = BuildError::BadAddress { what: "segment", address: header.p_paddr };
         if header.p_memsz < header.p_filesz {
             return Err(bad);
         }
-        let paddr = header
-            .p_paddr
-            .checked_sub(paddr_offset)
-            .ok_or(bad.clone())?;
+        let paddr = header.p_paddr.checked_sub(paddr_offset).ok_or(bad.clone())?;
         paddr.checked_add(header.p_memsz).ok_or(bad)?;
         if header.p_memsz > 0 {
-            segments.push(Segment {
-                paddr,
-                bytes,
-                mem_bytes: header.p_memsz,
-            });
+            segments.push(Segment { paddr, bytes, mem_bytes: header.p_memsz });
         }
     }
     if segments.is_empty() {
@@ -175,9 +160,7 @@ impl Notes {
             elfnote::INIT_P2M => self.init_p2m = Some(number("INIT_P2M", desc)?),
             elfnote::MOD_START_PFN => self.mod_start_pfn = number("MOD_START_PFN", desc)? != 0,
             elfnote::XEN_VERSION if !is_text(desc, b"xen-3.0") => {
-                return Err(BuildError::Incompatible {
-                    note: "XEN_VERSION",
-                });
+                return Err(BuildError::Incompatible { note: "XEN_VERSION" });
             }
             elfnote::LOADER if !is_text(desc, b"generic") => {
                 return Err(BuildError::Incompatible { note: "LOADER" });
@@ -199,9 +182,6 @@ fn number(note: &'static str, desc: &[u8]) -> Result<u64, BuildError> {
     }
     match desc.try_into() {
         Ok(bytes) => Ok(u32::from_le_bytes(bytes).into()),
-        Err(_) => Err(BuildError::BadNote {
-            note,
-            value: desc.len() as u64,
-        }),
+        Err(_) => Err(BuildError::BadNote { note, value: desc.len() as u64 }),
     }
 }

@@ -163,10 +163,7 @@ impl Layout {
         if let Some(page) = kernel.hypercall_page {
             let paddr = inside("hypercall page", page)?;
             if !paddr.is_multiple_of(PAGE) {
-                return Err(BuildError::BadAddress {
-                    what: "hypercall page",
-                    address: page,
-                });
+                return Err(BuildError::BadAddress { what: "hypercall page", address: page });
             }
         }
         Ok(())
@@ -177,10 +174,7 @@ fn check_virt_base(virt_base: u64) -> Result<(), BuildError> {
     let is_aligned = virt_base.is_multiple_of(MAPPING_STEP);
     let is_in_hole = (HOLE_START..HOLE_END).contains(&virt_base);
     if !is_aligned || is_in_hole || !GuestVa::new(virt_base).is_canonical() {
-        return Err(BuildError::BadNote {
-            note: "VIRT_BASE",
-            value: virt_base,
-        });
+        return Err(BuildError::BadNote { note: "VIRT_BASE", value: virt_base });
     }
     Ok(())
 }
@@ -193,17 +187,12 @@ fn table_counts(va: u64, last: u64) -> [u64; 3] {
 /// The kernel's mapping: tables from frame `first` on, a stack page after them, and
 /// a mapping of all of it that is long enough to map its own tables.
 fn plan_kernel_mapping(va: u64, first: u64) -> Result<Mapped, BuildError> {
-    let bad = || BuildError::BadAddress {
-        what: "end",
-        address: first.saturating_mul(PAGE),
-    };
+    let bad = || BuildError::BadAddress { what: "end", address: first.saturating_mul(PAGE) };
     let mut counts = [1; 3];
     loop {
         let tables = 1 + counts.iter().sum::<u64>();
         let stack_end = first.checked_add(tables + 1).ok_or_else(bad)?;
-        let end = stack_end
-            .checked_mul(PAGE)
-            .and_then(|e| e.checked_add(SLACK));
+        let end = stack_end.checked_mul(PAGE).and_then(|e| e.checked_add(SLACK));
         let end = end.and_then(|e| e.checked_next_multiple_of(MAPPING_STEP));
         let end = end.ok_or_else(bad)?;
         let last = va.checked_add(end - 1).ok_or_else(bad)?;
@@ -221,10 +210,7 @@ fn plan_kernel_mapping(va: u64, first: u64) -> Result<Mapped, BuildError> {
 
 /// The list's own mapping, in an L4 slot that the kernel does not use.
 fn plan_p2m_mapping(va: u64, frames: Frames, virt_base: u64) -> Result<Mapped, BuildError> {
-    let bad = BuildError::BadNote {
-        note: "INIT_P2M",
-        value: va,
-    };
+    let bad = BuildError::BadNote { note: "INIT_P2M", value: va };
     let bytes = (frames.end - frames.start).saturating_mul(PAGE);
     let Some(last) = va.checked_add(bytes.max(1) - 1) else {
         return Err(bad);
@@ -243,11 +229,5 @@ fn mapped(va: u64, pfns: Frames, first_table: u64, [n3, n2, n1]: [u64; 3]) -> Ma
     let l3 = first_table..first_table + n3;
     let l2 = l3.end..l3.end + n2;
     let l1 = l2.end..l2.end + n1;
-    Mapped {
-        va,
-        pfns,
-        l3,
-        l2,
-        l1,
-    }
+    Mapped { va, pfns, l3, l2, l1 }
 }

@@ -67,11 +67,7 @@ impl<'a> Plan<'a> {
     pub fn new(image: &'a [u8], ramdisk: &'a [u8], nr_pages: u64) -> Result<Self, BuildError> {
         let kernel = Kernel::parse(image)?;
         let layout = Layout::plan(&kernel, ramdisk.len() as u64, nr_pages)?;
-        Ok(Self {
-            kernel,
-            ramdisk,
-            layout,
-        })
+        Ok(Self { kernel, ramdisk, layout })
     }
 
     /// Writes everything into the domain's zeroed memory.

@@ -80,9 +80,7 @@ pub fn hypercall_page() -> [u8; PAGE_SIZE] {
             stub[..code.len()].copy_from_slice(&code);
         } else {
             // push rcx; push r11; mov eax, number; syscall; pop r11; pop rcx; ret
-            let code = [
-                0x51, 0x41, 0x53, 0xb8, n0, n1, 0, 0, 0x0f, 0x05, 0x41, 0x5b, 0x59, 0xc3,
-            ];
+            let code = [0x51, 0x41, 0x53, 0xb8, n0, n1, 0, 0, 0x0f, 0x05, 0x41, 0x5b, 0x59, 0xc3];
             stub[..code.len()].copy_from_slice(&code);
         }
     }

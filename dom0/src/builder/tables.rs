@@ -24,11 +24,7 @@ pub fn write<M: GuestMemory>(
     mfns: MfnList<'_>,
 ) -> Result<(), M::Error> {
     let mut l4: Table = [0; ENTRIES as usize];
-    let mut writer = Writer {
-        memory,
-        layout,
-        mfns,
-    };
+    let mut writer = Writer { memory, layout, mfns };
     writer.mapping(&mut l4, &layout.kernel)?;
     if let Some(p2m) = &layout.p2m_mapping {
         writer.mapping(&mut l4, p2m)?;

@@ -24,11 +24,7 @@ impl Elf {
                 (elfnote::XEN_VERSION, b"xen-3.0\0".to_vec()),
                 (elfnote::LOADER, b"generic\0".to_vec()),
             ],
-            segments: vec![(
-                0x10_0000,
-                (0..9000u32).map(|i| i as u8 | 1).collect(),
-                0x5123,
-            )],
+            segments: vec![(0x10_0000, (0..9000u32).map(|i| i as u8 | 1).collect(), 0x5123)],
         }
     }
 
@@ -88,9 +84,7 @@ struct Machine {
 
 impl Machine {
     fn new(nr_pages: u64) -> Self {
-        let mfns: Vec<u64> = (0..nr_pages)
-            .map(|pfn| 0x9_0000 + (pfn ^ 0x155) * 3)
-            .collect();
+        let mfns: Vec<u64> = (0..nr_pages).map(|pfn| 0x9_0000 + (pfn ^ 0x155) * 3).collect();
         let frames = mfns.iter().map(|&mfn| (mfn, vec![0; 4096])).collect();
         Self { mfns, frames }
     }
@@ -139,10 +133,7 @@ impl GuestMemory for Machine {
         while !left.is_empty() {
             let offset = (at & 0xfff) as usize;
             let (now, later) = left.split_at(left.len().min(4096 - offset));
-            let frame = self
-                .frames
-                .get_mut(&self.mfns[(at >> 12) as usize])
-                .unwrap();
+            let frame = self.frames.get_mut(&self.mfns[(at >> 12) as usize]).unwrap();
             frame[offset..offset + now.len()].copy_from_slice(now);
             at += now.len() as u64;
             left = later;
@@ -175,30 +166,14 @@ fn build(elf: &Elf, ramdisk: &[u8], nr_pages: u64) -> Built {
     let cr3 = context.ctrlreg[3];
     let bytes = machine.read(cr3, context.user_regs.rsi, size_of::<StartInfo>());
     let info = StartInfo::read_from_bytes(&bytes).unwrap();
-    Built {
-        machine,
-        layout: plan.layout,
-        context,
-        info,
-        cr3,
-    }
+    Built { machine, layout: plan.layout, context, info, cr3 }
 }
 
 /// Checks what every domain must have, whatever its kernel asks for.
 fn judge(elf: &Elf, ramdisk: &[u8], built: &Built) {
-    let Built {
-        machine,
-        layout,
-        context,
-        info,
-        cr3,
-    } = built;
-    let pfn_of: BTreeMap<u64, u64> = machine
-        .mfns
-        .iter()
-        .enumerate()
-        .map(|(p, &m)| (m, p as u64))
-        .collect();
+    let Built { machine, layout, context, info, cr3 } = built;
+    let pfn_of: BTreeMap<u64, u64> =
+        machine.mfns.iter().enumerate().map(|(p, &m)| (m, p as u64)).collect();
     // Every table frame that the walk can reach.
     let mut tables = BTreeMap::new();
     let mut level = vec![*cr3];
@@ -219,11 +194,7 @@ fn judge(elf: &Elf, ramdisk: &[u8], built: &Built) {
     let mut pages = 0;
     while let Some(entry) = machine.walk(*cr3, BASE + pages * 4096) {
         assert_eq!(pfn_of[&((entry & 0x000f_ffff_ffff_f000) >> 12)], pages);
-        let flags = if tables.contains_key(&pages) {
-            0x65
-        } else {
-            0x67
-        };
+        let flags = if tables.contains_key(&pages) { 0x65 } else { 0x67 };
         assert_eq!(entry & 0xfff, flags, "pfn {pages:#x}");
         pages += 1;
     }
@@ -241,9 +212,7 @@ fn judge(elf: &Elf, ramdisk: &[u8], built: &Built) {
     assert_eq!(machine.mfns[pt_pfn as usize], cr3 >> 12);
     assert_eq!(tables[&(pt_pfn + 1)], 1, "L4, then L3, then L2");
     assert_eq!(tables[&(pt_pfn + 2)], 2);
-    let own_tables = tables
-        .keys()
-        .filter(|&&p| (pt_pfn..pt_pfn + info.nr_pt_frames).contains(&p));
+    let own_tables = tables.keys().filter(|&&p| (pt_pfn..pt_pfn + info.nr_pt_frames).contains(&p));
     assert_eq!(own_tables.count() as u64, info.nr_pt_frames);
     assert_eq!(pfn_of[&info.store_mfn], pt_pfn - 2);
     assert_eq!(pfn_of[&info.console_mfn], pt_pfn - 1);
@@ -254,9 +223,7 @@ fn judge(elf: &Elf, ramdisk: &[u8], built: &Built) {
     assert_eq!(list, machine.mfns.as_bytes());
     if layout.p2m_mapping.is_some() {
         let covered = info.first_p2m_pfn..info.first_p2m_pfn + info.nr_p2m_frames;
-        let others = tables
-            .keys()
-            .filter(|&&p| !(pt_pfn..pt_pfn + info.nr_pt_frames).contains(&p));
+        let others = tables.keys().filter(|&&p| !(pt_pfn..pt_pfn + info.nr_pt_frames).contains(&p));
         assert!(others.clone().count() >= 3);
         assert!(others.clone().all(|p| covered.contains(p)));
     }
@@ -277,11 +244,8 @@ fn judge(elf: &Elf, ramdisk: &[u8], built: &Built) {
     // the kernel
     for (paddr, bytes, mem) in &elf.segments {
         assert_eq!(&machine.read(*cr3, BASE + paddr, bytes.len()), bytes);
-        let tail = machine.read(
-            *cr3,
-            BASE + paddr + bytes.len() as u64,
-            *mem as usize - bytes.len(),
-        );
+        let tail =
+            machine.read(*cr3, BASE + paddr + bytes.len() as u64, *mem as usize - bytes.len());
         assert!(tail.iter().all(|&b| b == 0));
     }
     // registers
@@ -305,9 +269,7 @@ fn a_plain_kernel_gets_everything_inside_its_mapping() {
 
 #[test]
 fn a_kernel_that_asks_for_it_gets_list_and_ramdisk_apart() {
-    let elf = Elf::new()
-        .note(elfnote::INIT_P2M, 0x80_0000_0000)
-        .note(elfnote::MOD_START_PFN, 1);
+    let elf = Elf::new().note(elfnote::INIT_P2M, 0x80_0000_0000).note(elfnote::MOD_START_PFN, 1);
     let ramdisk = vec![9; 5000];
     let built = build(&elf, &ramdisk, 5000);
     judge(&elf, &ramdisk, &built);
@@ -318,9 +280,8 @@ fn a_kernel_that_asks_for_it_gets_list_and_ramdisk_apart() {
 #[test]
 fn the_layout_is_the_one_traced_for_a_stock_kernel() {
     // abi-notes 1.3: kernel to pfn 0x3e00, 192 MiB, ramdisk of 0x213 frames.
-    let mut elf = Elf::new()
-        .note(elfnote::INIT_P2M, 0x80_0000_0000)
-        .note(elfnote::MOD_START_PFN, 1);
+    let mut elf =
+        Elf::new().note(elfnote::INIT_P2M, 0x80_0000_0000).note(elfnote::MOD_START_PFN, 1);
     elf.segments = vec![(0x100_0000, vec![1; 16], 0x2e0_0000)];
     elf.notes[0].1 = (BASE + 0x100_0000).to_le_bytes().to_vec();
     let image = elf.bytes();
@@ -343,16 +304,8 @@ fn the_hypercall_page_is_filled_where_the_kernel_wants_it() {
     let built = build(&elf, &[], 4096);
     let page = built.machine.read(built.cr3, BASE + 0x10_3000, 4096);
     let stub = |n: usize| &page[n * 32..n * 32 + 14];
-    assert_eq!(
-        stub(17),
-        [
-            0x51, 0x41, 0x53, 0xb8, 17, 0, 0, 0, 0x0f, 5, 0x41, 0x5b, 0x59, 0xc3
-        ]
-    );
-    assert_eq!(
-        stub(23)[..11],
-        [0x51, 0x41, 0x53, 0x50, 0xb8, 23, 0, 0, 0, 0x0f, 5]
-    );
+    assert_eq!(stub(17), [0x51, 0x41, 0x53, 0xb8, 17, 0, 0, 0, 0x0f, 5, 0x41, 0x5b, 0x59, 0xc3]);
+    assert_eq!(stub(23)[..11], [0x51, 0x41, 0x53, 0x50, 0xb8, 23, 0, 0, 0, 0x0f, 5]);
 }
 
 fn failure(image: &[u8], nr_pages: u64) -> BuildError {
@@ -383,50 +336,23 @@ fn images_that_can_not_start_are_refused_with_the_reason() {
     assert_eq!(failure(&empty.bytes(), 4096), BuildError::NoSegments);
     let mut other = Elf::new();
     other.notes[2].1 = b"xen-9.9\0".to_vec();
-    assert_eq!(
-        failure(&other.bytes(), 4096),
-        BuildError::Incompatible {
-            note: "XEN_VERSION"
-        }
-    );
+    assert_eq!(failure(&other.bytes(), 4096), BuildError::Incompatible { note: "XEN_VERSION" });
     let hole = Elf::new().note(elfnote::VIRT_BASE, 0xffff_8000_0000_0000);
-    assert!(matches!(
-        failure(&hole.bytes(), 4096),
-        BuildError::BadNote {
-            note: "VIRT_BASE",
-            ..
-        }
-    ));
+    assert!(matches!(failure(&hole.bytes(), 4096), BuildError::BadNote { note: "VIRT_BASE", .. }));
     let odd = Elf::new().note(elfnote::INIT_P2M, 0xffff_8100_0000_0000);
-    assert!(matches!(
-        failure(&odd.bytes(), 4096),
-        BuildError::BadNote {
-            note: "INIT_P2M",
-            ..
-        }
-    ));
+    assert!(matches!(failure(&odd.bytes(), 4096), BuildError::BadNote { note: "INIT_P2M", .. }));
     let far = Elf::new().note(elfnote::ENTRY, 0x1000);
-    assert!(matches!(
-        failure(&far.bytes(), 4096),
-        BuildError::BadAddress { what: "entry", .. }
-    ));
+    assert!(matches!(failure(&far.bytes(), 4096), BuildError::BadAddress { what: "entry", .. }));
     let mut huge = Elf::new();
     huge.segments[0].0 = u64::MAX - 5;
-    assert!(matches!(
-        failure(&huge.bytes(), 4096),
-        BuildError::BadAddress { .. }
-    ));
+    assert!(matches!(failure(&huge.bytes(), 4096), BuildError::BadAddress { .. }));
 }
 
 #[test]
 fn too_little_memory_says_how_much_is_needed() {
     let image = Elf::new().bytes();
     let error = failure(&image, 100);
-    let BuildError::TooLittleMemory {
-        needed_kib,
-        given_kib: 400,
-    } = error
-    else {
+    let BuildError::TooLittleMemory { needed_kib, given_kib: 400 } = error else {
         panic!("{error:?}");
     };
     assert!(error.to_string().contains("400 KiB"));

@@ -5,18 +5,10 @@ use crate::shared::{AbsurdIndices, Lane, SharedPage};
 use alloc::{collections::VecDeque, string::String, vec::Vec};
 use bulkhead_abi::console as abi;
 
-const OUT: Lane = Lane {
-    buffer: abi::OUT_OFFSET,
-    size: abi::OUT_SIZE,
-    cons: abi::OUT_CONS,
-    prod: abi::OUT_PROD,
-};
-const IN: Lane = Lane {
-    buffer: abi::IN_OFFSET,
-    size: abi::IN_SIZE,
-    cons: abi::IN_CONS,
-    prod: abi::IN_PROD,
-};
+const OUT: Lane =
+    Lane { buffer: abi::OUT_OFFSET, size: abi::OUT_SIZE, cons: abi::OUT_CONS, prod: abi::OUT_PROD };
+const IN: Lane =
+    Lane { buffer: abi::IN_OFFSET, size: abi::IN_SIZE, cons: abi::IN_CONS, prod: abi::IN_PROD };
 /// Input kept for a domain that does not read.
 pub const INPUT_BYTES: usize = 4096;
 /// Output remembered for each domain.
@@ -77,10 +69,7 @@ impl Console {
         self.remember(&output);
         let moved = IN.put(page, self.input.make_contiguous())?;
         self.input.drain(..moved);
-        Ok(Pumped {
-            notify: count + moved > 0,
-            output,
-        })
+        Ok(Pumped { notify: count + moved > 0, output })
     }
 
     fn remember(&mut self, bytes: &[u8]) {
@@ -98,10 +87,7 @@ impl Console {
             let shown: String = text.chars().filter(|c| !c.is_control()).collect();
             String::from(shown.trim())
         });
-        texts
-            .into_iter()
-            .find(|text| !text.is_empty())
-            .unwrap_or_default()
+        texts.into_iter().find(|text| !text.is_empty()).unwrap_or_default()
     }
 }
 

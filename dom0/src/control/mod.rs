@@ -45,8 +45,7 @@ impl Outbox {
 
     /// Queues a reply.
     pub fn reply(&mut self, number: u32, reply: Reply) {
-        self.bytes
-            .extend(encode(&FromDom0::Reply { number, reply }));
+        self.bytes.extend(encode(&FromDom0::Reply { number, reply }));
     }
 
     /// Queues all that is in `other`.
@@ -99,9 +98,9 @@ fn answer(request: Request, machine: &mut impl Machine) -> Reply {
         Request::Hello { version } if version == VERSION => {
             return Reply::Hello { version: VERSION };
         }
-        Request::Hello { version } => Err(format!(
-            "the control link is version {VERSION} here and {version} there"
-        )),
+        Request::Hello { version } => {
+            Err(format!("the control link is version {VERSION} here and {version} there"))
+        }
         Request::List => return Reply::List(machine.list()),
         Request::Kill { domain } => machine.kill(&domain),
         Request::PowerOff { domain } => machine.power_off(&domain),
@@ -201,10 +200,7 @@ mod tests {
     fn decode(outbox: &mut Outbox) -> Vec<FromDom0> {
         let mut decoder = Decoder::default();
         let bytes = outbox.take(usize::MAX).into_iter();
-        bytes
-            .filter_map(|b| decoder.push(b))
-            .map(Result::unwrap)
-            .collect()
+        bytes.filter_map(|b| decoder.push(b)).map(Result::unwrap).collect()
     }
 
     fn reply(number: u32, reply: Reply) -> FromDom0 {
@@ -218,26 +214,12 @@ mod tests {
             Request::Hello { version: VERSION },
             Request::List,
             Request::Kill { domain: name("a") },
-            Request::PowerOff {
-                domain: name("ghost"),
-            },
+            Request::PowerOff { domain: name("ghost") },
             Request::Pause { domain: name("b") },
             Request::Unpause { domain: name("b") },
-            Request::ConsoleInput {
-                domain: name("c"),
-                bytes: vec![1, 2],
-            },
-            Request::SetSched {
-                domain: name("d"),
-                sched: Sched::default(),
-            },
-            Request::SetSched {
-                domain: name("d"),
-                sched: Sched {
-                    weight: 0,
-                    ..Sched::default()
-                },
-            },
+            Request::ConsoleInput { domain: name("c"), bytes: vec![1, 2] },
+            Request::SetSched { domain: name("d"), sched: Sched::default() },
+            Request::SetSched { domain: name("d"), sched: Sched { weight: 0, ..Sched::default() } },
             Request::Shutdown,
         ]);
         assert_eq!(
@@ -255,14 +237,8 @@ mod tests {
         );
         assert_eq!(replies[0], reply(10, Reply::Hello { version: VERSION }));
         assert_eq!(replies[1], reply(11, Reply::List(Listing::default())));
-        assert_eq!(
-            replies[3],
-            reply(13, Reply::Error("there is no domain \"ghost\"".into()))
-        );
-        assert_eq!(
-            replies[8],
-            reply(18, Reply::Error("weight 0 is not within 1 to 65535".into()))
-        );
+        assert_eq!(replies[3], reply(13, Reply::Error("there is no domain \"ghost\"".into())));
+        assert_eq!(replies[8], reply(18, Reply::Error("weight 0 is not within 1 to 65535".into())));
         assert_eq!(replies[9], reply(19, Reply::Done));
         assert_eq!(replies.len(), 10);
     }
@@ -281,19 +257,13 @@ mod tests {
         let mut rounds = 0;
         while outbox.console_room() > 0 {
             let bytes = vec![b'x'; outbox.console_room().min(1000)];
-            outbox.event(Event::Console {
-                domain: "a".into(),
-                bytes,
-            });
+            outbox.event(Event::Console { domain: "a".into(), bytes });
             rounds += 1;
             assert!(rounds < 100);
         }
         outbox.event(Event::Ready { version: 1 });
         let all = decode(&mut outbox);
-        assert_eq!(
-            all.last(),
-            Some(&FromDom0::Event(Event::Ready { version: 1 }))
-        );
+        assert_eq!(all.last(), Some(&FromDom0::Event(Event::Ready { version: 1 })));
         assert_eq!(all.len(), rounds + 1);
         assert!(outbox.console_room() > 0 && outbox.is_empty());
     }

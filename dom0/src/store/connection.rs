@@ -71,10 +71,8 @@ impl Connection {
             false => &watch.path,
         };
         if self.queued.insert((watch.id, path.clone())) {
-            self.outgoing.push_back(Outgoing::Event(Event {
-                watch: watch.clone(),
-                path: path.clone(),
-            }));
+            self.outgoing
+                .push_back(Outgoing::Event(Event { watch: watch.clone(), path: path.clone() }));
         }
     }
 
@@ -96,13 +94,10 @@ impl Connection {
     pub fn take_events(&mut self) -> Vec<(String, Vec<u8>)> {
         self.queued.clear();
         self.replies = 0;
-        let events = self
-            .outgoing
-            .drain(..)
-            .filter_map(|outgoing| match outgoing {
-                Outgoing::Event(e) => Some((e.watch.shown(&e.path), e.watch.token.clone())),
-                Outgoing::Reply(_) => None,
-            });
+        let events = self.outgoing.drain(..).filter_map(|outgoing| match outgoing {
+            Outgoing::Event(e) => Some((e.watch.shown(&e.path), e.watch.token.clone())),
+            Outgoing::Reply(_) => None,
+        });
         events.collect()
     }
 

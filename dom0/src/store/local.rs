@@ -27,11 +27,7 @@ impl Store {
     pub fn list(&self, path: &str) -> Result<Vec<String>, StoreError> {
         let path = local_path(path)?;
         let node = self.tree.look(&path).ok_or(StoreError::ENOENT)?;
-        Ok(node
-            .children
-            .iter()
-            .map(|name| String::from(&**name))
-            .collect())
+        Ok(node.children.iter().map(|name| String::from(&**name)).collect())
     }
 
     /// Sets a value; what is created inherits the permissions of the folder above.
@@ -70,9 +66,7 @@ impl Store {
             true => path.into(),
             false => local_path(path)?.shared(),
         };
-        let watch = self
-            .watches
-            .add(DomId::DOM0, path.clone(), token.as_bytes(), false)?;
+        let watch = self.watches.add(DomId::DOM0, path.clone(), token.as_bytes(), false)?;
         if let Some(own) = self.connections.get_mut(&DomId::DOM0) {
             own.event(&watch, &path, usize::MAX);
         }

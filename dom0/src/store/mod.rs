@@ -48,12 +48,7 @@ impl Store {
     pub fn new(quota: Quota) -> Self {
         let mut connections = BTreeMap::new();
         connections.insert(DomId::DOM0, Connection::default());
-        Self {
-            tree: Tree::new(),
-            watches: Watches::default(),
-            connections,
-            quota,
-        }
+        Self { tree: Tree::new(), watches: Watches::default(), connections, quota }
     }
 
     /// Makes a domain a client, and tells those who watch `@introduceDomain`.
@@ -102,10 +97,7 @@ impl Store {
     }
 
     fn client(&self, domid: DomId) -> Client {
-        Client {
-            domid,
-            quota: (domid != DomId::DOM0).then_some(self.quota),
-        }
+        Client { domid, quota: (domid != DomId::DOM0).then_some(self.quota) }
     }
 
     fn fire(&mut self, changes: &[Change]) {
@@ -130,9 +122,5 @@ impl Store {
 }
 
 fn event_limit(client: DomId, quota: &Quota) -> usize {
-    if client == DomId::DOM0 {
-        usize::MAX
-    } else {
-        quota.events
-    }
+    if client == DomId::DOM0 { usize::MAX } else { quota.events }
 }

@@ -33,11 +33,7 @@ pub struct Change {
 
 impl Change {
     fn of(path: &Path, perms: &Perms) -> Self {
-        Self {
-            path: path.clone(),
-            is_exact: false,
-            perms: perms.clone(),
-        }
+        Self { path: path.clone(), is_exact: false, perms: perms.clone() }
     }
 }
 
@@ -102,10 +98,7 @@ fn create(
     let mut node = Node::new(perms);
     let change = Change::of(path, &node.perms);
     node.value = value.to_vec();
-    let folder = Node {
-        value: Vec::new(),
-        ..node.clone()
-    };
+    let folder = Node { value: Vec::new(), ..node.clone() };
     let mut below = path.clone();
     let mut next = node;
     while let Some(parent) = below.parent() {
@@ -136,10 +129,7 @@ pub fn write(
     path: &Path,
     value: &[u8],
 ) -> Result<Vec<Change>, StoreError> {
-    if client
-        .quota
-        .is_some_and(|quota| value.len() > quota.value_bytes)
-    {
+    if client.quota.is_some_and(|quota| value.len() > quota.value_bytes) {
         return Err(StoreError::ENOSPC);
     }
     match find(space, client, path, Access::WRITE) {
@@ -185,10 +175,7 @@ pub fn rm(space: &mut impl Space, client: Client, path: &Path) -> Result<Vec<Cha
         let Some(node) = space.get(&at) else { continue };
         left.extend(node.children.iter().rev().map(|name| at.child(name)));
         let is_exact = !changes.is_empty();
-        changes.push(Change {
-            is_exact,
-            ..Change::of(&at, &node.perms)
-        });
+        changes.push(Change { is_exact, ..Change::of(&at, &node.perms) });
         space.set(&at, None);
     }
     if let Some(folder) = space.get(&parent) {

@@ -36,10 +36,7 @@ impl Oracle {
     }
 
     fn above(&self, path: &str) -> String {
-        let folders = self
-            .0
-            .keys()
-            .filter(|p| *p == "/" || path.starts_with(&format!("{p}/")));
+        let folders = self.0.keys().filter(|p| *p == "/" || path.starts_with(&format!("{p}/")));
         folders.max_by_key(|p| p.len()).unwrap().clone()
     }
 
@@ -73,11 +70,7 @@ impl Oracle {
             XS_READ => self.check(path, who, 'r').map(|()| self.0[path].0.clone()),
             XS_DIRECTORY => {
                 self.check(path, who, 'r')?;
-                let prefix = if path == "/" {
-                    "/".to_string()
-                } else {
-                    format!("{path}/")
-                };
+                let prefix = if path == "/" { "/".to_string() } else { format!("{path}/") };
                 let below = self.0.keys().filter_map(|p| p.strip_prefix(&prefix));
                 let names = below.filter(|n| !n.is_empty() && !n.contains('/'));
                 Ok(names.flat_map(|n| [n.as_bytes(), b"\0"].concat()).collect())
@@ -104,8 +97,7 @@ impl Oracle {
                     Err(e) if e == "ENOENT" && self.0.contains_key(parent) => return done(),
                     other => other?,
                 }
-                self.0
-                    .retain(|p, _| p != path && !p.starts_with(&format!("{path}/")));
+                self.0.retain(|p, _| p != path && !p.starts_with(&format!("{path}/")));
                 done()
             }
             _ => {
@@ -125,25 +117,12 @@ impl Oracle {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Node {
-        who: u16,
-        in_tx: bool,
-        kind: u32,
-        path: usize,
-        value: u8,
-    },
-    Start {
-        who: u16,
-    },
-    End {
-        who: u16,
-        commit: bool,
-    },
+    Node { who: u16, in_tx: bool, kind: u32, path: usize, value: u8 },
+    Start { who: u16 },
+    End { who: u16, commit: bool },
 }
 
-const PATHS: [&str; 9] = [
-    "/", "/a", "/a/b", "/a/b/c", "/a/d", "/p", "/p/q", "/p/q/r/s", "/z/y",
-];
+const PATHS: [&str; 9] = ["/", "/a", "/a/b", "/a/b/c", "/a/d", "/p", "/p/q", "/p/q/r/s", "/z/y"];
 const LETTERS: &[u8] = b"nrwb";
 
 fn step() -> impl Strategy<Value = Step> {
@@ -173,26 +152,14 @@ struct Open {
 
 fn send(store: &mut Store, who: u16, tx_id: u32, kind: u32, payload: &[u8]) -> Reply {
     let who = DomId::new(who);
-    store.request(
-        who,
-        XsMsg {
-            kind,
-            req_id: 1,
-            tx_id,
-            len: payload.len() as u32,
-        },
-        payload,
-    );
+    store.request(who, XsMsg { kind, req_id: 1, tx_id, len: payload.len() as u32 }, payload);
     let bytes = store.take_output(who).unwrap();
     let Some(Incoming::Request { header, payload }) = Assembler::default().take(&mut &bytes[..])
     else {
         panic!("no message");
     };
     match header.kind == XS_ERROR {
-        true => Err(String::from_utf8(payload)
-            .unwrap()
-            .trim_end_matches('\0')
-            .into()),
+        true => Err(String::from_utf8(payload).unwrap().trim_end_matches('\0').into()),
         false => Ok(payload),
     }
 }

@@ -83,11 +83,7 @@ impl Path {
 
     /// Components below the root.
     pub fn depth(&self) -> usize {
-        if &*self.0 == "/" {
-            0
-        } else {
-            self.0.bytes().filter(|&b| b == b'/').count()
-        }
+        if &*self.0 == "/" { 0 } else { self.0.bytes().filter(|&b| b == b'/').count() }
     }
 }
 

@@ -13,22 +13,10 @@ pub struct Access {
 }
 
 impl Access {
-    pub const NONE: Self = Self {
-        read: false,
-        write: false,
-    };
-    pub const READ: Self = Self {
-        read: true,
-        write: false,
-    };
-    pub const WRITE: Self = Self {
-        read: false,
-        write: true,
-    };
-    pub const BOTH: Self = Self {
-        read: true,
-        write: true,
-    };
+    pub const NONE: Self = Self { read: false, write: false };
+    pub const READ: Self = Self { read: true, write: false };
+    pub const WRITE: Self = Self { read: false, write: true };
+    pub const BOTH: Self = Self { read: true, write: true };
 
     /// Whether all of `wanted` is in here.
     pub fn covers(self, wanted: Self) -> bool {
@@ -69,11 +57,7 @@ pub struct Perms {
 impl Perms {
     /// Only the owner (and the control domain) has access.
     pub fn private(owner: DomId) -> Self {
-        Self {
-            owner,
-            others: Access::NONE,
-            acl: Vec::new(),
-        }
+        Self { owner, others: Access::NONE, acl: Vec::new() }
     }
 
     /// The same with `domid` allowed `access`.
@@ -97,11 +81,7 @@ impl Perms {
     pub fn parse<'a>(entries: impl Iterator<Item = &'a [u8]>) -> Result<Self, StoreError> {
         let mut parsed = entries.map(parse_entry);
         let (owner, others) = parsed.next().ok_or(StoreError::EINVAL)??;
-        Ok(Self {
-            owner,
-            others,
-            acl: parsed.collect::<Result<_, _>>()?,
-        })
+        Ok(Self { owner, others, acl: parsed.collect::<Result<_, _>>()? })
     }
 
     /// The strings of `XS_GET_PERMS`, each with its NUL.

@@ -149,10 +149,7 @@ fn node_request(
         XS_DIRECTORY_PART => {
             let (at, offset) = two_strings(payload).ok_or(StoreError::EINVAL)?;
             let offset = parse_decimal(offset).ok_or(StoreError::EINVAL)?;
-            silent(part(
-                &*ops::read(space, client, &path(at)?)?,
-                offset as usize,
-            )?)
+            silent(part(&*ops::read(space, client, &path(at)?)?, offset as usize)?)
         }
         XS_GET_PERMS => silent(ops::read(space, client, &only_path()?)?.perms.to_wire()),
         XS_WRITE => {

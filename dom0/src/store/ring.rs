@@ -10,18 +10,10 @@ use crate::shared::{AbsurdIndices, Lane, SharedPage};
 use alloc::vec::Vec;
 use bulkhead_abi::{DomId, xs_wire as xs};
 
-const REQUESTS: Lane = Lane {
-    buffer: xs::REQ,
-    size: xs::RING_SIZE,
-    cons: xs::REQ_CONS,
-    prod: xs::REQ_PROD,
-};
-const REPLIES: Lane = Lane {
-    buffer: xs::RSP,
-    size: xs::RING_SIZE,
-    cons: xs::RSP_CONS,
-    prod: xs::RSP_PROD,
-};
+const REQUESTS: Lane =
+    Lane { buffer: xs::REQ, size: xs::RING_SIZE, cons: xs::REQ_CONS, prod: xs::REQ_PROD };
+const REPLIES: Lane =
+    Lane { buffer: xs::RSP, size: xs::RING_SIZE, cons: xs::RSP_CONS, prod: xs::RSP_PROD };
 /// `error` of the page: the indices were absurd (xs_wire.h, XENSTORE_ERROR_RINGIDX).
 const ERROR_RING_INDEX: u32 = 2;
 /// Bytes of requests taken in one go, so that one client can not keep the store busy.
@@ -201,10 +193,7 @@ mod tests {
             let _ = transport.pump(&page, &mut store, GUEST).unwrap();
         }
         let one = refusal(
-            bulkhead_abi::xs_wire::XsMsg {
-                req_id: 1,
-                ..Default::default()
-            },
+            bulkhead_abi::xs_wire::XsMsg { req_id: 1, ..Default::default() },
             StoreError::ENOENT,
         )
         .len();
@@ -232,9 +221,7 @@ mod tests {
         for index in [xs::REQ_PROD, xs::REQ_CONS, xs::RSP_PROD, xs::RSP_CONS] {
             let (page, mut store, mut transport) = (FakePage::new(), store(), Transport::default());
             page.write_u32(index, 0x8000_0000);
-            REQUESTS
-                .put(&page, &message(xs::XS_READ, 1, 0, b"x\0"))
-                .ok();
+            REQUESTS.put(&page, &message(xs::XS_READ, 1, 0, b"x\0")).ok();
             assert!(transport.pump(&page, &mut store, GUEST).is_err());
             assert_eq!(page.read_u32(xs::ERROR), ERROR_RING_INDEX);
         }

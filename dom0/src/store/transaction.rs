@@ -46,10 +46,7 @@ impl Transaction {
 
     /// The store as this transaction sees it.
     pub fn view<'a>(&'a mut self, tree: &'a Tree) -> View<'a> {
-        View {
-            tree,
-            transaction: self,
-        }
+        View { tree, transaction: self }
     }
 
     /// Carries it out. On error nothing has changed.
@@ -93,17 +90,10 @@ pub struct View<'a> {
 impl View<'_> {
     fn touch(&mut self, path: &Path) -> &mut Touched {
         let tree = self.tree;
-        self.transaction
-            .touched
-            .entry(path.clone())
-            .or_insert_with(|| {
-                let now = tree.look(path).cloned();
-                Touched {
-                    seen: now.as_ref().map(|node| node.generation),
-                    now,
-                    is_changed: false,
-                }
-            })
+        self.transaction.touched.entry(path.clone()).or_insert_with(|| {
+            let now = tree.look(path).cloned();
+            Touched { seen: now.as_ref().map(|node| node.generation), now, is_changed: false }
+        })
     }
 }
 

@@ -23,12 +23,7 @@ pub struct Node {
 impl Node {
     /// An empty node.
     pub fn new(perms: Perms) -> Self {
-        Self {
-            value: Vec::new(),
-            perms,
-            children: Rc::default(),
-            generation: 0,
-        }
+        Self { value: Vec::new(), perms, children: Rc::default(), generation: 0 }
     }
 }
 
@@ -54,11 +49,7 @@ pub struct Tree {
 impl Tree {
     /// A tree with a root that everybody may read.
     pub fn new() -> Self {
-        let mut tree = Self {
-            nodes: BTreeMap::new(),
-            owned: BTreeMap::new(),
-            generation: 0,
-        };
+        let mut tree = Self { nodes: BTreeMap::new(), owned: BTreeMap::new(), generation: 0 };
         let mut perms = Perms::private(DomId::DOM0);
         perms.others = super::perms::Access::READ;
         tree.set(&Path::root(), Some(Node::new(perms)));

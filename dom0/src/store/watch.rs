@@ -63,13 +63,8 @@ impl Watches {
             return Err(StoreError::EEXIST);
         }
         self.next_id += 1;
-        let watch = Rc::new(Watch {
-            id: self.next_id,
-            client,
-            path,
-            token: token.to_vec(),
-            is_relative,
-        });
+        let watch =
+            Rc::new(Watch { id: self.next_id, client, path, token: token.to_vec(), is_relative });
         here.push(watch.clone());
         *self.held.entry(client).or_default() += 1;
         Ok(watch)
@@ -110,11 +105,7 @@ impl Watches {
         while let Some(path) = at {
             let here = self.by_path.get(path).into_iter().flatten();
             found.extend(here.filter(|w| change.perms.access(w.client).read).cloned());
-            at = if change.is_exact {
-                None
-            } else {
-                parent_of(path)
-            };
+            at = if change.is_exact { None } else { parent_of(path) };
         }
         found
     }

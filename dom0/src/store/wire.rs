@@ -67,12 +67,7 @@ impl Assembler {
 
 /// One message with its header. `payload` is at most 4096 bytes.
 pub fn message(kind: u32, req_id: u32, tx_id: u32, payload: &[u8]) -> Vec<u8> {
-    let header = XsMsg {
-        kind,
-        req_id,
-        tx_id,
-        len: payload.len() as u32,
-    };
+    let header = XsMsg { kind, req_id, tx_id, len: payload.len() as u32 };
     let mut bytes = header.as_bytes().to_vec();
     bytes.extend_from_slice(payload);
     bytes

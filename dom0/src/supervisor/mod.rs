@@ -173,10 +173,7 @@ fn exit_of(info: &control::DomainInfo, last_line: &str) -> (Exit, String) {
         sched::SHUTDOWN_CRASH => (Exit::Crash, or_last("it crashed itself")),
         sched::SHUTDOWN_WATCHDOG => (Exit::Crash, or_last("its watchdog ran out")),
         sched::SHUTDOWN_SUSPEND => (Exit::Crash, "it suspended, which is not supported".into()),
-        other => (
-            Exit::Crash,
-            or_last(&format!("it shut down with the unknown reason {other}")),
-        ),
+        other => (Exit::Crash, or_last(&format!("it shut down with the unknown reason {other}"))),
     }
 }
 
@@ -230,34 +227,13 @@ mod tests {
             (0, "", "bye", Exit::PowerOff, ""),
             (1, "", "", Exit::Reboot, ""),
             (3, "page fault", "x", Exit::Crash, "page fault"),
-            (
-                3,
-                "",
-                "panic: no",
-                Exit::Crash,
-                "it crashed itself; it said last: panic: no",
-            ),
+            (3, "", "panic: no", Exit::Crash, "it crashed itself; it said last: panic: no"),
             (4, "", "", Exit::Crash, "its watchdog ran out"),
-            (
-                2,
-                "",
-                "",
-                Exit::Crash,
-                "it suspended, which is not supported",
-            ),
-            (
-                99,
-                "",
-                "",
-                Exit::Crash,
-                "it shut down with the unknown reason 99",
-            ),
+            (2, "", "", Exit::Crash, "it suspended, which is not supported"),
+            (99, "", "", Exit::Crash, "it shut down with the unknown reason 99"),
         ] {
             let mut guest = entry(Kind::Guest);
-            assert_eq!(
-                guest.observe(&shut_down(reason, text), line),
-                Verdict::Destroy
-            );
+            assert_eq!(guest.observe(&shut_down(reason, text), line), Verdict::Destroy);
             assert_eq!((guest.exit, &*guest.reason), (Some(exit), told));
             assert!(!guest.exists);
             let report = guest.report();
@@ -282,10 +258,7 @@ mod tests {
         assert_eq!(guest.memory_kib, 65536);
         guest.killed("on request");
         guest.killed("again");
-        assert_eq!(
-            (guest.exit, &*guest.reason),
-            (Some(Exit::Killed), "on request")
-        );
+        assert_eq!((guest.exit, &*guest.reason), (Some(Exit::Killed), "on request"));
     }
 
     #[test]

@@ -42,10 +42,7 @@ impl Table {
     /// Makes an empty table and links it as entry `index` of `parent`.
     fn new(parent: Mfn, index: usize) -> Result<Self, Errno> {
         let pages = alloc_pages(1).ok_or(Errno::ENOMEM)?;
-        let table = Self {
-            mfn: pages.mfn(0),
-            va: pages.va(),
-        };
+        let table = Self { mfn: pages.mfn(0), va: pages.va() };
         let read_only = table.mfn.maddr().get() | pte::READ_ONLY;
         // SAFETY: the page is ours and nothing else lives there; it only loses write
         // permission, and is never given back.
@@ -158,10 +155,7 @@ impl Area {
             while n < BATCH {
                 let Some(val) = values.next() else { break };
                 let (ptr, _) = self.entry(first + at + n);
-                updates[n] = MmuUpdate {
-                    ptr: ptr.get(),
-                    val,
-                };
+                updates[n] = MmuUpdate { ptr: ptr.get(), val };
                 n += 1;
             }
             // SAFETY: the entries belong to this area, where no Rust object lives.
@@ -177,8 +171,7 @@ impl Area {
         if count == 0 {
             return;
         }
-        self.set(0, (0..count).map(|_| 0), DomId::SELF)
-            .expect("an entry can always be cleared");
+        self.set(0, (0..count).map(|_| 0), DomId::SELF).expect("an entry can always be cleared");
         let mut ops = [MmuextOp::default(); FLUSH_ALL_FROM];
         let n = if count < FLUSH_ALL_FROM {
             for (index, op) in ops[..count].iter_mut().enumerate() {

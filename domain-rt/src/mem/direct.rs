@@ -80,8 +80,7 @@ impl Reserved {
         let page = |va: u64| initial_pfn(va)..initial_pfn(va) + 1;
         let ring = |ring: Option<crate::boot::Ring>| {
             let pfn = ring.map(|r| machphys(r.mfn) as usize);
-            pfn.filter(|&pfn| pfn < nr_frames)
-                .map_or(0..0, |pfn| pfn..pfn + 1)
+            pfn.filter(|&pfn| pfn < nr_frames).map_or(0..0, |pfn| pfn..pfn + 1)
         };
         let ramdisk = boot.ramdisk.map_or(0..0, |(pfn, bytes)| {
             let first = pfn.get() as usize;
@@ -106,9 +105,7 @@ impl Reserved {
     }
 
     fn all(&self) -> impl Iterator<Item = &Range<usize>> {
-        [&self.text, &self.rodata, &self.tables]
-            .into_iter()
-            .chain(&self.others)
+        [&self.text, &self.rodata, &self.tables].into_iter().chain(&self.others)
     }
 
     fn holds(&self, pfn: usize) -> bool {
@@ -128,11 +125,7 @@ impl Reserved {
 
     fn direct_flags(&self, pfn: usize) -> u64 {
         let read_only = [&self.text, &self.rodata, &self.tables];
-        if read_only.iter().any(|range| range.contains(&pfn)) {
-            pte::READ_ONLY
-        } else {
-            pte::DATA
-        }
+        if read_only.iter().any(|range| range.contains(&pfn)) { pte::READ_ONLY } else { pte::DATA }
     }
 
     /// The lowest run of `count` frames that nobody uses.
@@ -140,11 +133,8 @@ impl Reserved {
         let mut start = 0;
         while start + count <= nr_frames {
             let run = start..start + count;
-            let clash = self
-                .all()
-                .filter(|r| r.start < run.end && run.start < r.end)
-                .map(|r| r.end)
-                .max();
+            let clash =
+                self.all().filter(|r| r.start < run.end && run.start < r.end).map(|r| r.end).max();
             match clash {
                 None => return Some(start),
                 Some(end) => start = end,
@@ -163,18 +153,11 @@ struct Batch {
 
 impl Batch {
     const fn new(limit: usize) -> Self {
-        Self {
-            updates: [MmuUpdate { ptr: 0, val: 0 }; 256],
-            count: 0,
-            limit,
-        }
+        Self { updates: [MmuUpdate { ptr: 0, val: 0 }; 256], count: 0, limit }
     }
 
     fn push(&mut self, table: Mfn, index: usize, val: u64) {
-        self.updates[self.count] = MmuUpdate {
-            ptr: table.maddr().get() + index as u64 * 8,
-            val,
-        };
+        self.updates[self.count] = MmuUpdate { ptr: table.maddr().get() + index as u64 * 8, val };
         self.count += 1;
         if self.count == self.limit {
             self.flush();
@@ -209,15 +192,8 @@ impl Run {
         let l2 = l1.div_ceil(ENTRIES);
         assert!(l2 <= ENTRIES, "more than 512 GiB of memory");
         let bitmap = nr_frames.div_ceil(8).div_ceil(PAGE_SIZE);
-        let first = reserved
-            .gap(1 + l2 + l1 + bitmap, nr_frames)
-            .expect("room for page tables");
-        Self {
-            first,
-            l2,
-            l1,
-            bitmap,
-        }
+        let first = reserved.gap(1 + l2 + l1 + bitmap, nr_frames).expect("room for page tables");
+        Self { first, l2, l1, bitmap }
     }
 
     fn tables(&self) -> Range<usize> {
@@ -256,17 +232,13 @@ impl P2m {
     }
 
     fn own(self, pfn: usize) -> Mfn {
-        self.get(pfn)
-            .expect("tables are built in frames that exist")
+        self.get(pfn).expect("tables are built in frames that exist")
     }
 }
 
 /// See [`super::init`].
 pub unsafe fn build(boot: &Boot, start_info: u64, stack_top: u64) -> Layout {
-    let p2m = P2m {
-        list: boot.p2m as *const u64,
-        entries: boot.nr_frames,
-    };
+    let p2m = P2m { list: boot.p2m as *const u64, entries: boot.nr_frames };
     let nr_frames = boot.nr_frames;
     let reserved = Reserved::new(boot, nr_frames, start_info, stack_top);
     let run = Run::new(nr_frames, &reserved);
@@ -275,10 +247,7 @@ pub unsafe fn build(boot: &Boot, start_info: u64, stack_top: u64) -> Layout {
     link_upper(l4, &run, p2m);
     fill_leaves(&run, &reserved, nr_frames, p2m);
     flush_tlb();
-    Layout {
-        nr_frames,
-        free: free_frames(&run, &reserved, nr_frames, p2m),
-    }
+    Layout { nr_frames, free: free_frames(&run, &reserved, nr_frames, p2m) }
 }
 
 /// Unmaps free frames from the initial mapping and takes write or execute permission
@@ -362,11 +331,8 @@ fn fill_leaves(run: &Run, reserved: &Reserved, nr_frames: usize, p2m: P2m) {
         let first = index * ENTRIES;
         write_table(run.l1_pfn(index), p2m, |i| {
             let pfn = first + i;
-            let flags = if tables.contains(&pfn) {
-                pte::READ_ONLY
-            } else {
-                reserved.direct_flags(pfn)
-            };
+            let flags =
+                if tables.contains(&pfn) { pte::READ_ONLY } else { reserved.direct_flags(pfn) };
             let mfn = if pfn < nr_frames { p2m.get(pfn) } else { None };
             mfn.map_or(0, |mfn| mfn.maddr().get() | flags)
         });
@@ -381,10 +347,7 @@ fn fill_leaves(run: &Run, reserved: &Reserved, nr_frames: usize, p2m: P2m) {
 }
 
 fn flush_tlb() {
-    let op = MmuextOp {
-        cmd: mmu::MMUEXT_TLB_FLUSH_LOCAL,
-        ..Default::default()
-    };
+    let op = MmuextOp { cmd: mmu::MMUEXT_TLB_FLUSH_LOCAL, ..Default::default() };
     // SAFETY: a flush changes no mapping.
     unsafe { hypercall::mmuext_op(&[op], DomId::SELF) }.expect("a flush cannot be refused");
 }
@@ -438,9 +401,7 @@ mod tests {
     fn no_frame_is_writable_and_executable() {
         let r = reserved();
         for pfn in 0..0x400 {
-            let executable = r
-                .initial_flags(pfn)
-                .is_some_and(|f| f & pte::NO_EXECUTE == 0);
+            let executable = r.initial_flags(pfn).is_some_and(|f| f & pte::NO_EXECUTE == 0);
             assert!(!executable || r.direct_flags(pfn) & pte::WRITE == 0);
             assert!(r.direct_flags(pfn) & pte::NO_EXECUTE != 0);
         }

@@ -74,10 +74,7 @@ impl Drop for Mapping {
 pub fn map_foreign(domain: DomId, frames: &[Mfn], writable: bool) -> Result<Mapping, MapError> {
     if let Some(index) = frames.iter().position(|&mfn| pfn_of(mfn).is_some()) {
         // An alias of own memory would let safe code change what Rust owns.
-        return Err(MapError {
-            index,
-            errno: Errno::EINVAL,
-        });
+        return Err(MapError { index, errno: Errno::EINVAL });
     }
     let flags = if writable { pte::DATA } else { pte::READ_ONLY };
     map(frames.iter().copied(), flags, domain)
@@ -114,9 +111,5 @@ fn map(
         area.clear(done);
         return Err(MapError { index: done, errno });
     }
-    Ok(Mapping {
-        area,
-        offset: 0,
-        bytes: count * PAGE_SIZE,
-    })
+    Ok(Mapping { area, offset: 0, bytes: count * PAGE_SIZE })
 }

@@ -72,11 +72,7 @@ fn facts() -> &'static Facts {
 pub(crate) unsafe fn init(boot: &'static Boot, start_info: u64, stack_top: u64) {
     // SAFETY: the caller's contract is the same.
     let layout = unsafe { direct::build(boot, start_info, stack_top) };
-    FACTS.call_once(|| Facts {
-        p2m: boot.p2m,
-        nr_frames: layout.nr_frames,
-        ramdisk: boot.ramdisk,
-    });
+    FACTS.call_once(|| Facts { p2m: boot.p2m, nr_frames: layout.nr_frames, ramdisk: boot.ramdisk });
     *FRAMES.lock() = Some(layout.free);
 }
 
@@ -91,6 +87,19 @@ pub fn mfn_of(pfn: Pfn) -> Option<Mfn> {
     // SAFETY: the list has `nr_frames` entries, and stays mapped in the initial mapping.
     let mfn = unsafe { entry.read_volatile() };
     (mfn >> 52 == 0).then(|| Mfn::new(mfn))
+}
+
+/// Notes that another machine frame is behind `pfn` now.
+///
+/// # Safety
+/// The frame must be this domain's, be mapped at the place of `pfn` in the direct map,
+/// and nobody may use the page meanwhile.
+pub unsafe fn replace_frame(pfn: Pfn, mfn: Mfn) {
+    let facts = facts();
+    let index = pfn.get() as usize;
+    assert!(index < facts.nr_frames, "{pfn} is not in the list");
+    // SAFETY: `index` is in the list, which stays mapped; the caller vouches for `mfn`.
+    unsafe { (facts.p2m as *mut u64).add(index).write_volatile(mfn.get()) };
 }
 
 /// The pfn under which this domain owns `mfn`, `None` for a foreign frame.
@@ -164,10 +173,7 @@ pub fn alloc_pages(count: usize) -> Option<Pages> {
 
 fn alloc_aligned(count: usize, align: usize) -> Option<Pages> {
     let start = FRAMES.lock().as_mut()?.take(count, align)?;
-    let pages = Pages {
-        pfn: Pfn::new(start as u64),
-        count,
-    };
+    let pages = Pages { pfn: Pfn::new(start as u64), count };
     pages.shared().fill(0, pages.bytes(), 0);
     Some(pages)
 }

@@ -3,6 +3,7 @@
 //! Any number of tasks may use it at once: replies are matched by request id. Watches
 //! are streams. It must not know what the nodes mean.
 
+mod ring;
 mod wire;
 
 use crate::boot::Boot;
@@ -15,7 +16,7 @@ use alloc::rc::{Rc, Weak};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use async_channel::{Receiver, Sender};
-use bulkhead_abi::xs_wire::{self as xs, RING_SIZE};
+use bulkhead_abi::xs_wire as xs;
 use core::cell::RefCell;
 use core::fmt;
 use wire::{Decoder, Message};
@@ -121,11 +122,12 @@ impl Inner {
     /// Moves bytes both ways; `false` when the other side broke the protocol.
     fn transfer(&self) -> bool {
         let mut state = self.state.borrow_mut();
-        let moved = self
-            .send(&mut state.outgoing)
-            .and_then(|sent| Some(sent | self.receive(&mut state.decoder)?));
-        let Some(moved) = moved else { return false };
-        if moved {
+        let sent = ring::send(self.page, &mut state.outgoing);
+        let received = ring::receive(self.page, &mut state.decoder);
+        let (Some(sent), Some(received)) = (sent, received) else {
+            return false;
+        };
+        if sent || received {
             // The store may be on its way out; then replies never come anyway.
             let _ = self.channel.notify();
         }
@@ -136,37 +138,6 @@ impl Inner {
                 Err(wire::Garbage) => return false,
             }
         }
-    }
-
-    /// `None` for absurd indices, else whether anything moved.
-    fn send(&self, outgoing: &mut VecDeque<u8>) -> Option<bool> {
-        let prod = self.page.read_u32(xs::REQ_PROD);
-        let used = prod.wrapping_sub(self.page.load_u32(xs::REQ_CONS)) as usize;
-        let n = RING_SIZE.checked_sub(used)?.min(outgoing.len());
-        for (i, byte) in outgoing.drain(..n).enumerate() {
-            let at = (prod as usize).wrapping_add(i) % RING_SIZE;
-            self.page.write_u8(xs::REQ + at, byte);
-        }
-        self.page
-            .store_u32(xs::REQ_PROD, prod.wrapping_add(n as u32));
-        Some(n > 0)
-    }
-
-    fn receive(&self, decoder: &mut Decoder) -> Option<bool> {
-        let cons = self.page.read_u32(xs::RSP_CONS);
-        let ready = self.page.load_u32(xs::RSP_PROD).wrapping_sub(cons) as usize;
-        if ready > RING_SIZE {
-            return None;
-        }
-        let mut bytes = [0; RING_SIZE];
-        for (i, byte) in bytes[..ready].iter_mut().enumerate() {
-            let at = (cons as usize).wrapping_add(i) % RING_SIZE;
-            *byte = self.page.read_u8(xs::RSP + at);
-        }
-        decoder.push(&bytes[..ready]);
-        self.page
-            .store_u32(xs::RSP_CONS, cons.wrapping_add(ready as u32));
-        Some(ready > 0)
     }
 
     /// Ends everybody's wait with an error.
@@ -296,12 +267,8 @@ impl Xenstore {
             state.watches.insert(token, sender);
             token
         };
-        let watch = Watch {
-            inner: Rc::downgrade(&self.inner),
-            path: path.to_string(),
-            token,
-            events,
-        };
+        let watch =
+            Watch { inner: Rc::downgrade(&self.inner), path: path.to_string(), token, events };
         let text = token.to_string();
         let parts: [&[u8]; 4] = [path.as_bytes(), b"\0", text.as_bytes(), b"\0"];
         self.request(xs::XS_WATCH, 0, &parts).await?;

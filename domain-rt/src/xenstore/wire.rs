@@ -20,12 +20,7 @@ pub fn encode(kind: u32, req_id: u32, tx_id: u32, parts: &[&[u8]]) -> Option<Vec
     if len > XENSTORE_PAYLOAD_MAX {
         return None;
     }
-    let header = XsMsg {
-        kind,
-        req_id,
-        tx_id,
-        len: len as u32,
-    };
+    let header = XsMsg { kind, req_id, tx_id, len: len as u32 };
     let mut bytes = Vec::with_capacity(HEADER + len);
     bytes.extend_from_slice(header.as_bytes());
     parts.iter().for_each(|part| bytes.extend_from_slice(part));
@@ -125,10 +120,7 @@ mod tests {
     #[test]
     fn a_length_past_the_limit_is_garbage() {
         let mut decoder = Decoder::default();
-        let header = XsMsg {
-            len: 4097,
-            ..Default::default()
-        };
+        let header = XsMsg { len: 4097, ..Default::default() };
         decoder.push(header.as_bytes());
         assert_eq!(decoder.next(), Err(Garbage));
     }

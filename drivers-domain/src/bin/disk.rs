@@ -34,11 +34,7 @@ async fn run(boot: &'static Boot) -> &'static str {
     if services.is_empty() {
         return "there is no disk";
     }
-    let context = Context {
-        store,
-        ledger,
-        services,
-    };
+    let context = Context { store, ledger, services };
     match service::run(context).await {
         Ok(()) => "the service ended",
         Err(error) => {
@@ -60,11 +56,7 @@ fn open_devices() -> BTreeMap<u32, Service> {
                     "disk {:#06x}: {} sectors, {}",
                     found.sbdf,
                     facts.sectors,
-                    if facts.read_only {
-                        "read-only"
-                    } else {
-                        "writable"
-                    }
+                    if facts.read_only { "read-only" } else { "writable" }
                 );
                 services.insert(found.sbdf, service);
             }

@@ -34,9 +34,17 @@ pub async fn serve(context: &Context, path: &str) {
         Ok(()) => log::info!("{path}: closed"),
         Err(failure) => log::warn!("{path}: {failure}"),
     }
-    // The folder may be gone; then there is nobody to tell, and it must not come back.
-    if store.read(&format!("{path}/frontend")).await.is_ok() {
-        let _ = set_state(store, path, XENBUS_CLOSED).await;
+    if let Err(error) = say_closed(store, path).await {
+        log::warn!("{path}: {error}");
+    }
+}
+
+/// Says that the disk is closed, unless its folder is gone: then there is nobody to
+/// tell, and it must not come back.
+async fn say_closed(store: &Xenstore, path: &str) -> domain_rt::xenstore::Result<()> {
+    match store.read(&format!("{path}/frontend")).await {
+        Ok(_) => set_state(store, path, XENBUS_CLOSED).await,
+        Err(_) => Ok(()),
     }
 }
 
@@ -45,12 +53,8 @@ async fn serve_until_gone(context: &Context, path: &str) -> Result<(), Failure> 
     let announced = wire::read_announced(store, path).await.map_err(text)?;
     let service = context.services.get(&announced.device);
     let service = service.ok_or("its device is not here")?;
-    let range = Range::new(
-        &service.facts(),
-        announced.first_sector,
-        announced.sectors,
-        announced.writable,
-    );
+    let range =
+        Range::new(&service.facts(), announced.first_sector, announced.sectors, announced.writable);
     let disk = Disk {
         context,
         service,
@@ -61,15 +65,11 @@ async fn serve_until_gone(context: &Context, path: &str) -> Result<(), Failure> 
     };
     let mut goes_on = disk.announced.state == XENBUS_CONNECTED;
     loop {
-        let life = if goes_on {
-            disk.take_up().await
-        } else {
-            disk.connect().await
-        };
+        let life = if goes_on { disk.take_up().await } else { disk.connect().await };
         let Some(life) = life? else { return Ok(()) };
         disk.stay(life).await?;
         // The same folder may be used again, by a guest that boots anew.
-        set_state(store, path, XENBUS_CLOSED).await.map_err(text)?;
+        say_closed(store, path).await.map_err(text)?;
         if !disk.wait_for_return().await? {
             return Ok(());
         }
@@ -83,9 +83,7 @@ async fn watch_front(store: &Xenstore, announced: &Announced) -> Result<Watch, F
 }
 
 async fn set_state(store: &Xenstore, path: &str, state: u32) -> domain_rt::xenstore::Result<()> {
-    store
-        .write(&format!("{path}/state"), &state.to_string())
-        .await
+    store.write(&format!("{path}/state"), &state.to_string()).await
 }
 
 fn text(error: impl core::fmt::Display) -> Failure {
@@ -122,11 +120,7 @@ impl Disk<'_> {
             }
         }
         let life = self.start(Vbd::new).await?;
-        let info = if self.range.is_writable() {
-            0
-        } else {
-            INFO_READ_ONLY
-        };
+        let info = if self.range.is_writable() { 0 } else { INFO_READ_ONLY };
         let nodes = [
             ("sectors", self.range.sectors()),
             ("sector-size", 512),
@@ -134,12 +128,8 @@ impl Disk<'_> {
             ("info", info),
         ];
         let store = &self.context.store;
-        wire::write_all(store, self.path, &nodes)
-            .await
-            .map_err(text)?;
-        set_state(store, self.path, XENBUS_CONNECTED)
-            .await
-            .map_err(text)?;
+        wire::write_all(store, self.path, &nodes).await.map_err(text)?;
+        set_state(store, self.path, XENBUS_CONNECTED).await.map_err(text)?;
         log::info!("{}: connected, {} sectors", self.path, self.range.sectors());
         Ok(Some(life))
     }
@@ -161,10 +151,7 @@ impl Disk<'_> {
         let facts = self.service.facts();
         let nodes = [
             ("feature-flush-cache", 1),
-            (
-                "feature-max-indirect-segments",
-                MAX_INDIRECT_SEGMENTS as u64,
-            ),
+            ("feature-max-indirect-segments", MAX_INDIRECT_SEGMENTS as u64),
             ("max-ring-page-order", MAX_RING_PAGE_ORDER.into()),
             ("sectors-wanted", self.announced.sectors),
         ];
@@ -196,11 +183,7 @@ impl Disk<'_> {
         };
         let vbd = make(parts).map_err(|_| "the ring is too small")?;
         let (id, end) = self.service.add(vbd);
-        Ok(Life {
-            id,
-            end,
-            _listener: listen(channel, self.service.clone()),
-        })
+        Ok(Life { id, end, _listener: listen(channel, self.service.clone()) })
     }
 
     /// Waits until the front end closes or is gone, or breaks its ring; then ends it.
@@ -218,9 +201,7 @@ impl Disk<'_> {
         let outcome: Result<Option<EndReason>, Failure> = exec::select(broken, closed).await;
         if let Ok(Some(reason)) = outcome {
             let store = &self.context.store;
-            set_state(store, self.path, XENBUS_CLOSING)
-                .await
-                .map_err(text)?;
+            set_state(store, self.path, XENBUS_CLOSING).await.map_err(text)?;
             return Err(format!("not served any more: {reason}"));
         }
         self.service.close(life.id);

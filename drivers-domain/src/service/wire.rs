@@ -54,9 +54,7 @@ pub async fn read_announced(store: &Xenstore, path: &str) -> Result<Announced> {
 /// Whether a disk waits for us: it is new, or a life of ours before this one served it.
 pub async fn wants_service(store: &Xenstore, path: &str) -> Result<bool> {
     match store.read_u64(&format!("{path}/state")).await {
-        Ok(state) => Ok([XENBUS_INITIALISING, XENBUS_CONNECTED]
-            .map(u64::from)
-            .contains(&state)),
+        Ok(state) => Ok([XENBUS_INITIALISING, XENBUS_CONNECTED].map(u64::from).contains(&state)),
         Err(Error::NotFound | Error::Malformed | Error::Access) => Ok(false),
         Err(error) => Err(error),
     }

@@ -188,10 +188,9 @@ impl BlockDevice for VirtioBlk {
     fn submit(&mut self, token: Token, job: Job<GrantBuffer>) -> Result<(), Job<GrantBuffer>> {
         // A discard is advice: what is longer than the device takes is cut.
         let job = match job {
-            Job::Discard { sector, sectors } => Job::Discard {
-                sector,
-                sectors: sectors.min(self.max_discard),
-            },
+            Job::Discard { sector, sectors } => {
+                Job::Discard { sector, sectors: sectors.min(self.max_discard) }
+            }
             other => other,
         };
         let mut slot = Slot::new(token, job);

@@ -59,11 +59,7 @@ impl Slot {
         };
         let (mut direction, mut pages) = (Direction::Write, None);
         match job {
-            Job::Transfer {
-                direction: way,
-                sector,
-                buffer,
-            } => {
+            Job::Transfer { direction: way, sector, buffer } => {
                 header.kind = if way == Direction::Read { IN } else { OUT };
                 header.sector = sector;
                 direction = way;
@@ -78,23 +74,16 @@ impl Slot {
             }
         }
         let status = UNWRITTEN;
-        Self {
-            token,
-            frame: Box::new(Frame { header, status }),
-            direction,
-            buffer: pages,
-        }
+        Self { token, frame: Box::new(Frame { header, status }), direction, buffer: pages }
     }
 
     /// The job again, for a device that had no room.
     pub(super) fn into_job(self) -> Job<GrantBuffer> {
         let header = self.frame.header;
         match (self.buffer, header.kind) {
-            (Some(buffer), _) => Job::Transfer {
-                direction: self.direction,
-                sector: header.sector,
-                buffer,
-            },
+            (Some(buffer), _) => {
+                Job::Transfer { direction: self.direction, sector: header.sector, buffer }
+            }
             (None, DISCARD) => Job::Discard {
                 sector: header.discard_sector,
                 sectors: header.discard_sectors.into(),
@@ -105,10 +94,7 @@ impl Slot {
 
     /// Descriptors that it takes.
     pub(super) fn descriptors(&self) -> usize {
-        let data = self
-            .buffer
-            .as_ref()
-            .map_or(0, |buffer| buffer.parts().len());
+        let data = self.buffer.as_ref().map_or(0, |buffer| buffer.parts().len());
         2 + data + usize::from(self.frame.header.kind == DISCARD)
     }
 

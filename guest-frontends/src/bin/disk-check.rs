@@ -55,11 +55,7 @@ fn switch(boot: &Boot, name: &str) -> Result<bool, String> {
 }
 
 fn number(boot: &Boot, name: &str) -> Result<Option<u64>, String> {
-    let parse = |value: &str| {
-        value
-            .parse()
-            .map_err(|_| format!("{name}={value}: not a number"))
-    };
+    let parse = |value: &str| value.parse().map_err(|_| format!("{name}={value}: not a number"));
     boot.option(name).map(parse).transpose()
 }
 
@@ -104,11 +100,7 @@ fn connect(domain: &Rc<Domain>, name: &str) -> Result<(u32, Disk<Domain>), Strin
     println!(
         "disk-check: {name}: {} MiB, {}",
         facts.sectors >> 11,
-        if facts.read_only {
-            "read-only"
-        } else {
-            "writable"
-        }
+        if facts.read_only { "read-only" } else { "writable" }
     );
     Ok((number, disk))
 }
@@ -125,19 +117,13 @@ fn list(domain: &Rc<Domain>, name: &str) -> Result<(), String> {
     let (number, disk) = connect(domain, name)?;
     let shared = Rc::new(RefCell::new(Some(disk)));
     let source = Source {
-        sectors: shared
-            .borrow()
-            .as_ref()
-            .map_or(0, |disk| disk.facts().sectors),
+        sectors: shared.borrow().as_ref().map_or(0, |disk| disk.facts().sectors),
         disk: shared.clone(),
     };
     let start = time::now();
     let listed = listing::list(source, |entry| println!("{}", entry.line()));
     let (files, bytes) = listed.map_err(|error| format!("{name}: {error}"))?;
-    println!(
-        "disk-check: {name}: {files} files, {bytes} bytes, {}",
-        rate(bytes, start)
-    );
+    println!("disk-check: {name}: {files} files, {bytes} bytes, {}", rate(bytes, start));
     if let Some(disk) = shared.take() {
         close(domain, number, disk);
     }
@@ -176,10 +162,7 @@ fn write(domain: &Rc<Domain>, name: String, wanted: Wanted) -> Result<(), String
         close(domain, number, disk);
         return Ok(());
     }
-    let sectors = disk
-        .facts()
-        .sectors
-        .min(wanted.max_bytes / SECTOR_BYTES as u64);
+    let sectors = disk.facts().sectors.min(wanted.max_bytes / SECTOR_BYTES as u64);
     let seed = wanted.seed;
     let (disk, result) = block_on(async move {
         let result = write_and_verify(&mut disk, seed, sectors).await;
@@ -199,16 +182,10 @@ async fn write_and_verify(
     let bytes = sectors * SECTOR_BYTES as u64;
     let start = time::now();
     check::write(disk, seed, sectors).await?;
-    println!(
-        "disk-check: wrote and flushed {bytes} bytes, {}",
-        rate(bytes, start)
-    );
+    println!("disk-check: wrote and flushed {bytes} bytes, {}", rate(bytes, start));
     let start = time::now();
     check::verify(disk, seed, sectors).await?;
-    println!(
-        "disk-check: read back {bytes} bytes, {}",
-        rate(bytes, start)
-    );
+    println!("disk-check: read back {bytes} bytes, {}", rate(bytes, start));
     Ok(())
 }
 
@@ -217,10 +194,5 @@ fn rate(bytes: u64, since: domain_rt::abi::Ns) -> String {
     let ns = time::now().get().saturating_sub(since.get()).max(1);
     // Bytes per microsecond are MB/s; one more digit by tenths.
     let tenths = u128::from(bytes) * 10_000 / u128::from(ns);
-    format!(
-        "{} ms, {}.{} MB/s",
-        ns / 1_000_000,
-        tenths / 10,
-        tenths % 10
-    )
+    format!("{} ms, {}.{} MB/s", ns / 1_000_000, tenths / 10, tenths % 10)
 }

@@ -117,18 +117,8 @@ impl<P: Platform> Disk<P> {
         slots: Vec<P::Pages>,
     ) -> Self {
         let by_tag = alloc::vec![0; queue.slots()];
-        let slots = slots.into_iter().map(|pages| Slot {
-            pages,
-            busy: false,
-            bytes: 0,
-        });
-        Self {
-            queue,
-            channel,
-            facts,
-            slots: slots.collect(),
-            by_tag,
-        }
+        let slots = slots.into_iter().map(|pages| Slot { pages, busy: false, bytes: 0 });
+        Self { queue, channel, facts, slots: slots.collect(), by_tag }
     }
 
     /// What it is.
@@ -312,11 +302,7 @@ fn request<P: Pages>(
     let (indirect, data) = pages.grefs().split_last()?;
     let count = bytes.div_ceil(PAGE_BYTES);
     let last = ((bytes - 1) % PAGE_BYTES / SECTOR_BYTES) as u8;
-    let mut segments: Vec<Segment> = data
-        .get(..count)?
-        .iter()
-        .map(|&g| Segment::page(g))
-        .collect();
+    let mut segments: Vec<Segment> = data.get(..count)?.iter().map(|&g| Segment::page(g)).collect();
     if let Some(end) = segments.last_mut() {
         *end = Segment::new(end.gref(), 0, last)?;
     }

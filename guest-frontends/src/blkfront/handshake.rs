@@ -35,11 +35,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            ring_page_order: 0,
-            segments: 32,
-            in_flight: 32,
-        }
+        Self { ring_page_order: 0, segments: 32, in_flight: 32 }
     }
 }
 
@@ -110,9 +106,7 @@ pub async fn connect<P: Platform>(
     options: Options,
 ) -> Result<Disk<P>, ConnectError> {
     let nodes = Nodes::find(platform.store(), number).await?;
-    nodes
-        .wait_for(|state| matches!(state, INIT_WAIT | CONNECTED))
-        .await?;
+    nodes.wait_for(|state| matches!(state, INIT_WAIT | CONNECTED)).await?;
 
     let order: u32 = nodes.offer("max-ring-page-order", 0).await?;
     let order = order.min(options.ring_page_order).min(4);
@@ -125,9 +119,8 @@ pub async fn connect<P: Platform>(
 
     let facts = nodes.facts(&options, queue.slots()).await?;
     let pages = facts.max_bytes / PAGE_BYTES + 1;
-    let slots: Result<Vec<_>, _> = (0..facts.max_in_flight)
-        .map(|_| platform.share(nodes.peer, pages))
-        .collect();
+    let slots: Result<Vec<_>, _> =
+        (0..facts.max_in_flight).map(|_| platform.share(nodes.peer, pages)).collect();
     nodes.set_state(CONNECTED).await?;
     Ok(Disk::new(queue, channel, facts, slots?))
 }
@@ -163,12 +156,7 @@ impl<'a, S: Store> Nodes<'a, S> {
         let front = format!("device/vbd/{number}");
         let back = read(store, &format!("{front}/backend")).await?;
         let peer = Peer::new(parse(store, &format!("{front}/backend-id")).await?);
-        Ok(Self {
-            store,
-            front,
-            back,
-            peer,
-        })
+        Ok(Self { store, front, back, peer })
     }
 
     /// Waits for a state of the back end, which may also give up.
@@ -215,10 +203,7 @@ impl<'a, S: Store> Nodes<'a, S> {
         let indirect: usize = self.offer("feature-max-indirect-segments", 0).await?;
         let flush: u32 = self.offer("feature-flush-cache", 0).await?;
         let discard: u32 = self.offer("feature-discard", 0).await?;
-        let segments = indirect
-            .max(MAX_SEGMENTS)
-            .min(options.segments)
-            .clamp(1, 512);
+        let segments = indirect.max(MAX_SEGMENTS).min(options.segments).clamp(1, 512);
         Ok(Facts {
             sectors,
             read_only: info & INFO_READ_ONLY != 0,

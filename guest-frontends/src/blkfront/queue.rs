@@ -41,10 +41,7 @@ impl fmt::Display for Violation {
             Self::Ring(broken) => broken.fmt(f),
             Self::UnknownId { id } => write!(f, "a response to id {id}, which is not in flight"),
             Self::WrongOperation { operation } => {
-                write!(
-                    f,
-                    "a response to operation {operation}, which was not asked for"
-                )
+                write!(f, "a response to operation {operation}, which was not asked for")
             }
         }
     }
@@ -170,10 +167,7 @@ mod tests {
         let id = tag.place() as u64;
         assert_eq!(queue.take(), Err(Violation::UnknownId { id }));
         respond(&memory, 2, other.place() as u64, 1);
-        assert_eq!(
-            queue.take(),
-            Err(Violation::WrongOperation { operation: 1 })
-        );
+        assert_eq!(queue.take(), Err(Violation::WrongOperation { operation: 1 }));
     }
 
     proptest! {

@@ -14,23 +14,9 @@ use std::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Asked {
     Deadline(Option<Ns>),
-    PciWrite {
-        sbdf: u32,
-        offset: u16,
-        width: u8,
-        value: u32,
-    },
-    IoApicSet {
-        gsi: u32,
-        vector: u8,
-        level: bool,
-        low_active: bool,
-        masked: bool,
-    },
-    IoApicMask {
-        gsi: u32,
-        masked: bool,
-    },
+    PciWrite { sbdf: u32, offset: u16, width: u8, value: u32 },
+    IoApicSet { gsi: u32, vector: u8, level: bool, low_active: bool, masked: bool },
+    IoApicMask { gsi: u32, masked: bool },
     Eoi,
     LeaveRoot(Mfn),
 }
@@ -111,12 +97,7 @@ pub fn pci_read(sbdf: u32, offset: u16, width: u8) -> u32 {
 }
 
 pub fn pci_write(sbdf: u32, offset: u16, width: u8, value: u32) {
-    record(Asked::PciWrite {
-        sbdf,
-        offset,
-        width,
-        value,
-    });
+    record(Asked::PciWrite { sbdf, offset, width, value });
     for n in 0..u16::from(width) {
         set_pci(sbdf, offset + n, (value >> (8 * n)) as u8);
     }
@@ -129,23 +110,14 @@ pub fn map_device(at: Maddr, bytes: usize) -> Option<*mut u8> {
     }
     WINDOWS.with_borrow_mut(|all| {
         let base = *all.entry((at.get(), bytes)).or_insert_with(|| {
-            std::vec![0u64; bytes.div_ceil(8)]
-                .leak()
-                .as_mut_ptr()
-                .expose_provenance()
+            std::vec![0u64; bytes.div_ceil(8)].leak().as_mut_ptr().expose_provenance()
         });
         Some(core::ptr::with_exposed_provenance_mut(base))
     })
 }
 
 pub fn ioapic_set(gsi: u32, vector: u8, level: bool, low_active: bool, masked: bool) {
-    record(Asked::IoApicSet {
-        gsi,
-        vector,
-        level,
-        low_active,
-        masked,
-    });
+    record(Asked::IoApicSet { gsi, vector, level, low_active, masked });
 }
 
 pub fn ioapic_mask(gsi: u32, masked: bool) {
@@ -174,11 +146,7 @@ pub fn cpuid(_leaf: u32, _subleaf: u32) -> [u32; 4] {
 }
 
 pub fn features() -> Features {
-    Features {
-        xcr0: 7,
-        physical_bits: 40,
-        rdtscp: true,
-    }
+    Features { xcr0: 7, physical_bits: 40, rdtscp: true }
 }
 
 thread_local! {

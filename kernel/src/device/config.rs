@@ -17,8 +17,7 @@ const BYTES: u16 = 256;
 fn check_register(offset: u16, width: u8) -> Result<(), DeviceError> {
     let fits =
         matches!(width, 1 | 2 | 4) && offset.is_multiple_of(u16::from(width)) && offset < BYTES;
-    fits.then_some(())
-        .ok_or(DeviceError::BadRegister { offset, width })
+    fits.then_some(()).ok_or(DeviceError::BadRegister { offset, width })
 }
 
 /// Reads `width` bytes at `offset`.
@@ -56,9 +55,7 @@ pub fn write(device: &PciDevice, offset: u16, width: u8, value: u32) -> Result<(
 fn in_vendor_body(sbdf: Sbdf, offset: u16, width: u8) -> bool {
     const HEADER_BYTES: u16 = 3;
     const VIRTIO_WINDOW: u32 = 5;
-    let Some((id, at)) = capabilities(sbdf)
-        .filter(|cap| cap.1 <= offset)
-        .max_by_key(|cap| cap.1)
+    let Some((id, at)) = capabilities(sbdf).filter(|cap| cap.1 <= offset).max_by_key(|cap| cap.1)
     else {
         return false;
     };

@@ -74,10 +74,8 @@ impl Source {
                 ioapic_mask(gsi, masked);
             }
             Self::Msix { sbdf, entry } => {
-                if let Some(msix) = devices
-                    .iter()
-                    .find(|d| d.sbdf == sbdf)
-                    .and_then(|d| d.msix.as_ref())
+                if let Some(msix) =
+                    devices.iter().find(|d| d.sbdf == sbdf).and_then(|d| d.msix.as_ref())
                 {
                     msix.set_masked(entry, masked);
                 }
@@ -107,9 +105,7 @@ impl Default for IrqTable {
 
 impl IrqTable {
     pub const fn new() -> Self {
-        Self {
-            slots: [None; SLOTS],
-        }
+        Self { slots: [None; SLOTS] }
     }
 
     /// Gives an ISA line to a domain under its own number, masked.
@@ -117,11 +113,7 @@ impl IrqTable {
         let gsi = pirq.get();
         if let Some(slot) = self.slots.get_mut(pirq.slot()) {
             ioapic_set(gsi, pirq.vector(), false, false, true);
-            *slot = Some(Irq {
-                owner,
-                source: Source::Isa { gsi },
-                is_bound: false,
-            });
+            *slot = Some(Irq { owner, source: Source::Isa { gsi }, is_bound: false });
         }
     }
 
@@ -136,16 +128,10 @@ impl IrqTable {
         let none = DeviceError::NoInterrupt { sbdf };
         let device = devices.iter().find(|d| d.sbdf == sbdf).ok_or(none)?;
         let source = if entry == INTX {
-            Source::Pin {
-                gsi: intx::gsi(device).ok_or(none)?,
-                sbdf,
-            }
+            Source::Pin { gsi: intx::gsi(device).ok_or(none)?, sbdf }
         } else {
             let entries = device.msix.as_ref().map_or(0, |msix| msix.entries());
-            let entry = u16::try_from(entry)
-                .ok()
-                .filter(|&entry| entry < entries)
-                .ok_or(none)?;
+            let entry = u16::try_from(entry).ok().filter(|&entry| entry < entries).ok_or(none)?;
             Source::Msix { sbdf, entry }
         };
         if let Some(pirq) = self.find(|irq| irq.source == source) {
@@ -164,11 +150,7 @@ impl IrqTable {
             .ok_or(DeviceError::NoRoom)?;
         // Fewer slots than vectors, so it fits.
         let pirq = Pirq((FIRST_FREE + free) as u32);
-        self.slots[pirq.slot()] = Some(Irq {
-            owner: dom,
-            source,
-            is_bound: false,
-        });
+        self.slots[pirq.slot()] = Some(Irq { owner: dom, source, is_bound: false });
         match source {
             Source::Msix { entry, .. } => {
                 let (address, data) = msi_address_data(pirq.vector(), CpuId(0));
@@ -184,29 +166,20 @@ impl IrqTable {
     }
 
     fn find(&self, matches: impl Fn(&Irq) -> bool) -> Option<Pirq> {
-        let slot = self
-            .slots
-            .iter()
-            .position(|slot| slot.as_ref().is_some_and(&matches))?;
+        let slot = self.slots.iter().position(|slot| slot.as_ref().is_some_and(&matches))?;
         Some(Pirq(slot as u32))
     }
 
     fn owner_of_line(&self, wanted: u32) -> Option<DomId> {
-        self.slots
-            .iter()
-            .flatten()
-            .find_map(|irq| match irq.source {
-                Source::Isa { gsi } | Source::Pin { gsi, .. } => {
-                    (gsi == wanted).then_some(irq.owner)
-                }
-                Source::Msix { .. } => None,
-            })
+        self.slots.iter().flatten().find_map(|irq| match irq.source {
+            Source::Isa { gsi } | Source::Pin { gsi, .. } => (gsi == wanted).then_some(irq.owner),
+            Source::Msix { .. } => None,
+        })
     }
 
     fn owned(&mut self, dom: DomId, pirq: u32) -> Result<&mut Irq, DeviceError> {
         let slot = self.slots.get_mut(pirq as usize).and_then(Option::as_mut);
-        slot.filter(|irq| irq.owner == dom)
-            .ok_or(DeviceError::NotYourPirq { pirq })
+        slot.filter(|irq| irq.owner == dom).ok_or(DeviceError::NotYourPirq { pirq })
     }
 
     /// Notes that a port is bound to a pirq of `dom`, or no longer, and unmasks or masks it.
@@ -239,10 +212,7 @@ impl IrqTable {
     /// Takes back the interrupts of `dom` that `which` picks.
     pub fn release(&mut self, dom: DomId, devices: &[PciDevice], which: impl Fn(&Source) -> bool) {
         for slot in &mut self.slots {
-            if let Some(irq) = slot
-                .as_ref()
-                .filter(|irq| irq.owner == dom && which(&irq.source))
-            {
+            if let Some(irq) = slot.as_ref().filter(|irq| irq.owner == dom && which(&irq.source)) {
                 irq.source.set_masked(true, devices);
                 *slot = None;
             }

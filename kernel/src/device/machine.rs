@@ -22,10 +22,7 @@ pub mod fake {
 
     impl Default for Function {
         fn default() -> Self {
-            Self {
-                bytes: [0; 256],
-                writable: [0; 256],
-            }
+            Self { bytes: [0; 256], writable: [0; 256] }
         }
     }
 
@@ -71,9 +68,9 @@ pub mod fake {
             let Some(function) = bus.functions.get(&sbdf) else {
                 return u32::MAX;
             };
-            (0..u16::from(width)).rev().fold(0, |v, n| {
-                v << 8 | u32::from(function.bytes[usize::from(offset + n)])
-            })
+            (0..u16::from(width))
+                .rev()
+                .fold(0, |v, n| v << 8 | u32::from(function.bytes[usize::from(offset + n)]))
         })
     }
 
@@ -92,16 +89,7 @@ pub mod fake {
     }
 
     pub fn ioapic_set(gsi: u32, vector: u8, level: bool, _low_active: bool, masked: bool) {
-        with(|bus| {
-            bus.lines.insert(
-                gsi,
-                Line {
-                    vector,
-                    level,
-                    masked,
-                },
-            )
-        });
+        with(|bus| bus.lines.insert(gsi, Line { vector, level, masked }));
     }
 
     pub fn ioapic_mask(gsi: u32, masked: bool) {

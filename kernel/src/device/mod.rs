@@ -86,9 +86,7 @@ pub struct IoRange {
 
 impl IoRange {
     fn contains(&self, mfn: Mfn) -> bool {
-        mfn.get()
-            .checked_sub(self.first.get())
-            .is_some_and(|n| n < self.frames)
+        mfn.get().checked_sub(self.first.get()).is_some_and(|n| n < self.frames)
     }
 }
 
@@ -130,10 +128,7 @@ pub struct Devices {
 
 impl Devices {
     pub const fn new() -> Self {
-        Self {
-            list: Vec::new(),
-            irqs: IrqTable::new(),
-        }
+        Self { list: Vec::new(), irqs: IrqTable::new() }
     }
 
     /// Finds the functions of the machine and switches off what would act on its own:
@@ -167,17 +162,12 @@ impl Devices {
 
     /// The device, if `dom` owns it.
     pub fn owned(&self, dom: DomId, sbdf: Sbdf) -> Result<&PciDevice, DeviceError> {
-        self.find(sbdf)
-            .filter(|d| d.owner == Some(dom))
-            .ok_or(DeviceError::NotOwned { sbdf })
+        self.find(sbdf).filter(|d| d.owner == Some(dom)).ok_or(DeviceError::NotOwned { sbdf })
     }
 
     /// The `index`th device of `dom`; for Dom0 the `index`th of all.
     pub fn nth(&self, dom: DomId, index: usize) -> Option<&PciDevice> {
-        self.list
-            .iter()
-            .filter(|d| dom == DomId::DOM0 || d.owner == Some(dom))
-            .nth(index)
+        self.list.iter().filter(|d| dom == DomId::DOM0 || d.owner == Some(dom)).nth(index)
     }
 
     /// Gives a device that nobody owns to `dom`.
@@ -190,11 +180,8 @@ impl Devices {
         dom: DomId,
         to: &mut DomainDevices,
     ) -> Result<(), DeviceError> {
-        let device = self
-            .list
-            .iter_mut()
-            .find(|d| d.sbdf == sbdf)
-            .ok_or(DeviceError::NotOwned { sbdf })?;
+        let device =
+            self.list.iter_mut().find(|d| d.sbdf == sbdf).ok_or(DeviceError::NotOwned { sbdf })?;
         if let Some(owner) = device.owner {
             return Err(DeviceError::Taken { sbdf, owner });
         }
@@ -248,8 +235,7 @@ impl Devices {
         };
         reset::stop(device);
         if let Some(owner) = device.owner {
-            self.irqs
-                .release(owner, &self.list, |source| source.is_of(sbdf));
+            self.irqs.release(owner, &self.list, |source| source.is_of(sbdf));
         }
     }
 

@@ -31,19 +31,11 @@ impl Msix {
         let (index, offset) = ((place & 7) as usize, u64::from(place & !7));
         let bar = bars.get(index).filter(|bar| !bar.is_io)?;
         let bytes = usize::from(entries) * ENTRY_BYTES;
-        let end = offset
-            .checked_add(bytes as u64)
-            .filter(|&end| end <= bar.bytes)?;
+        let end = offset.checked_add(bytes as u64).filter(|&end| end <= bar.bytes)?;
         let table = DeviceWindow::map(Maddr::new(bar.maddr.checked_add(offset)?), bytes)?;
         let page = PAGE_SIZE as u64;
         let pages = (offset / page, end.div_ceil(page));
-        Some(Self {
-            capability: at,
-            entries,
-            table,
-            bar: index,
-            pages,
-        })
+        Some(Self { capability: at, entries, table, bar: index, pages })
     }
 
     /// How many messages it has, 1..=2048.

@@ -57,13 +57,7 @@ impl Sbdf {
 
 impl fmt::Display for Sbdf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:02x}:{:02x}.{}",
-            self.bus(),
-            self.device(),
-            self.function()
-        )
+        write!(f, "{:02x}:{:02x}.{}", self.bus(), self.device(), self.function())
     }
 }
 
@@ -144,39 +138,29 @@ impl PciDevice {
     /// that hold the MSI-X table or its pending bits.
     pub fn mappable(&self) -> impl Iterator<Item = IoRange> + '_ {
         const PAGE: u64 = PAGE_SIZE as u64;
-        self.bars
-            .iter()
-            .enumerate()
-            .filter(|(_, bar)| !bar.is_io && bar.bytes >= PAGE)
-            .flat_map(move |(index, bar)| {
+        self.bars.iter().enumerate().filter(|(_, bar)| !bar.is_io && bar.bytes >= PAGE).flat_map(
+            move |(index, bar)| {
                 let hole = self.msix.as_ref().and_then(|msix| msix.hole(index));
                 let frames = bar.bytes / PAGE;
                 let (start, end) = hole.unwrap_or((frames, frames));
                 let (start, end) = (start.min(frames), end.min(frames));
-                [(0, start), (end, frames)]
-                    .into_iter()
-                    .filter(|(from, to)| from < to)
-                    .map(move |(from, to)| IoRange {
+                [(0, start), (end, frames)].into_iter().filter(|(from, to)| from < to).map(
+                    move |(from, to)| IoRange {
                         // Can not overflow: a BAR is below 2^64 bytes, a frame number below 2^52.
-                        first: Maddr::new(bar.maddr)
-                            .mfn()
-                            .checked_add(from)
-                            .unwrap_or_default(),
+                        first: Maddr::new(bar.maddr).mfn().checked_add(from).unwrap_or_default(),
                         frames: to - from,
                         sbdf: self.sbdf,
-                    })
-            })
+                    },
+                )
+            },
+        )
     }
 }
 
 /// The capabilities of a function: (id, offset), at most [`MAX_CAPABILITIES`].
 pub fn capabilities(sbdf: Sbdf) -> impl Iterator<Item = (u8, u16)> {
     let has_list = sbdf.read(STATUS, 2) & 1 << 4 != 0;
-    let mut next = if has_list {
-        sbdf.read(CAPABILITIES, 1) as u16 & !3
-    } else {
-        0
-    };
+    let mut next = if has_list { sbdf.read(CAPABILITIES, 1) as u16 & !3 } else { 0 };
     (0..MAX_CAPABILITIES).map_while(move |_| {
         // The header ends at 0x40; a capability takes at least its own four bytes.
         if !(0x40..=0xfc).contains(&next) {
@@ -204,20 +188,11 @@ fn size_bar(sbdf: Sbdf, index: u16) -> (Bar, bool) {
     if low & 1 != 0 {
         // Ports: 16 or 32 bits of address; what the top reads as does not matter.
         let bytes = u64::from((!(low_mask & !3) & 0xffff).wrapping_add(1) & 0xffff);
-        let bar = Bar {
-            maddr: u64::from(low & !3),
-            bytes,
-            is_io: true,
-            is_prefetchable: false,
-        };
+        let bar = Bar { maddr: u64::from(low & !3), bytes, is_io: true, is_prefetchable: false };
         return (bar, false);
     }
     let is_wide = low & 6 == 4 && index < 5;
-    let (high, high_mask) = if is_wide {
-        probe(at + 4)
-    } else {
-        (0, u32::MAX)
-    };
+    let (high, high_mask) = if is_wide { probe(at + 4) } else { (0, u32::MAX) };
     let maddr = u64::from(high) << 32 | u64::from(low & !15);
     let mask = u64::from(high_mask) << 32 | u64::from(low_mask & !15);
     // A register that is not there reads as zero.
@@ -258,9 +233,7 @@ fn virtio_status(sbdf: Sbdf, bars: &[Bar; 6]) -> Option<(DeviceWindow, usize)> {
     let (_, cap) = capabilities(sbdf).find(|&(id, at)| {
         id == CAP_VENDOR && at <= 0xf0 && sbdf.read(at + 3, 1) == COMMON_CONFIG
     })?;
-    let bar = bars
-        .get(sbdf.read(cap + 4, 1) as usize)
-        .filter(|bar| !bar.is_io)?;
+    let bar = bars.get(sbdf.read(cap + 4, 1) as usize).filter(|bar| !bar.is_io)?;
     let at = u64::from(sbdf.read(cap + 8, 4)).checked_add(DEVICE_STATUS)?;
     let page = at & !(PAGE_SIZE as u64 - 1);
     (at < bar.bytes).then_some(())?;
@@ -294,10 +267,7 @@ fn reset_method(sbdf: Sbdf, vendor: u16, bars: &[Bar; 6]) -> ResetMethod {
 /// Reads all there is to know of one endpoint.
 fn endpoint(sbdf: Sbdf, id: u32, root_of: impl Fn(u32) -> (u32, u32)) -> PciDevice {
     let bars = bars(sbdf);
-    let pin = sbdf
-        .read(INTERRUPT_PIN, 1)
-        .checked_sub(1)
-        .filter(|&pin| pin < 4);
+    let pin = sbdf.read(INTERRUPT_PIN, 1).checked_sub(1).filter(|&pin| pin < 4);
     let vendor = id as u16;
     let find = |id| capabilities(sbdf).find(|cap| cap.0 == id).map(|cap| cap.1);
     PciDevice {
@@ -342,11 +312,7 @@ type Path = heapless::Vec<u32, MAX_DEPTH>;
 /// What a pin of a device on a bus becomes on the root bus: each bridge turns it by the
 /// number of the device below (PCI-to-PCI Bridge Architecture 1.2, 9.1).
 fn swizzle(path: &Path, device: u32, pin: u32) -> (u32, u32) {
-    path.iter()
-        .rev()
-        .fold((device, pin), |(device, pin), &bridge| {
-            (bridge, (pin + device) % 4)
-        })
+    path.iter().rev().fold((device, pin), |(device, pin), &bridge| (bridge, (pin + device) % 4))
 }
 
 /// Walks all buses from bus 0 and hands each function to `found` until it says no.

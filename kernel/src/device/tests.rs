@@ -22,23 +22,16 @@ fn sbdf(raw: u32) -> Sbdf {
 /// no function-level reset.
 fn virtio_disk() -> Function {
     let mut f = Function::default();
-    f.set(0x00, &[0xf4, 0x1a, 0x42, 0x10])
-        .set(0x08, &[1, 0, 0, 1])
-        .set(0x06, &[0x10, 0]);
+    f.set(0x00, &[0xf4, 0x1a, 0x42, 0x10]).set(0x08, &[1, 0, 0, 1]).set(0x06, &[0x10, 0]);
     f.allow(0x04, &[0xff, 0x07]).set(0x04, &[7, 0]);
-    f.set(0x14, &(MSIX_BAR as u32).to_le_bytes())
-        .allow(0x14, &0xffff_f000u32.to_le_bytes());
-    f.set(0x20, &(MAIN_BAR as u32 | 12).to_le_bytes())
-        .allow(0x20, &0xffff_c000u32.to_le_bytes());
-    f.set(0x24, &((MAIN_BAR >> 32) as u32).to_le_bytes())
-        .allow(0x24, &[0xff; 4]);
+    f.set(0x14, &(MSIX_BAR as u32).to_le_bytes()).allow(0x14, &0xffff_f000u32.to_le_bytes());
+    f.set(0x20, &(MAIN_BAR as u32 | 12).to_le_bytes()).allow(0x20, &0xffff_c000u32.to_le_bytes());
+    f.set(0x24, &((MAIN_BAR >> 32) as u32).to_le_bytes()).allow(0x24, &[0xff; 4]);
     f.set(0x34, &[0x40]).set(0x3d, &[1]);
     // MSI-X: two entries in BAR 1 at 0.
-    f.set(0x40, &[0x11, 0x50, 1, 0, 1, 0, 0, 0, 1, 8, 0, 0])
-        .allow(0x42, &[0, 0xc0]);
+    f.set(0x40, &[0x11, 0x50, 1, 0, 1, 0, 0, 0, 1, 8, 0, 0]).allow(0x42, &[0, 0xc0]);
     // Common configuration: BAR 4 from 0x1000.
-    f.set(0x50, &[9, 0x64, 16, 1, 4, 0, 0, 0, 0, 0x10, 0, 0])
-        .allow(0x50, &[0xff; 16]);
+    f.set(0x50, &[9, 0x64, 16, 1, 4, 0, 0, 0, 0, 0x10, 0, 0]).allow(0x50, &[0xff; 16]);
     // The window to BARs.
     f.set(0x64, &[9, 0x78, 20, 5]).allow(0x64, &[0xff; 20]);
     f.set(0x78, &[1, 0, 3, 0]).allow(0x78, &[0xff; 8]);
@@ -50,8 +43,7 @@ pub fn machine() -> Devices {
     fake::with(|bus| {
         *bus = Default::default();
         let mut host = Function::default();
-        host.set(0, &[0x86, 0x80, 0xc0, 0x29])
-            .set(0x08, &[0, 0, 0, 6]);
+        host.set(0, &[0x86, 0x80, 0xc0, 0x29]).set(0x08, &[0, 0, 0, 6]);
         bus.functions.insert(0, host);
         bus.functions.insert(DISK, virtio_disk());
         // A root port with a second disk behind it.
@@ -86,10 +78,7 @@ fn command(raw: u32) -> u32 {
 fn scanning_finds_bars_and_leaves_them_as_they_were() {
     let devices = machine();
     let disk = devices.find(sbdf(DISK)).unwrap();
-    assert_eq!(
-        (disk.vendor, disk.device, disk.class),
-        (0x1af4, 0x1042, 0x01_00_00)
-    );
+    assert_eq!((disk.vendor, disk.device, disk.class), (0x1af4, 0x1042, 0x01_00_00));
     assert_eq!((disk.bars[1].maddr, disk.bars[1].bytes), (MSIX_BAR, 0x1000));
     assert_eq!((disk.bars[4].maddr, disk.bars[4].bytes), (MAIN_BAR, 0x4000));
     assert!(disk.bars[4].is_prefetchable && !disk.bars[1].is_prefetchable);
@@ -111,14 +100,7 @@ fn an_owner_may_map_its_bars_but_not_the_interrupt_table() {
     let main = Mfn::new(MAIN_BAR >> 12);
     assert!(!mine.allows_io(main));
     devices.assign(sbdf(DISK), DRIVER, &mut mine).unwrap();
-    assert_eq!(
-        mine.ranges.as_slice(),
-        [IoRange {
-            first: main,
-            frames: 4,
-            sbdf: sbdf(DISK)
-        }]
-    );
+    assert_eq!(mine.ranges.as_slice(), [IoRange { first: main, frames: 4, sbdf: sbdf(DISK) }]);
     assert!(mine.allows_io(main) && mine.allows_io(main.checked_add(3).unwrap()));
     assert!(!mine.allows_io(main.checked_add(4).unwrap()));
     assert!(!mine.allows_io(Mfn::new(MSIX_BAR >> 12)));
@@ -135,12 +117,8 @@ fn a_table_inside_a_bar_leaves_the_pages_around_it() {
     });
     let mut devices = Devices::default();
     devices.scan();
-    let ranges: Vec<_> = devices
-        .find(sbdf(DISK))
-        .unwrap()
-        .mappable()
-        .map(|r| (r.first.get(), r.frames))
-        .collect();
+    let ranges: Vec<_> =
+        devices.find(sbdf(DISK)).unwrap().mappable().map(|r| (r.first.get(), r.frames)).collect();
     let main = MAIN_BAR >> 12;
     assert_eq!(ranges, [(MSIX_BAR >> 12, 1), (main, 1), (main + 2, 2)]);
 }
@@ -150,10 +128,7 @@ fn a_device_has_one_owner() {
     let mut devices = machine();
     let (mut a, mut b) = (DomainDevices::default(), DomainDevices::default());
     devices.assign(sbdf(DISK), DRIVER, &mut a).unwrap();
-    let taken = DeviceError::Taken {
-        sbdf: sbdf(DISK),
-        owner: DRIVER,
-    };
+    let taken = DeviceError::Taken { sbdf: sbdf(DISK), owner: DRIVER };
     assert_eq!(devices.assign(sbdf(DISK), OTHER, &mut b), Err(taken));
     assert_eq!(b.ranges.len(), 0);
     let not_owned = DeviceError::NotOwned { sbdf: sbdf(DISK) };
@@ -170,10 +145,7 @@ fn bridges_and_absent_devices_are_not_assigned() {
         Err(DeviceError::Bridge { sbdf: sbdf(0) })
     );
     let port = sbdf(4 << 3);
-    assert_eq!(
-        devices.assign(port, DRIVER, &mut mine),
-        Err(DeviceError::Bridge { sbdf: port })
-    );
+    assert_eq!(devices.assign(port, DRIVER, &mut mine), Err(DeviceError::Bridge { sbdf: port }));
     let absent = sbdf(9 << 3);
     assert_eq!(
         devices.assign(absent, DRIVER, &mut mine),
@@ -197,10 +169,7 @@ fn configuration_writes_reach_decoding_and_bus_mastering_only() {
         0x74, 0x7c,
     ];
     for offset in at {
-        let refused = DeviceError::Protected {
-            sbdf: sbdf(DISK),
-            offset,
-        };
+        let refused = DeviceError::Protected { sbdf: sbdf(DISK), offset };
         assert_eq!(config::write(disk, offset, 2, u32::MAX), Err(refused));
     }
     assert_eq!(fake::with(|bus| bus.writes.len()), 0);
@@ -212,16 +181,9 @@ fn configuration_writes_reach_decoding_and_bus_mastering_only() {
 fn configuration_access_is_aligned_and_within_256_bytes() {
     let devices = machine();
     let disk = devices.find(sbdf(DISK)).unwrap();
-    for (offset, width) in [
-        (1, 2),
-        (2, 4),
-        (0, 3),
-        (0, 0),
-        (0, 8),
-        (256, 1),
-        (0xffff, 1),
-        (0xfffc, 4),
-    ] {
+    for (offset, width) in
+        [(1, 2), (2, 4), (0, 3), (0, 0), (0, 8), (256, 1), (0xffff, 1), (0xfffc, 4)]
+    {
         let refused = Err(DeviceError::BadRegister { offset, width });
         assert_eq!(config::read(disk, offset, width), refused);
         assert_eq!(config::write(disk, offset, width, 0), refused.map(|_| ()));
@@ -233,11 +195,7 @@ fn configuration_access_is_aligned_and_within_256_bytes() {
 fn a_capability_list_that_loops_ends() {
     machine();
     fake::with(|bus| {
-        bus.functions
-            .get_mut(&DISK)
-            .unwrap()
-            .set(0x79, &[0x40])
-            .set(0x41, &[0x78]);
+        bus.functions.get_mut(&DISK).unwrap().set(0x79, &[0x40]).set(0x41, &[0x78]);
     });
     let mut devices = Devices::default();
     assert_eq!(devices.scan(), 4);
@@ -272,10 +230,7 @@ fn a_pirq_answers_to_its_owner_only() {
     assert_eq!(devices.bind_pirq(OTHER, pirq), refused);
     assert_eq!(devices.irqs().eoi(OTHER, pirq), refused);
     for pirq in [0, 15, 175, 176, u32::MAX] {
-        assert_eq!(
-            devices.bind_pirq(DRIVER, pirq),
-            Err(DeviceError::NotYourPirq { pirq })
-        );
+        assert_eq!(devices.bind_pirq(DRIVER, pirq), Err(DeviceError::NotYourPirq { pirq }));
     }
 }
 
@@ -288,14 +243,7 @@ fn a_line_that_is_never_acknowledged_stays_masked() {
     let vector = FIRST_VECTOR + pirq as u8;
     // q35: slot 3, INTA.
     let line = || fake::with(|bus| bus.lines[&23]);
-    assert_eq!(
-        line(),
-        Line {
-            vector,
-            level: true,
-            masked: true
-        }
-    );
+    assert_eq!(line(), Line { vector, level: true, masked: true });
     devices.bind_pirq(DRIVER, pirq).unwrap();
     assert!(!line().masked);
     assert_eq!(command(DISK) & CMD_NO_INTX, 0);
@@ -306,10 +254,7 @@ fn a_line_that_is_never_acknowledged_stays_masked() {
     devices.unbind_pirq(DRIVER, pirq);
     assert!(line().masked);
     devices.irqs().eoi(DRIVER, pirq).unwrap();
-    assert!(
-        line().masked,
-        "an acknowledgement does not unmask what nobody listens to"
-    );
+    assert!(line().masked, "an acknowledgement does not unmask what nobody listens to");
 }
 
 #[test]
@@ -339,10 +284,7 @@ fn quiescing_stops_the_device_and_frees_its_interrupts() {
     assert_eq!(command(DISK) & (CMD_MASTER | CMD_NO_INTX), CMD_NO_INTX);
     assert_eq!(table().read(12), 1);
     assert!(devices.irqs.fired(FIRST_VECTOR + pirq as u8).is_none());
-    assert_eq!(
-        devices.bind_pirq(DRIVER, pirq),
-        Err(DeviceError::NotYourPirq { pirq })
-    );
+    assert_eq!(devices.bind_pirq(DRIVER, pirq), Err(DeviceError::NotYourPirq { pirq }));
     assert!(devices.owned(DRIVER, sbdf(DISK)).is_ok(), "stays assigned");
     devices.disown(DRIVER);
     assert!(devices.owned(DRIVER, sbdf(DISK)).is_err());
@@ -364,11 +306,7 @@ fn a_function_level_reset_keeps_the_base_addresses() {
     devices.assign(sbdf(DISK), DRIVER, &mut mine).unwrap();
     let writes: Vec<_> = fake::with(|bus| bus.writes.iter().map(|w| (w.1, w.3)).collect());
     let reset = writes.iter().position(|&w| w == (0x88, 0x8000)).unwrap();
-    assert!(
-        writes[..reset]
-            .iter()
-            .any(|&(at, v)| at == COMMAND && v & CMD_MASTER == 0)
-    );
+    assert!(writes[..reset].iter().any(|&(at, v)| at == COMMAND && v & CMD_MASTER == 0));
     assert!(writes[reset..].contains(&(0x20, MAIN_BAR as u32 | 12)));
     assert!(writes[reset..].contains(&(0x24, (MAIN_BAR >> 32) as u32)));
     assert_eq!(command(DISK) & CMD_MEMORY, CMD_MEMORY);
@@ -379,11 +317,7 @@ fn an_isa_line_is_edge_triggered_and_keeps_its_number() {
     let mut devices = machine();
     devices.irqs().assign_isa(DomId::DOM0, COM2);
     let vector = FIRST_VECTOR + 3;
-    let line = |masked| Line {
-        vector,
-        level: false,
-        masked,
-    };
+    let line = |masked| Line { vector, level: false, masked };
     assert_eq!(fake::with(|bus| bus.lines[&3]), line(true));
     devices.bind_pirq(DomId::DOM0, 3).unwrap();
     assert_eq!(devices.irqs.fired(vector).map(|f| f.0), Some(DomId::DOM0));

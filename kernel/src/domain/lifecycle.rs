@@ -54,12 +54,7 @@ pub fn create(core: &mut Core, asked: &CreateDomain) -> Result<DomId, Errno> {
     let is_driver = asked.flags & CREATE_DRIVER != 0;
     new_domain(
         core,
-        Plan {
-            id,
-            max_vcpus: asked.max_vcpus,
-            max_pages: asked.max_pages,
-            is_driver,
-        },
+        Plan { id, max_vcpus: asked.max_vcpus, max_pages: asked.max_pages, is_driver },
     )?;
     Ok(id)
 }
@@ -86,10 +81,7 @@ pub fn new_domain(core: &mut Core, plan: Plan) -> Result<(), Errno> {
         shared_info,
         max_vcpus: plan.max_vcpus,
         vcpus: [const { None }; MAX_VCPUS],
-        memory: Reservation {
-            max_pages: plan.max_pages,
-            ..Reservation::default()
-        },
+        memory: Reservation { max_pages: plan.max_pages, ..Reservation::default() },
         events: event::EventTable::default(),
         grants: crate::memory::grant::GrantTable::default(),
         devices: crate::device::DomainDevices::default(),
@@ -120,20 +112,10 @@ pub fn new_domain(core: &mut Core, plan: Plan) -> Result<(), Errno> {
 fn new_vcpu(core: &mut Core, dom: DomId, id: VcpuId) -> Result<(), Errno> {
     let domain = core.domains.get_mut(dom).ok_or(Errno::ESRCH)?;
     let (incarnation, info) = (domain.incarnation, legacy_info(domain, id));
-    let slot = domain
-        .vcpus
-        .get_mut(id.get() as usize)
-        .ok_or(Errno::EINVAL)?;
+    let slot = domain.vcpus.get_mut(id.get() as usize).ok_or(Errno::EINVAL)?;
     *slot = Some(Vcpu::boxed(&mut core.frames, dom, id, incarnation, info).ok_or(Errno::ENOMEM)?);
     mask_events(core, info);
-    sched::add(
-        core,
-        VcpuRef {
-            dom,
-            vcpu: id,
-            incarnation,
-        },
-    )
+    sched::add(core, VcpuRef { dom, vcpu: id, incarnation })
 }
 
 /// Events are off until the guest says otherwise.
@@ -168,11 +150,7 @@ pub fn shutdown(core: &mut Core, dom: DomId, reason: u32) {
     domain.life = Life::Shutdown(reason);
     if dom == DomId::DOM0 {
         log::error!("Dom0 shut down, reason {reason}: {}", domain.reason);
-        arch::exit_machine(if reason == SHUTDOWN_POWEROFF {
-            EXIT_OK
-        } else {
-            EXIT_DOM0_DIED
-        });
+        arch::exit_machine(if reason == SHUTDOWN_POWEROFF { EXIT_OK } else { EXIT_DOM0_DIED });
     }
     sched::refresh(core, dom);
     tell_dom0(core);
@@ -242,11 +220,7 @@ pub fn unpause(core: &mut Core, dom: DomId) -> Result<(), Errno> {
 ///
 /// Errors: `ESRCH` when there is none.
 pub fn info(core: &mut Core, from: DomId) -> Result<DomainInfo, Errno> {
-    let id = core
-        .domains
-        .ids()
-        .find(|&id| id >= from)
-        .ok_or(Errno::ESRCH)?;
+    let id = core.domains.ids().find(|&id| id >= from).ok_or(Errno::ESRCH)?;
     let mut cpu_time_ns = 0;
     let (mut online, mut blocked) = (0, 0);
     for vcpu in (0..MAX_VCPUS as u32).map(VcpuId::new) {
@@ -254,21 +228,12 @@ pub fn info(core: &mut Core, from: DomId) -> Result<DomainInfo, Errno> {
             continue;
         };
         cpu_time_ns += times.time[0];
-        if core
-            .domains
-            .get(id)
-            .and_then(|d| d.vcpu(vcpu))
-            .is_some_and(|v| v.online)
-        {
+        if core.domains.get(id).and_then(|d| d.vcpu(vcpu)).is_some_and(|v| v.online) {
             online += 1;
             blocked += u32::from(times.state == RUNSTATE_BLOCKED);
         }
     }
-    let is_running = core
-        .cpus
-        .iter()
-        .flat_map(|cpu| cpu.current)
-        .any(|current| current.dom == id);
+    let is_running = core.cpus.iter().flat_map(|cpu| cpu.current).any(|current| current.dom == id);
     let domain = core.domains.get(id).ok_or(Errno::ESRCH)?;
     let (life, shutdown_reason) = match domain.life {
         Life::Alive if is_running => (STATE_RUNNING, 0),

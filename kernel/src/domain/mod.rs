@@ -94,10 +94,7 @@ pub struct DomainTable {
 
 impl DomainTable {
     pub const fn new() -> Self {
-        Self {
-            slots: [const { None }; MAX_DOMAINS],
-            lives: [0; MAX_DOMAINS],
-        }
+        Self { slots: [const { None }; MAX_DOMAINS], lives: [0; MAX_DOMAINS] }
     }
 
     pub fn get(&self, id: DomId) -> Option<&Domain> {
@@ -110,10 +107,7 @@ impl DomainTable {
 
     /// Two different domains at once; `None` if they are one or either is missing.
     pub fn pair_mut(&mut self, a: DomId, b: DomId) -> Option<(&mut Domain, &mut Domain)> {
-        let [x, y] = self
-            .slots
-            .get_disjoint_mut([a.get() as usize, b.get() as usize])
-            .ok()?;
+        let [x, y] = self.slots.get_disjoint_mut([a.get() as usize, b.get() as usize]).ok()?;
         Some((x.as_deref_mut()?, y.as_deref_mut()?))
     }
 
@@ -134,10 +128,7 @@ impl DomainTable {
     }
 
     pub fn ids(&self) -> impl Iterator<Item = DomId> + '_ {
-        (0..)
-            .zip(&self.slots)
-            .filter(|(_, slot)| slot.is_some())
-            .map(|(n, _)| DomId::new(n))
+        (0..).zip(&self.slots).filter(|(_, slot)| slot.is_some()).map(|(n, _)| DomId::new(n))
     }
 
     /// Puts a new domain into its slot; gives it back if the slot is taken or the id too large.

@@ -69,12 +69,7 @@ pub fn reset(core: &mut Core, dom: DomId) -> Result<Progress, Errno> {
 fn run(core: &mut Core, dom: DomId, wanted: Ending) -> Result<Progress, Errno> {
     let domain = lifecycle::subject(core, dom)?;
     match &mut domain.teardown {
-        None => {
-            domain.teardown = Some(Teardown {
-                ending: wanted,
-                phase: Phase::Devices,
-            })
-        }
+        None => domain.teardown = Some(Teardown { ending: wanted, phase: Phase::Devices }),
         // A reset that turns out to be the end goes on from where it is.
         Some(under_way) if wanted == Ending::Destroy => under_way.ending = wanted,
         Some(under_way) if under_way.ending == wanted => {}
@@ -98,14 +93,8 @@ fn run(core: &mut Core, dom: DomId, wanted: Ending) -> Result<Progress, Errno> {
                 Some(Phase::Ports)
             }
             Phase::Ports => done(event::close_all(core, dom, &mut { BUDGET }), Phase::Maps),
-            Phase::Maps => done(
-                grant::release_maps(core, dom, &mut { BUDGET }),
-                Phase::Memory,
-            ),
-            Phase::Memory => done(
-                relinquish(core, dom, usize::MAX),
-                Phase::Structures,
-            ),
+            Phase::Maps => done(grant::release_maps(core, dom, &mut { BUDGET }), Phase::Memory),
+            Phase::Memory => done(relinquish(core, dom, usize::MAX), Phase::Structures),
             Phase::Structures => {
                 match state.ending {
                     Ending::Destroy => bury(core, dom),
@@ -157,14 +146,7 @@ fn stop_vcpu(core: &mut Core, dom: DomId, id: VcpuId) {
     if core::mem::take(&mut vcpu.info_registered) {
         core.frames.put_writable(info.mfn());
     }
-    sched::remove(
-        core,
-        VcpuRef {
-            dom,
-            vcpu: id,
-            incarnation,
-        },
-    );
+    sched::remove(core, VcpuRef { dom, vcpu: id, incarnation });
     release_context(core, dom, id);
     release_roots(core, dom, roots);
 }
@@ -191,14 +173,7 @@ pub(super) fn discard(core: &mut Core, dom: DomId) {
         return;
     };
     for vcpu in (0..MAX_VCPUS as u32).map(VcpuId::new) {
-        sched::remove(
-            core,
-            VcpuRef {
-                dom,
-                vcpu,
-                incarnation,
-            },
-        );
+        sched::remove(core, VcpuRef { dom, vcpu, incarnation });
     }
     let Some(mut domain) = core.domains.remove(dom) else {
         return;
@@ -246,12 +221,5 @@ fn renew_vcpu(
     };
     state.renew(incarnation, info);
     lifecycle::mask_events(core, info);
-    sched::add(
-        core,
-        VcpuRef {
-            dom,
-            vcpu,
-            incarnation,
-        },
-    )
+    sched::add(core, VcpuRef { dom, vcpu, incarnation })
 }

@@ -24,31 +24,19 @@ fn domain(core: &Core, dom: DomId) -> Result<&Domain, EventError> {
 }
 
 fn domain_mut(core: &mut Core, dom: DomId) -> Result<&mut Domain, EventError> {
-    core.domains
-        .get_mut(dom)
-        .ok_or(EventError::NoDomain { dom })
+    core.domains.get_mut(dom).ok_or(EventError::NoDomain { dom })
 }
 
 fn check_vcpu(domain: &Domain, vcpu: VcpuId) -> Result<(), EventError> {
-    domain
-        .vcpu(vcpu)
-        .map(|_| ())
-        .ok_or(EventError::NoVcpu { vcpu })
+    domain.vcpu(vcpu).map(|_| ()).ok_or(EventError::NoVcpu { vcpu })
 }
 
 /// Finds a free port of `dom` and the memory for its state.
 fn free_port(core: &mut Core, dom: DomId) -> Result<Port, EventError> {
     let alive = |domain: &&mut Domain| domain.life != Life::Dying;
-    let domain = core
-        .domains
-        .get_mut(dom)
-        .filter(alive)
-        .ok_or(EventError::NoDomain { dom })?;
+    let domain = core.domains.get_mut(dom).filter(alive).ok_or(EventError::NoDomain { dom })?;
     let port = domain.events.lowest_free().ok_or(EventError::NoPort)?;
-    let taken = domain
-        .events
-        .reserve(&mut core.frames, port)
-        .ok_or(EventError::NoMemory)?;
+    let taken = domain.events.reserve(&mut core.frames, port).ok_or(EventError::NoMemory)?;
     domain.memory.overhead_pages += taken;
     Ok(port)
 }
@@ -82,20 +70,9 @@ pub fn bind_interdomain(
     }
     let offered = Binding::Unbound { remote: dom };
     if domain(core, remote)?.events.binding(remote_port) != offered {
-        return Err(EventError::NotOffered {
-            dom: remote,
-            port: remote_port,
-        });
+        return Err(EventError::NotOffered { dom: remote, port: remote_port });
     }
-    let port = open(
-        core,
-        dom,
-        Binding::Interdomain {
-            remote,
-            port: remote_port,
-        },
-        VCPU0,
-    )?;
+    let port = open(core, dom, Binding::Interdomain { remote, port: remote_port }, VCPU0)?;
     domain_mut(core, remote)?
         .events
         .rebind(remote_port, Binding::Interdomain { remote: dom, port });
@@ -117,9 +94,7 @@ pub fn bind_virq(core: &mut Core, dom: DomId, virq: u32, vcpu: VcpuId) -> Result
         return Err(EventError::Exists { port });
     }
     let port = open(core, dom, Binding::Virq(virq), vcpu)?;
-    domain_mut(core, dom)?
-        .events
-        .set_virq(vcpu, virq, Some(port));
+    domain_mut(core, dom)?.events.set_virq(vcpu, virq, Some(port));
     Ok(port)
 }
 
@@ -139,9 +114,7 @@ pub fn bind_pirq(core: &mut Core, dom: DomId, pirq: u32) -> Result<Port, EventEr
         return Err(EventError::Exists { port });
     }
     let port = free_port(core, dom)?;
-    core.devices
-        .bind_pirq(dom, pirq)
-        .map_err(|_| EventError::NotYours { pirq })?;
+    core.devices.bind_pirq(dom, pirq).map_err(|_| EventError::NotYours { pirq })?;
     let events = &mut domain_mut(core, dom)?.events;
     if !events.set_pirq(pirq, port) {
         core.devices.unbind_pirq(dom, pirq);
@@ -196,10 +169,7 @@ pub fn unmask(core: &mut Core, dom: DomId, port: Port) -> Result<Wake, EventErro
     if !was_masked || mem.read_u64(pending_word(caller, port)) & bit == 0 {
         return Ok(Wake::Nobody);
     }
-    let notified = caller
-        .events
-        .channel(port)
-        .map_or(VCPU0, |channel| channel.vcpu());
+    let notified = caller.events.channel(port).map_or(VCPU0, |channel| channel.vcpu());
     let mask = match caller.vcpu(notified) {
         Some(vcpu) if mark_vcpu(mem, vcpu, port) => 1 << vcpu.id.get(),
         _ => 0,
@@ -225,18 +195,8 @@ pub fn status(core: &Core, dom: DomId, port: Port) -> Result<Status, EventError>
         Binding::Virq(virq) => (EVTCHNSTAT_VIRQ, virq, 0),
         Binding::Ipi => (EVTCHNSTAT_IPI, 0, 0),
     };
-    let vcpu = events
-        .channel(port)
-        .map_or(0, |channel| channel.vcpu().get());
-    Ok(Status {
-        dom: dom.get(),
-        port: port.get(),
-        status,
-        vcpu,
-        arg0,
-        arg1,
-        ..Status::default()
-    })
+    let vcpu = events.channel(port).map_or(0, |channel| channel.vcpu().get());
+    Ok(Status { dom: dom.get(), port: port.get(), status, vcpu, arg0, arg1, ..Status::default() })
 }
 
 /// Closes a port. The peer of an interdomain channel falls back to unbound, offered to `dom` again,
@@ -281,11 +241,7 @@ pub fn close_all(core: &mut Core, dom: DomId, budget: &mut u32) -> Progress {
 
 /// Closes open ports, each taking one from `budget`. `EVTCHNOP_reset` of a living domain.
 pub fn close_some(core: &mut Core, dom: DomId, budget: &mut u32) -> Progress {
-    while let Some(port) = core
-        .domains
-        .get_mut(dom)
-        .and_then(|domain| domain.events.first_open())
-    {
+    while let Some(port) = core.domains.get_mut(dom).and_then(|domain| domain.events.first_open()) {
         if *budget == 0 {
             return Progress::More;
         }
@@ -306,9 +262,5 @@ pub fn named(core: &Core, caller: DomId, raw: u16) -> Result<DomId, Errno> {
         return Ok(caller);
     }
     domain(core, dom)?;
-    if caller == DomId::DOM0 {
-        Ok(dom)
-    } else {
-        Err(EventError::NotPermitted.into())
-    }
+    if caller == DomId::DOM0 { Ok(dom) } else { Err(EventError::NotPermitted.into()) }
 }

@@ -85,34 +85,23 @@ const fn bit_of(port: Port) -> (usize, u64) {
 }
 
 fn pending_word(domain: &Domain, port: Port) -> Maddr {
-    at(
-        domain.shared_info.maddr(),
-        offset_of!(SharedInfo, evtchn_pending) + bit_of(port).0,
-    )
+    at(domain.shared_info.maddr(), offset_of!(SharedInfo, evtchn_pending) + bit_of(port).0)
 }
 
 fn mask_word(domain: &Domain, port: Port) -> Maddr {
-    at(
-        domain.shared_info.maddr(),
-        offset_of!(SharedInfo, evtchn_mask) + bit_of(port).0,
-    )
+    at(domain.shared_info.maddr(), offset_of!(SharedInfo, evtchn_mask) + bit_of(port).0)
 }
 
 /// Marks the vCPU's selector and upcall flag; whether it was not marked before.
 fn mark_vcpu(mem: PhysMem, vcpu: &Vcpu, port: Port) -> bool {
     let selector = 1 << (port.get() / 64);
-    let marked = mem.fetch_or_u64(
-        at(vcpu.info, offset_of!(VcpuInfo, evtchn_pending_sel)),
-        selector,
-    );
+    let marked =
+        mem.fetch_or_u64(at(vcpu.info, offset_of!(VcpuInfo, evtchn_pending_sel)), selector);
     marked & selector == 0 && mark_upcall(mem, vcpu)
 }
 
 fn mark_upcall(mem: PhysMem, vcpu: &Vcpu) -> bool {
-    mem.swap_u8(
-        at(vcpu.info, offset_of!(VcpuInfo, evtchn_upcall_pending)),
-        1,
-    ) == 0
+    mem.swap_u8(at(vcpu.info, offset_of!(VcpuInfo, evtchn_upcall_pending)), 1) == 0
 }
 
 /// Makes a port pending, and its vCPU if the guest has not masked it. Nothing happens for a port
@@ -122,11 +111,7 @@ pub fn set_pending(core: &mut Core, dom: DomId, port: Port) -> Wake {
     let Some(domain) = core.domains.get(dom) else {
         return Wake::Nobody;
     };
-    let Some(channel) = domain
-        .events
-        .channel(port)
-        .filter(|channel| channel.is_open())
-    else {
+    let Some(channel) = domain.events.channel(port).filter(|channel| channel.is_open()) else {
         return Wake::Nobody;
     };
     let bit = bit_of(port).1;
@@ -147,11 +132,7 @@ pub fn set_pending(core: &mut Core, dom: DomId, port: Port) -> Wake {
 fn wake_of(domain: &Domain, mask: u32) -> Wake {
     match mask {
         0 => Wake::Nobody,
-        mask => Wake::Vcpus {
-            dom: domain.id,
-            incarnation: domain.incarnation,
-            mask,
-        },
+        mask => Wake::Vcpus { dom: domain.id, incarnation: domain.incarnation, mask },
     }
 }
 
@@ -172,19 +153,13 @@ fn pollers_of(core: &Core, domain: &Domain, port: Port) -> u32 {
 /// guest has bound no port to it.
 pub fn raise_virq(core: &mut Core, dom: DomId, vcpu: Option<VcpuId>, virq: u32) -> Wake {
     debug_assert!(virq < NR_VIRQS, "virqs are named by the core itself");
-    let port = core
-        .domains
-        .get(dom)
-        .and_then(|domain| domain.events.virq(vcpu, virq));
+    let port = core.domains.get(dom).and_then(|domain| domain.events.virq(vcpu, virq));
     port.map_or(Wake::Nobody, |port| set_pending(core, dom, port))
 }
 
 /// Forwards a physical interrupt to the port bound to it, if any.
 pub fn raise_pirq(core: &mut Core, dom: DomId, pirq: u32) -> Wake {
-    let port = core
-        .domains
-        .get(dom)
-        .and_then(|domain| domain.events.pirq(pirq));
+    let port = core.domains.get(dom).and_then(|domain| domain.events.pirq(pirq));
     port.map_or(Wake::Nobody, |port| set_pending(core, dom, port))
 }
 
@@ -198,10 +173,7 @@ pub fn upcall_due(core: &Core, vcpu: &Vcpu) -> bool {
 
 /// Whether the vCPU takes no events at present.
 pub fn is_upcall_masked(core: &Core, vcpu: &Vcpu) -> bool {
-    core.frames
-        .mem()
-        .read_u8(at(vcpu.info, offset_of!(VcpuInfo, evtchn_upcall_mask)))
-        != 0
+    core.frames.mem().read_u8(at(vcpu.info, offset_of!(VcpuInfo, evtchn_upcall_mask))) != 0
 }
 
 /// Sets or clears the vCPU's upcall mask, as upcalls, `iret` and block do.
@@ -213,27 +185,17 @@ pub fn set_upcall_mask(core: &Core, vcpu: &Vcpu, masked: bool) {
 /// Whether a port of the domain is pending, as the guest sees it. For ports out of range: no.
 pub fn is_pending(core: &Core, dom: DomId, port: Port) -> bool {
     let limit = bulkhead_abi::shared_info::EVTCHN_2L_PORTS;
-    core.domains
-        .get(dom)
-        .filter(|_| port.get() < limit)
-        .is_some_and(|domain| {
-            core.frames.mem().read_u64(pending_word(domain, port)) & bit_of(port).1 != 0
-        })
+    core.domains.get(dom).filter(|_| port.get() < limit).is_some_and(|domain| {
+        core.frames.mem().read_u64(pending_word(domain, port)) & bit_of(port).1 != 0
+    })
 }
 
 /// Tells a vCPU to look at all its ports: after its `vcpu_info` has moved no event may be lost.
 pub fn mark_everything(core: &Core, who: VcpuRef) {
-    let Some(vcpu) = core
-        .domains
-        .get(who.dom)
-        .and_then(|domain| domain.vcpu(who.vcpu))
-    else {
+    let Some(vcpu) = core.domains.get(who.dom).and_then(|domain| domain.vcpu(who.vcpu)) else {
         return;
     };
     let mem = core.frames.mem();
-    mem.fetch_or_u64(
-        at(vcpu.info, offset_of!(VcpuInfo, evtchn_pending_sel)),
-        u64::MAX,
-    );
+    mem.fetch_or_u64(at(vcpu.info, offset_of!(VcpuInfo, evtchn_pending_sel)), u64::MAX);
     mark_upcall(mem, vcpu);
 }

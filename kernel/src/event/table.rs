@@ -50,10 +50,7 @@ pub struct Channel {
 const _: () = assert!(size_of::<[Channel; PER_BUCKET]>() <= PAGE_SIZE);
 
 impl Channel {
-    const CLOSED: Self = Self {
-        binding: Binding::Closed,
-        vcpu: 0,
-    };
+    const CLOSED: Self = Self { binding: Binding::Closed, vcpu: 0 };
 
     pub const fn binding(&self) -> Binding {
         self.binding
@@ -131,18 +128,12 @@ impl EventTable {
     /// The port's state; `None` for one that was never in use.
     pub fn channel(&self, port: Port) -> Option<&Channel> {
         let n = port.get() as usize;
-        self.buckets
-            .get(n / PER_BUCKET)?
-            .as_deref()?
-            .get(n % PER_BUCKET)
+        self.buckets.get(n / PER_BUCKET)?.as_deref()?.get(n % PER_BUCKET)
     }
 
     fn channel_mut(&mut self, port: Port) -> Option<&mut Channel> {
         let n = port.get() as usize;
-        self.buckets
-            .get_mut(n / PER_BUCKET)?
-            .as_deref_mut()?
-            .get_mut(n % PER_BUCKET)
+        self.buckets.get_mut(n / PER_BUCKET)?.as_deref_mut()?.get_mut(n % PER_BUCKET)
     }
 
     /// What the port is bound to; closed for any number that is no port.
@@ -153,9 +144,7 @@ impl EventTable {
     /// The lowest free port, without taking it.
     pub fn lowest_free(&self) -> Option<Port> {
         let is_free = |&port: &Port| self.binding(port) == Binding::Closed;
-        (self.free_hint..EVTCHN_2L_PORTS)
-            .map(Port::new)
-            .find(is_free)
+        (self.free_hint..EVTCHN_2L_PORTS).map(Port::new).find(is_free)
     }
 
     /// Makes sure that a port's state has a frame. Gives how many frames it took.
@@ -174,10 +163,7 @@ impl EventTable {
             return;
         };
         // vCPU numbers are below MAX_VCPUS.
-        *channel = Channel {
-            binding,
-            vcpu: vcpu.get() as u16,
-        };
+        *channel = Channel { binding, vcpu: vcpu.get() as u16 };
         self.open += 1;
         self.open_hint = self.open_hint.min(port.get());
         self.valid = self.valid.max(port.get() / RUN * RUN + RUN);
@@ -241,10 +227,7 @@ impl EventTable {
     /// The port of a virtual interrupt. A global one has no vCPU of its own.
     pub fn virq(&self, vcpu: Option<VcpuId>, virq: u32) -> Option<Port> {
         match PER_VCPU.iter().position(|&one| one == virq) {
-            Some(n) => *self
-                .vcpu_virqs
-                .get(vcpu.map_or(0, VcpuId::get) as usize)?
-                .get(n)?,
+            Some(n) => *self.vcpu_virqs.get(vcpu.map_or(0, VcpuId::get) as usize)?.get(n)?,
             None => *self.global_virqs.get(virq as usize)?,
         }
     }
@@ -267,11 +250,7 @@ impl EventTable {
     /// Notes that a vCPU polls, or no longer.
     pub fn set_polling(&mut self, vcpu: VcpuId, polls: bool) {
         let bit = 1u32.checked_shl(vcpu.get()).unwrap_or(0);
-        self.polling = if polls {
-            self.polling | bit
-        } else {
-            self.polling & !bit
-        };
+        self.polling = if polls { self.polling | bit } else { self.polling & !bit };
     }
 
     /// Gives back all frames of a table without open ports; it is as new afterwards. Gives how
@@ -284,10 +263,7 @@ impl EventTable {
             given += 1;
         }
         // `polling` is the scheduler's to clear; the rest is as in a new table.
-        *self = Self {
-            polling: self.polling,
-            ..Self::new()
-        };
+        *self = Self { polling: self.polling, ..Self::new() };
         given
     }
 }

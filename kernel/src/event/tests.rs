@@ -77,18 +77,12 @@ fn quiet(core: &mut Core, who: Caller) {
 
 fn mask(core: &mut Core, who: Caller, port: Port) {
     let domain = core.domains.get(who.dom).unwrap();
-    core.frames
-        .mem()
-        .fetch_or_u64(mask_word(domain, port), bit_of(port).1);
+    core.frames.mem().fetch_or_u64(mask_word(domain, port), bit_of(port).1);
 }
 
 fn wakes(who: Caller, core: &Core, mask: u32) -> Wake {
     let incarnation = core.domains.get(who.dom).unwrap().incarnation;
-    Wake::Vcpus {
-        dom: who.dom,
-        incarnation,
-        mask,
-    }
+    Wake::Vcpus { dom: who.dom, incarnation, mask }
 }
 
 #[test]
@@ -104,10 +98,7 @@ fn an_event_sets_bit_selector_and_upcall_once() {
     assert_eq!(send(&mut core, b.dom, mine), Ok(wakes(a, &core, 1)));
     assert!(is_pending(&core, a.dom, theirs));
     let seen = info(&core, a, V0);
-    assert_eq!(
-        (seen.evtchn_upcall_pending, seen.evtchn_pending_sel),
-        (1, 1 << 1)
-    );
+    assert_eq!((seen.evtchn_upcall_pending, seen.evtchn_pending_sel), (1, 1 << 1));
     assert_eq!(send(&mut core, b.dom, mine), Ok(Wake::Nobody));
 }
 
@@ -132,11 +123,7 @@ fn an_upcall_is_due_when_pending_and_not_masked() {
     quiet(&mut core, b);
     let due = |core: &Core| upcall_due(core, core.domains.get(b.dom).unwrap().vcpu(V0).unwrap());
     let set_mask = |core: &Core, masked| {
-        set_upcall_mask(
-            core,
-            core.domains.get(b.dom).unwrap().vcpu(V0).unwrap(),
-            masked,
-        );
+        set_upcall_mask(core, core.domains.get(b.dom).unwrap().vcpu(V0).unwrap(), masked);
     };
     set_mask(&core, true);
     let _ = send(&mut core, a.dom, mine).unwrap();
@@ -152,16 +139,7 @@ fn a_port_notifies_the_vcpu_it_is_bound_to() {
     let (mut core, a, b) = machine();
     let (mine, theirs) = connect(&mut core, a, b);
     quiet(&mut core, b);
-    call(
-        &mut core,
-        b,
-        EVTCHNOP_BIND_VCPU,
-        &BindVcpu {
-            port: theirs.get(),
-            vcpu: 1,
-        },
-    )
-    .unwrap();
+    call(&mut core, b, EVTCHNOP_BIND_VCPU, &BindVcpu { port: theirs.get(), vcpu: 1 }).unwrap();
     assert_eq!(send(&mut core, a.dom, mine), Ok(wakes(b, &core, 2)));
     assert_eq!(info(&core, b, V1).evtchn_upcall_pending, 1);
     assert_eq!(info(&core, b, V0).evtchn_upcall_pending, 0);
@@ -184,10 +162,7 @@ fn all_ports_can_be_used_and_then_no_more() {
     for n in 1..EVTCHN_2L_PORTS {
         assert_eq!(alloc_unbound(&mut core, a.dom, b.dom), Ok(Port::new(n)));
     }
-    assert_eq!(
-        alloc_unbound(&mut core, a.dom, b.dom),
-        Err(EventError::NoPort)
-    );
+    assert_eq!(alloc_unbound(&mut core, a.dom, b.dom), Err(EventError::NoPort));
     let overhead = core.domains.get(a.dom).unwrap().memory.overhead_pages;
     assert!(overhead > 0 && core.frames.free_frames() < frames);
     core.domains.get_mut(a.dom).unwrap().life = Life::Dying;
@@ -207,11 +182,7 @@ fn binding_is_refused_unless_the_port_is_offered_to_the_caller() {
     let for_b = alloc_unbound(&mut core, a.dom, b.dom).unwrap();
     let for_c = alloc_unbound(&mut core, a.dom, DomId::new(3)).unwrap();
     let bind = |core: &mut Core, port: u32, dom: u16| {
-        let asked = BindInterdomain {
-            remote_dom: dom,
-            remote_port: port,
-            ..Default::default()
-        };
+        let asked = BindInterdomain { remote_dom: dom, remote_port: port, ..Default::default() };
         call(core, b, EVTCHNOP_BIND_INTERDOMAIN, &asked)
     };
     for port in [0, for_c.get(), 50, 4096, u32::MAX] {
@@ -220,11 +191,7 @@ fn binding_is_refused_unless_the_port_is_offered_to_the_caller() {
     assert_eq!(bind(&mut core, for_b.get(), 7), Err(Errno::ESRCH));
     assert_eq!(bind(&mut core, for_b.get(), u16::MAX), Err(Errno::ESRCH));
     assert_eq!(bind(&mut core, for_b.get(), 1), Ok(()));
-    assert_eq!(
-        bind(&mut core, for_b.get(), 1),
-        Err(Errno::EINVAL),
-        "bound already"
-    );
+    assert_eq!(bind(&mut core, for_b.get(), 1), Err(Errno::EINVAL), "bound already");
     let told: BindInterdomain = get(&core, b, page(1));
     assert_eq!(told.local_port, 0, "refused: nothing is told");
 }
@@ -240,11 +207,7 @@ fn a_new_channel_is_pending_for_who_bound_it() {
 #[test]
 fn a_domain_may_have_a_channel_to_itself() {
     let (mut core, a, _) = machine();
-    let asked = AllocUnbound {
-        dom: DomId::SELF.get(),
-        remote_dom: DomId::SELF.get(),
-        port: 0,
-    };
+    let asked = AllocUnbound { dom: DomId::SELF.get(), remote_dom: DomId::SELF.get(), port: 0 };
     call(&mut core, a, EVTCHNOP_ALLOC_UNBOUND, &asked).unwrap();
     let offered = get::<AllocUnbound>(&core, a, page(1)).port;
     let asked = BindInterdomain {
@@ -258,12 +221,7 @@ fn a_domain_may_have_a_channel_to_itself() {
     call(&mut core, a, EVTCHNOP_SEND, &PortOp { port: bound.get() }).unwrap();
     assert!(is_pending(&core, a.dom, Port::new(offered)));
     close(&mut core, a.dom, bound).unwrap();
-    let left = core
-        .domains
-        .get(a.dom)
-        .unwrap()
-        .events
-        .binding(Port::new(offered));
+    let left = core.domains.get(a.dom).unwrap().events.binding(Port::new(offered));
     assert_eq!(left, Binding::Unbound { remote: a.dom });
 }
 
@@ -276,20 +234,10 @@ fn after_a_close_the_peer_waits_for_the_same_domain_and_keeps_what_is_pending() 
     let binding = core.domains.get(a.dom).unwrap().events.binding(mine);
     assert_eq!(binding, Binding::Unbound { remote: b.dom });
     assert!(is_pending(&core, a.dom, mine));
-    assert!(
-        !is_pending(&core, b.dom, theirs),
-        "a closed port starts anew"
-    );
-    assert_eq!(
-        send(&mut core, a.dom, mine),
-        Ok(Wake::Nobody),
-        "sent to nobody"
-    );
+    assert!(!is_pending(&core, b.dom, theirs), "a closed port starts anew");
+    assert_eq!(send(&mut core, a.dom, mine), Ok(Wake::Nobody), "sent to nobody");
     let (again, _) = bind_interdomain(&mut core, b.dom, a.dom, mine).unwrap();
-    assert!(
-        matches!(send(&mut core, a.dom, mine), Ok(Wake::Nobody)),
-        "pending from the bind"
-    );
+    assert!(matches!(send(&mut core, a.dom, mine), Ok(Wake::Nobody)), "pending from the bind");
     quiet(&mut core, b);
     assert_eq!(send(&mut core, a.dom, mine), Ok(wakes(b, &core, 1)));
     assert!(is_pending(&core, b.dom, again));
@@ -313,16 +261,7 @@ fn sending_is_refused_on_ports_that_are_not_for_it() {
 fn virqs_are_bound_once_and_global_ones_on_vcpu_0() {
     let (mut core, a, _) = machine();
     let bind = |core: &mut Core, virq, vcpu| {
-        call(
-            core,
-            a,
-            EVTCHNOP_BIND_VIRQ,
-            &BindVirq {
-                virq,
-                vcpu,
-                port: 0,
-            },
-        )
+        call(core, a, EVTCHNOP_BIND_VIRQ, &BindVirq { virq, vcpu, port: 0 })
     };
     assert_eq!(bind(&mut core, VIRQ_TIMER, 0), Ok(()));
     assert_eq!(bind(&mut core, VIRQ_TIMER, 0), Err(Errno::EEXIST));
@@ -340,28 +279,16 @@ fn virqs_are_bound_once_and_global_ones_on_vcpu_0() {
 fn a_virq_reaches_its_own_vcpu_until_the_port_is_closed() {
     let (mut core, a, _) = machine();
     let port = bind_virq(&mut core, a.dom, VIRQ_TIMER, V1).unwrap();
-    assert_eq!(
-        raise_virq(&mut core, a.dom, Some(V0), VIRQ_TIMER),
-        Wake::Nobody
-    );
-    assert_eq!(
-        raise_virq(&mut core, a.dom, Some(V1), VIRQ_TIMER),
-        wakes(a, &core, 2)
-    );
+    assert_eq!(raise_virq(&mut core, a.dom, Some(V0), VIRQ_TIMER), Wake::Nobody);
+    assert_eq!(raise_virq(&mut core, a.dom, Some(V1), VIRQ_TIMER), wakes(a, &core, 2));
     close(&mut core, a.dom, port).unwrap();
     quiet(&mut core, a);
-    assert_eq!(
-        raise_virq(&mut core, a.dom, Some(V1), VIRQ_TIMER),
-        Wake::Nobody
-    );
+    assert_eq!(raise_virq(&mut core, a.dom, Some(V1), VIRQ_TIMER), Wake::Nobody);
     assert_eq!(bind_virq(&mut core, a.dom, VIRQ_TIMER, V1), Ok(port));
     let global = bind_virq(&mut core, a.dom, VIRQ_DOM_EXC, V0).unwrap();
     let _ = raise_virq(&mut core, a.dom, None, VIRQ_DOM_EXC);
     assert!(is_pending(&core, a.dom, global));
-    assert_eq!(
-        raise_virq(&mut core, DomId::new(9), None, VIRQ_DOM_EXC),
-        Wake::Nobody
-    );
+    assert_eq!(raise_virq(&mut core, DomId::new(9), None, VIRQ_DOM_EXC), Wake::Nobody);
 }
 
 #[test]
@@ -384,36 +311,19 @@ fn only_ports_that_belong_to_no_vcpu_can_be_moved() {
 #[test]
 fn an_ipi_goes_to_the_vcpu_it_was_bound_for() {
     let (mut core, a, _) = machine();
-    call(
-        &mut core,
-        a,
-        EVTCHNOP_BIND_IPI,
-        &BindIpi { vcpu: 1, port: 0 },
-    )
-    .unwrap();
+    call(&mut core, a, EVTCHNOP_BIND_IPI, &BindIpi { vcpu: 1, port: 0 }).unwrap();
     let port = get::<BindIpi>(&core, a, page(1)).port;
     call(&mut core, a, EVTCHNOP_SEND, &PortOp { port }).unwrap();
     assert_eq!(info(&core, a, V1).evtchn_upcall_pending, 1);
-    let refused = call(
-        &mut core,
-        a,
-        EVTCHNOP_BIND_IPI,
-        &BindIpi { vcpu: 2, port: 0 },
-    );
+    let refused = call(&mut core, a, EVTCHNOP_BIND_IPI, &BindIpi { vcpu: 2, port: 0 });
     assert_eq!(refused, Err(Errno::ENOENT));
 }
 
 #[test]
 fn a_pirq_that_is_not_the_callers_is_refused_and_costs_no_port() {
     let (mut core, a, _) = machine();
-    let asked = bulkhead_abi::event::BindPirq {
-        pirq: 3,
-        ..Default::default()
-    };
-    assert_eq!(
-        call(&mut core, a, EVTCHNOP_BIND_PIRQ, &asked),
-        Err(Errno::EPERM)
-    );
+    let asked = bulkhead_abi::event::BindPirq { pirq: 3, ..Default::default() };
+    assert_eq!(call(&mut core, a, EVTCHNOP_BIND_PIRQ, &asked), Err(Errno::EPERM));
     assert_eq!(core.domains.get(a.dom).unwrap().events.open_ports(), 0);
     assert_eq!(raise_pirq(&mut core, a.dom, 3), Wake::Nobody);
 }
@@ -422,40 +332,17 @@ fn a_pirq_that_is_not_the_callers_is_refused_and_costs_no_port() {
 fn only_dom0_acts_for_others() {
     let (mut core, a, b) = machine();
     let dom0 = fixture::domain(&mut core, 0, 1);
-    let asked = AllocUnbound {
-        dom: b.dom.get(),
-        remote_dom: a.dom.get(),
-        port: 0,
-    };
-    assert_eq!(
-        call(&mut core, a, EVTCHNOP_ALLOC_UNBOUND, &asked),
-        Err(Errno::EPERM)
-    );
-    assert_eq!(
-        call(&mut core, dom0, EVTCHNOP_ALLOC_UNBOUND, &asked),
-        Ok(())
-    );
+    let asked = AllocUnbound { dom: b.dom.get(), remote_dom: a.dom.get(), port: 0 };
+    assert_eq!(call(&mut core, a, EVTCHNOP_ALLOC_UNBOUND, &asked), Err(Errno::EPERM));
+    assert_eq!(call(&mut core, dom0, EVTCHNOP_ALLOC_UNBOUND, &asked), Ok(()));
     let missing = AllocUnbound { dom: 9, ..asked };
-    assert_eq!(
-        call(&mut core, dom0, EVTCHNOP_ALLOC_UNBOUND, &missing),
-        Err(Errno::ESRCH)
-    );
-    let about = Status {
-        dom: b.dom.get(),
-        port: 1,
-        ..Default::default()
-    };
-    assert_eq!(
-        call(&mut core, a, EVTCHNOP_STATUS, &about),
-        Err(Errno::EPERM)
-    );
+    assert_eq!(call(&mut core, dom0, EVTCHNOP_ALLOC_UNBOUND, &missing), Err(Errno::ESRCH));
+    let about = Status { dom: b.dom.get(), port: 1, ..Default::default() };
+    assert_eq!(call(&mut core, a, EVTCHNOP_STATUS, &about), Err(Errno::EPERM));
     assert_eq!(call(&mut core, dom0, EVTCHNOP_STATUS, &about), Ok(()));
     let told: Status = get(&core, dom0, page(1));
     assert_eq!((told.status, told.arg0), (EVTCHNSTAT_UNBOUND, 1));
-    assert_eq!(
-        call(&mut core, a, EVTCHNOP_RESET, &Reset { dom: b.dom.get() }),
-        Err(Errno::EPERM)
-    );
+    assert_eq!(call(&mut core, a, EVTCHNOP_RESET, &Reset { dom: b.dom.get() }), Err(Errno::EPERM));
 }
 
 #[test]
@@ -465,19 +352,12 @@ fn status_tells_what_a_port_is() {
     let virq = bind_virq(&mut core, a.dom, VIRQ_TIMER, V1).unwrap();
     let ipi = bind_ipi(&mut core, a.dom, V1).unwrap();
     let ask = |core: &mut Core, port: u32| {
-        let asked = Status {
-            dom: DomId::SELF.get(),
-            port,
-            ..Default::default()
-        };
+        let asked = Status { dom: DomId::SELF.get(), port, ..Default::default() };
         call(core, a, EVTCHNOP_STATUS, &asked)?;
         let told: Status = get(core, a, page(1));
         Ok((told.status, told.vcpu, told.arg0, told.arg1))
     };
-    assert_eq!(
-        ask(&mut core, mine.get()),
-        Ok((EVTCHNSTAT_INTERDOMAIN, 0, 2, theirs.get()))
-    );
+    assert_eq!(ask(&mut core, mine.get()), Ok((EVTCHNSTAT_INTERDOMAIN, 0, 2, theirs.get())));
     assert_eq!(ask(&mut core, virq.get()), Ok((EVTCHNSTAT_VIRQ, 1, 0, 0)));
     assert_eq!(ask(&mut core, ipi.get()), Ok((EVTCHNSTAT_IPI, 1, 0, 0)));
     assert_eq!(ask(&mut core, 0), Ok((EVTCHNSTAT_CLOSED, 0, 0, 0)));
@@ -493,14 +373,7 @@ fn reset_closes_everything_of_the_caller_in_steps() {
     for _ in 0..600 {
         alloc_unbound(&mut core, b.dom, a.dom).unwrap();
     }
-    put(
-        &core,
-        b,
-        page(1),
-        &Reset {
-            dom: DomId::SELF.get(),
-        },
-    );
+    put(&core, b, page(1), &Reset { dom: DomId::SELF.get() });
     let args = [EVTCHNOP_RESET, page(1), 77, 0, 0, 0];
     let mut stays = 1;
     while let Outcome::Again(again) = event_channel_op(&mut core, b, args) {
@@ -536,10 +409,7 @@ fn a_dying_domain_gets_no_new_ports() {
     core.domains.get_mut(a.dom).unwrap().life = Life::Dying;
     let gone = EventError::NoDomain { dom: a.dom };
     assert_eq!(alloc_unbound(&mut core, a.dom, b.dom), Err(gone));
-    assert_eq!(
-        bind_interdomain(&mut core, b.dom, a.dom, offered),
-        Err(gone)
-    );
+    assert_eq!(bind_interdomain(&mut core, b.dom, a.dom, offered), Err(gone));
 }
 
 /// One thing that a domain does to its ports.
@@ -605,18 +475,10 @@ fn play(model: &mut Model, act: &Act) -> Result<u32, Errno> {
             if at(model, r, p) != (Binding::Unbound { remote: dom(d) }) {
                 return Err(Errno::EINVAL);
             }
-            let port = open_in(
-                model,
-                d,
-                Binding::Interdomain {
-                    remote: dom(r),
-                    port: Port::new(p),
-                },
-            );
-            model[r][p as usize] = Binding::Interdomain {
-                remote: dom(d),
-                port: Port::new(port as u32),
-            };
+            let port =
+                open_in(model, d, Binding::Interdomain { remote: dom(r), port: Port::new(p) });
+            model[r][p as usize] =
+                Binding::Interdomain { remote: dom(d), port: Port::new(port as u32) };
             Ok(port as u32)
         }
         Act::Ipi(_, v) if v >= 2 => Err(Errno::ENOENT),
@@ -654,10 +516,7 @@ fn act_on(core: &mut Core, act: &Act) -> Result<u32, Errno> {
         Act::Close(d, p) => Ok(close(core, dom(d), Port::new(p)).map(|()| 0)?),
         Act::Send(d, p) => Ok(send(core, dom(d), Port::new(p)).map(|_| 0)?),
         Act::Reset(d) => {
-            assert_eq!(
-                bind::close_some(core, dom(d), &mut { u32::MAX }),
-                Progress::Done
-            );
+            assert_eq!(bind::close_some(core, dom(d), &mut { u32::MAX }), Progress::Done);
             Ok(0)
         }
     }

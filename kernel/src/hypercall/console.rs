@@ -71,11 +71,7 @@ fn print(state: &mut ConsoleState, dom: DomId, bytes: &[u8]) {
                 let _ = write!(Uart, "({dom}) ");
             }
         }
-        let shown = if byte >= b' ' || matches!(byte, b'\n' | b'\t') {
-            byte
-        } else {
-            b'?'
-        };
+        let shown = if byte >= b' ' || matches!(byte, b'\n' | b'\t') { byte } else { b'?' };
         arch::console_write(&[shown]);
         if byte == b'\n' {
             state.open_line_of = None;
@@ -93,9 +89,6 @@ mod tests {
         print(&mut state, DomId::new(3), b"one");
         print(&mut state, DomId::new(4), b"two\r\nthr\x1bee\n");
         print(&mut state, DomId::DOM0, b"zero\n");
-        assert_eq!(
-            arch::fake::take_console(),
-            b"(d3) one\n(d4) two\n(d4) thr?ee\nzero\n"
-        );
+        assert_eq!(arch::fake::take_console(), b"(d3) one\n(d4) two\n(d4) thr?ee\nzero\n");
     }
 }

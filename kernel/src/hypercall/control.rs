@@ -84,15 +84,8 @@ fn create(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
     let asked: CreateDomain = core.guest(caller).read(at)?;
     core.guest(caller).write(at, &asked)?;
     let id = lifecycle::create(core, &asked)?;
-    let shared_info_mfn = core
-        .domains
-        .get(id)
-        .map_or(0, |domain| domain.shared_info.get());
-    let answer = CreateDomain {
-        domid: id.get(),
-        shared_info_mfn,
-        ..asked
-    };
+    let shared_info_mfn = core.domains.get(id).map_or(0, |domain| domain.shared_info.get());
+    let answer = CreateDomain { domid: id.get(), shared_info_mfn, ..asked };
     Ok(core.guest(caller).write(at, &answer)?)
 }
 
@@ -140,13 +133,7 @@ fn set_grant(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> 
     let asked: SetGrant = core.guest(caller).read(at)?;
     let (dom, grantee) = (DomId::new(asked.domid), DomId::new(asked.grantee));
     core.domains.get(dom).ok_or(Errno::ESRCH)?;
-    grant::set_entry(
-        core,
-        dom,
-        Gref::new(asked.gref),
-        grantee,
-        Mfn::new(asked.mfn),
-    )
+    grant::set_entry(core, dom, Gref::new(asked.gref), grantee, Mfn::new(asked.mfn))
 }
 
 fn device_ref(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(DomId, Sbdf), Errno> {
@@ -214,10 +201,7 @@ fn machine_shutdown(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), 
 /// Sets the most frames a domain may own; what it has beyond stays.
 fn set_max_pages(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
     let asked: SetMaxPages = core.guest(caller).read(at)?;
-    let domain = core
-        .domains
-        .get_mut(DomId::new(asked.domid))
-        .ok_or(Errno::ESRCH)?;
+    let domain = core.domains.get_mut(DomId::new(asked.domid)).ok_or(Errno::ESRCH)?;
     domain.memory.max_pages = asked.max_pages;
     Ok(())
 }

@@ -40,10 +40,7 @@ fn sbdf(raw: u32) -> Result<Sbdf, Errno> {
 /// The caller's `index`th device; `ENOENT` past the last.
 fn describe(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
     let asked: Describe = core.guest(caller).read(at)?;
-    let found = core
-        .devices
-        .nth(caller.dom, asked.index as usize)
-        .ok_or(Errno::ENOENT)?;
+    let found = core.devices.nth(caller.dom, asked.index as usize).ok_or(Errno::ENOENT)?;
     let answer = Describe {
         index: asked.index,
         sbdf: found.sbdf.get(),
@@ -63,9 +60,7 @@ fn config_read(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno
     let asked: Config = core.guest(caller).read(at)?;
     let sbdf = sbdf(asked.sbdf)?;
     let device = if caller.dom == DomId::DOM0 {
-        core.devices
-            .find(sbdf)
-            .ok_or(DeviceError::NotOwned { sbdf })?
+        core.devices.find(sbdf).ok_or(DeviceError::NotOwned { sbdf })?
     } else {
         core.devices.owned(caller.dom, sbdf)?
     };
@@ -82,12 +77,7 @@ fn width(asked: u16) -> u8 {
 fn config_write(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
     let asked: Config = core.guest(caller).read(at)?;
     let device = core.devices.owned(caller.dom, sbdf(asked.sbdf)?)?;
-    Ok(config::write(
-        device,
-        asked.offset,
-        width(asked.width),
-        asked.value,
-    )?)
+    Ok(config::write(device, asked.offset, width(asked.width), asked.value)?)
 }
 
 /// Address and size of a BAR; `EINVAL` for an index above 5.
@@ -96,12 +86,7 @@ fn bar(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
     let device = core.devices.owned(caller.dom, sbdf(asked.sbdf)?)?;
     let bar = device.bars.get(asked.index as usize).ok_or(Errno::EINVAL)?;
     let flags = u32::from(bar.is_io) | u32::from(bar.is_prefetchable) << 1;
-    let answer = Bar {
-        maddr: bar.maddr,
-        bytes: bar.bytes,
-        flags,
-        ..asked
-    };
+    let answer = Bar { maddr: bar.maddr, bytes: bar.bytes, flags, ..asked };
     Ok(core.guest(caller).write(at, &answer)?)
 }
 
@@ -109,16 +94,8 @@ fn bar(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
 /// in use, `ENOSPC` when there is no vector left.
 fn irq(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
     let asked: Irq = core.guest(caller).read(at)?;
-    let pirq = core
-        .devices
-        .irq(caller.dom, sbdf(asked.sbdf)?, asked.entry)?;
-    Ok(core.guest(caller).write(
-        at,
-        &Irq {
-            pirq: pirq.get(),
-            ..asked
-        },
-    )?)
+    let pirq = core.devices.irq(caller.dom, sbdf(asked.sbdf)?, asked.entry)?;
+    Ok(core.guest(caller).write(at, &Irq { pirq: pirq.get(), ..asked })?)
 }
 
 /// Stops a device and takes its interrupts back; ports bound to them stay, silent.

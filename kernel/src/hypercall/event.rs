@@ -97,51 +97,34 @@ fn bind_interdomain(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), 
     let (port, wake) =
         event::bind_interdomain(core, caller.dom, remote, Port::new(asked.remote_port))?;
     core.wake(wake);
-    let told = BindInterdomain {
-        local_port: port.get(),
-        ..asked
-    };
+    let told = BindInterdomain { local_port: port.get(), ..asked };
     answer(core, caller, at, &told, (caller.dom, port))
 }
 
 fn bind_virq(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
     let asked: BindVirq = read(core, caller, at)?;
     let port = event::bind_virq(core, caller.dom, asked.virq, VcpuId::new(asked.vcpu))?;
-    let told = BindVirq {
-        port: port.get(),
-        ..asked
-    };
+    let told = BindVirq { port: port.get(), ..asked };
     answer(core, caller, at, &told, (caller.dom, port))
 }
 
 fn bind_pirq(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
     let asked: BindPirq = read(core, caller, at)?;
     let port = event::bind_pirq(core, caller.dom, asked.pirq)?;
-    let told = BindPirq {
-        port: port.get(),
-        ..asked
-    };
+    let told = BindPirq { port: port.get(), ..asked };
     answer(core, caller, at, &told, (caller.dom, port))
 }
 
 fn bind_ipi(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
     let asked: BindIpi = read(core, caller, at)?;
     let port = event::bind_ipi(core, caller.dom, VcpuId::new(asked.vcpu))?;
-    let told = BindIpi {
-        port: port.get(),
-        ..asked
-    };
+    let told = BindIpi { port: port.get(), ..asked };
     answer(core, caller, at, &told, (caller.dom, port))
 }
 
 fn bind_vcpu(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
     let asked: BindVcpu = read(core, caller, at)?;
-    Ok(event::bind_vcpu(
-        core,
-        caller.dom,
-        Port::new(asked.port),
-        VcpuId::new(asked.vcpu),
-    )?)
+    Ok(event::bind_vcpu(core, caller.dom, Port::new(asked.port), VcpuId::new(asked.vcpu))?)
 }
 
 fn alloc_unbound(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
@@ -152,10 +135,7 @@ fn alloc_unbound(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Err
         remote => remote,
     };
     let port = event::alloc_unbound(core, dom, remote)?;
-    let told = AllocUnbound {
-        port: port.get(),
-        ..asked
-    };
+    let told = AllocUnbound { port: port.get(), ..asked };
     answer(core, caller, at, &told, (dom, port))
 }
 
@@ -163,13 +143,7 @@ fn status(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
     let asked: Status = read(core, caller, at)?;
     let dom = event::named(core, caller.dom, asked.dom)?;
     let status = event::status(core, dom, Port::new(asked.port))?;
-    Ok(core.guest(caller).write(
-        at,
-        &Status {
-            dom: asked.dom,
-            ..status
-        },
-    )?)
+    Ok(core.guest(caller).write(at, &Status { dom: asked.dom, ..status })?)
 }
 
 /// Closes all ports of the caller, or of another domain for Dom0.

@@ -42,11 +42,7 @@ pub fn grant_table_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcom
     if count > i32::MAX as u32 {
         return Outcome::Done(Errno::EINVAL.to_rax());
     }
-    let batch = Batch {
-        op,
-        at,
-        count: count.into(),
-    };
+    let batch = Batch { op, at, count: count.into() };
     match op {
         GNTTABOP_MAP_GRANT_REF => batch.run(core, caller, map_one),
         GNTTABOP_UNMAP_GRANT_REF => batch.run(core, caller, unmap_one),
@@ -92,9 +88,7 @@ impl Batch {
     }
 
     fn element<T>(&self, n: u64) -> Option<GuestVa> {
-        self.at
-            .checked_add(n * size_of::<T>() as u64)
-            .map(GuestVa::new)
+        self.at.checked_add(n * size_of::<T>() as u64).map(GuestVa::new)
     }
 }
 
@@ -123,9 +117,7 @@ fn single<T: FromBytes + IntoBytes + Immutable>(
     let at = GuestVa::new(at);
     let asked = core.guest(caller).read(at).map_err(Errno::from);
     let told = asked.and_then(|asked| one(core, caller, asked));
-    told.and_then(|told| Ok(core.guest(caller).write(at, &told)?))
-        .map(|()| 0)
-        .into()
+    told.and_then(|told| Ok(core.guest(caller).write(at, &told)?)).map(|()| 0).into()
 }
 
 fn status_of<T>(result: Result<T, GrantError>) -> i16 {
@@ -146,33 +138,20 @@ fn map_one(core: &mut Core, caller: Caller, asked: MapGrantRef) -> MapGrantRef {
             dev_bus_addr: mapped.frame.maddr().get(),
             ..asked
         },
-        Err(refused) => MapGrantRef {
-            status: refused.status(),
-            ..asked
-        },
+        Err(refused) => MapGrantRef { status: refused.status(), ..asked },
     }
 }
 
 fn unmap_one(core: &mut Core, caller: Caller, asked: UnmapGrantRef) -> UnmapGrantRef {
     let result = unmap(core, caller, asked.host_addr, asked.handle);
-    UnmapGrantRef {
-        status: status_of(result),
-        ..asked
-    }
+    UnmapGrantRef { status: status_of(result), ..asked }
 }
 
 fn copy_one(core: &mut Core, caller: Caller, asked: GrantCopy) -> GrantCopy {
-    let from = end_of(
-        caller,
-        &asked.source,
-        asked.flags & GNTCOPY_SOURCE_GREF != 0,
-    );
+    let from = end_of(caller, &asked.source, asked.flags & GNTCOPY_SOURCE_GREF != 0);
     let to = end_of(caller, &asked.dest, asked.flags & GNTCOPY_DEST_GREF != 0);
     let result = copy(core, caller.dom, from, to, asked.len);
-    GrantCopy {
-        status: status_of(result),
-        ..asked
-    }
+    GrantCopy { status: status_of(result), ..asked }
 }
 
 fn end_of(caller: Caller, end: &CopyPtr, is_gref: bool) -> End {
@@ -188,11 +167,7 @@ fn end_of(caller: Caller, end: &CopyPtr, is_gref: bool) -> End {
     } else {
         What::Frame(Mfn::new(end.gref_or_gmfn))
     };
-    End {
-        dom,
-        what,
-        offset: end.offset,
-    }
+    End { dom, what, offset: end.offset }
 }
 
 /// Whose table an operation is about; the status if the caller may not say so.
@@ -217,9 +192,7 @@ fn set_up(core: &mut Core, caller: Caller, dom: DomId, asked: &SetupTable) -> i1
         return GNTST_GENERAL_ERROR;
     }
     for n in 0..asked.nr_frames {
-        let at = asked
-            .frame_list
-            .checked_add(u64::from(n) * size_of::<u64>() as u64);
+        let at = asked.frame_list.checked_add(u64::from(n) * size_of::<u64>() as u64);
         let frame = grant::table_frame(core, dom, n).map(Mfn::get);
         let (Some(at), Some(frame)) = (at, frame) else {
             return GNTST_BAD_VIRT_ADDR;
@@ -234,11 +207,7 @@ fn set_up(core: &mut Core, caller: Caller, dom: DomId, asked: &SetupTable) -> i1
 fn query_size(core: &mut Core, caller: Caller, asked: QuerySize) -> Result<QuerySize, Errno> {
     Ok(match subject(core, caller, asked.dom) {
         Ok(dom) => QuerySize {
-            nr_frames: core
-                .domains
-                .get(dom)
-                .map_or(0, |domain| domain.grants.nr_frames())
-                .max(1),
+            nr_frames: core.domains.get(dom).map_or(0, |domain| domain.grants.nr_frames()).max(1),
             max_nr_frames: MAX_FRAMES,
             status: GNTST_OKAY,
             ..asked
@@ -258,8 +227,5 @@ fn set_version(_: &mut Core, _: Caller, asked: SetVersion) -> Result<SetVersion,
 
 fn get_version(core: &mut Core, caller: Caller, asked: GetVersion) -> Result<GetVersion, Errno> {
     event::named(core, caller.dom, asked.dom)?;
-    Ok(GetVersion {
-        version: 1,
-        ..asked
-    })
+    Ok(GetVersion { version: 1, ..asked })
 }

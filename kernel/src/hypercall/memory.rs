@@ -34,15 +34,15 @@ pub fn memory_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
         nr::XENMEM_POPULATE_PHYSMAP => reservation(core, caller, args, populate),
         nr::XENMEM_EXCHANGE => exchange(core, caller, args),
         nr::XENMEM_MAXIMUM_RAM_PAGE => Ok(core.frames.max_mfn() as i64 - 1).into(),
-        nr::XENMEM_CURRENT_RESERVATION => named(core, caller, argument)
-            .map(|dom| core.frames.tot_pages(dom) as i64)
-            .into(),
-        nr::XENMEM_MAXIMUM_RESERVATION => named(core, caller, argument)
-            .and_then(|dom| max_pages(core, dom))
-            .into(),
-        nr::XENMEM_MAXIMUM_GPFN => named(core, caller, argument)
-            .and_then(|dom| max_gpfn(core, dom))
-            .into(),
+        nr::XENMEM_CURRENT_RESERVATION => {
+            named(core, caller, argument).map(|dom| core.frames.tot_pages(dom) as i64).into()
+        }
+        nr::XENMEM_MAXIMUM_RESERVATION => {
+            named(core, caller, argument).and_then(|dom| max_pages(core, dom)).into()
+        }
+        nr::XENMEM_MAXIMUM_GPFN => {
+            named(core, caller, argument).and_then(|dom| max_gpfn(core, dom)).into()
+        }
         nr::XENMEM_MEMORY_MAP => memory_map(core, caller, argument).into(),
         nr::XENMEM_MACHPHYS_MAPPING => machphys_mapping(core, caller, argument).into(),
         _ => Errno::ENOSYS.into(),
@@ -85,14 +85,8 @@ fn reservation(core: &mut Core, caller: Caller, args: [u64; 6], one: Extent) -> 
     let (Ok(dom), true) = (resolve(core, caller, DomId::new(asked.domid)), is_sane) else {
         return Ok(start as i64).into();
     };
-    let extents = Extents {
-        dom,
-        list: asked.extent_start,
-        order: asked.extent_order,
-    };
-    let end = asked
-        .nr_extents
-        .min(start.saturating_add((FRAMES_PER_STAY >> extents.order).max(1)));
+    let extents = Extents { dom, list: asked.extent_start, order: asked.extent_order };
+    let end = asked.nr_extents.min(start.saturating_add((FRAMES_PER_STAY >> extents.order).max(1)));
     for index in start..end {
         if one(core, caller, &extents, index).is_err() {
             return Ok(index as i64).into();
@@ -138,12 +132,7 @@ fn grow(
 /// Gives back the frames whose mfn the list names.
 fn decrease(core: &mut Core, caller: Caller, extents: &Extents, index: u64) -> Result<(), Errno> {
     let mfn = Mfn::new(extents.read(core, caller, index)?);
-    Ok(reserve::decrease(
-        &mut core.frames,
-        extents.dom,
-        mfn,
-        extents.order,
-    )?)
+    Ok(reserve::decrease(&mut core.frames, extents.dom, mfn, extents.order)?)
 }
 
 /// Trades frames for others, to get contiguous ones. One chunk (the larger of
@@ -212,11 +201,8 @@ fn exchange_chunk(core: &mut Core, caller: Caller, asked: &MemoryExchange) -> Re
     let order = input.order.max(output.order);
     let mut stolen = Stolen::new();
     let taken = steal_chunk(core, caller, &input, asked.nr_exchanged, order, &mut stolen);
-    let block = taken.and_then(|()| {
-        core.frames
-            .alloc_domain(caller.dom, order)
-            .ok_or(Errno::ENOMEM)
-    });
+    let block =
+        taken.and_then(|()| core.frames.alloc_domain(caller.dom, order).ok_or(Errno::ENOMEM));
     let block = match block {
         Ok(block) => block,
         Err(refused) => {
@@ -246,8 +232,7 @@ fn steal_chunk(
     for index in first..first + (1 << (order - input.order)) {
         let mfn = Mfn::new(input.read(core, caller, index)?);
         for i in 0..1 << input.order {
-            core.frames
-                .steal(stolen, mfn.checked_add(i).ok_or(Errno::EINVAL)?, caller.dom)?;
+            core.frames.steal(stolen, mfn.checked_add(i).ok_or(Errno::EINVAL)?, caller.dom)?;
         }
     }
     Ok(())
@@ -265,11 +250,7 @@ fn resolve(core: &Core, caller: Caller, dom: DomId) -> Result<DomId, Errno> {
     if core.domains.get(dom).is_none() {
         return Err(Errno::ESRCH);
     }
-    if caller.dom == DomId::DOM0 {
-        Ok(dom)
-    } else {
-        Err(Errno::EPERM)
-    }
+    if caller.dom == DomId::DOM0 { Ok(dom) } else { Err(Errno::EPERM) }
 }
 
 fn max_pages(core: &Core, dom: DomId) -> Result<i64, Errno> {
@@ -279,12 +260,7 @@ fn max_pages(core: &Core, dom: DomId) -> Result<i64, Errno> {
 
 /// The guest's own word for it, in shared-info.
 fn max_gpfn(core: &Core, dom: DomId) -> Result<i64, Errno> {
-    let shared = core
-        .domains
-        .get(dom)
-        .ok_or(Errno::ESRCH)?
-        .shared_info
-        .maddr();
+    let shared = core.domains.get(dom).ok_or(Errno::ESRCH)?.shared_info.maddr();
     let at = Maddr::new(shared.get() + core::mem::offset_of!(SharedInfo, max_pfn) as u64);
     Ok(core.frames.mem().read_u64(at).wrapping_sub(1) as i64)
 }
@@ -297,25 +273,18 @@ fn memory_map(core: &Core, caller: Caller, at: GuestVa) -> Result<i64, Errno> {
         return Err(Errno::EINVAL);
     }
     let size = core.frames.tot_pages(caller.dom) << bulkhead_abi::PAGE_SHIFT;
-    guest.write(
-        GuestVa::new(map.buffer),
-        &E820Entry {
-            addr: 0,
-            size,
-            kind: E820_RAM,
-        },
-    )?;
+    guest.write(GuestVa::new(map.buffer), &E820Entry { addr: 0, size, kind: E820_RAM })?;
     map.nr_entries = 1;
     guest.write(at, &map)?;
     Ok(0)
 }
 
 fn machphys_mapping(core: &Core, caller: Caller, at: GuestVa) -> Result<i64, Errno> {
-    let answer = MachphysMapping {
-        v_start: M2P_START,
-        v_end: M2P_END,
-        max_mfn: core.frames.max_mfn() - 1,
-    };
+    let answer =
+        MachphysMapping { v_start: M2P_START, v_end: M2P_END, max_mfn: core.frames.max_mfn() - 1 };
     core.guest(caller).write(at, &answer)?;
     Ok(0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,10 +27,7 @@ const ASSISTS: u64 = 1 << VMASST_4GB_SEGMENTS
 /// Errors: `EINVAL` unknown type; `ENOSYS` unknown `cmd`.
 pub fn vm_assist(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     let [cmd, kind, ..] = args;
-    let bit = u32::try_from(kind)
-        .ok()
-        .and_then(|n| 1u64.checked_shl(n))
-        .unwrap_or(0);
+    let bit = u32::try_from(kind).ok().and_then(|n| 1u64.checked_shl(n)).unwrap_or(0);
     let Some(domain) = core.domains.get_mut(caller.dom) else {
         return Errno::ESRCH.into();
     };

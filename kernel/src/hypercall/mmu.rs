@@ -71,10 +71,8 @@ pub fn update_va_mapping(core: &mut Core, caller: Caller, args: [u64; 6]) -> Out
 
 /// `update_va_mapping_otherdomain(va, entry, flags, dom)`: Dom0 maps a page of `dom`.
 pub fn update_va_mapping_otherdomain(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
-    let owners = resolve(core, caller, DomId::new(args[3] as u16)).map(|pages| Owners {
-        tables: caller.dom,
-        pages,
-    });
+    let owners = resolve(core, caller, DomId::new(args[3] as u16))
+        .map(|pages| Owners { tables: caller.dom, pages });
     set_mapping(core, caller, args, owners)
 }
 
@@ -88,11 +86,7 @@ fn batch<T: FromBytes>(
     let [list, count, done_at, dom, ..] = args;
     let is_continued = count as u32 & nr::MMU_UPDATE_PREEMPTED != 0;
     let count = count as u32 & !nr::MMU_UPDATE_PREEMPTED;
-    let before = if is_continued {
-        read_done(core, caller, done_at)
-    } else {
-        0
-    };
+    let before = if is_continued { read_done(core, caller, done_at) } else { 0 };
     let owners = match owners(core, caller, dom) {
         Ok(owners) => owners,
         Err(refused) => return refused.into(),
@@ -102,14 +96,7 @@ fn batch<T: FromBytes>(
     let mut index = 0;
     while index < count && result.is_ok() {
         let at = list.wrapping_add(u64::from(index) * size_of::<T>() as u64);
-        match step(
-            core,
-            caller,
-            owners,
-            GuestVa::new(at),
-            operation,
-            &mut budget,
-        ) {
+        match step(core, caller, owners, GuestVa::new(at), operation, &mut budget) {
             Ok(()) => index += 1,
             Err(Stop::Refused(errno)) => result = Err(errno),
             Err(Stop::Again) if budget.is_spent() => break,
@@ -146,18 +133,12 @@ fn step<T: FromBytes>(
 
 /// Takes apart what lost its last reference, of all domains the call is about.
 fn drain(core: &mut Core, caller: Caller, owners: Owners, budget: &mut Budget) -> bool {
-    [caller.dom, owners.tables, owners.pages]
-        .into_iter()
-        .all(|dom| core.frames.drain(dom, budget))
+    [caller.dom, owners.tables, owners.pages].into_iter().all(|dom| core.frames.drain(dom, budget))
 }
 
 /// `*done`, for which null is no address.
 fn read_done(core: &Core, caller: Caller, at: u64) -> u32 {
-    if at == 0 {
-        0
-    } else {
-        core.guest(caller).read(GuestVa::new(at)).unwrap_or(0)
-    }
+    if at == 0 { 0 } else { core.guest(caller).read(GuestVa::new(at)).unwrap_or(0) }
 }
 
 fn write_done(core: &Core, caller: Caller, at: u64, done: u32) {
@@ -334,9 +315,7 @@ fn pin(
     level: Level,
     budget: &mut Budget,
 ) -> Result<(), Stop> {
-    Ok(update::with_walk(core, dom, budget, |frames, walk| {
-        frames.pin(mfn, dom, level, walk)
-    })??)
+    Ok(update::with_walk(core, dom, budget, |frames, walk| frames.pin(mfn, dom, level, walk))??)
 }
 
 fn clear_page(core: &mut Core, dom: DomId, mfn: Mfn) -> Result<(), Stop> {
@@ -350,9 +329,7 @@ fn copy_page(core: &mut Core, dom: DomId, to: Mfn, from: Mfn) -> Result<(), Stop
     core.frames.get_page(from, dom)?;
     let result = core.frames.get_writable(to, dom);
     if result.is_ok() {
-        core.frames
-            .mem()
-            .copy(from.maddr(), to.maddr(), bulkhead_abi::PAGE_SIZE);
+        core.frames.mem().copy(from.maddr(), to.maddr(), bulkhead_abi::PAGE_SIZE);
         core.frames.put_writable(to);
     }
     core.frames.put_page(from);
@@ -427,3 +404,6 @@ fn flush_tlb(core: &mut Core, caller: Caller, op: nr::MmuextOp) -> Result<(), St
     core.request_flush(caller.cpu, flush);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -34,11 +34,7 @@ pub fn multicall(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
         at = at.wrapping_add(ENTRY_BYTES);
         left -= 1;
     }
-    if left == 0 {
-        Outcome::Done(0)
-    } else {
-        Outcome::Again([at, left, 0, 0, 0])
-    }
+    if left == 0 { Outcome::Done(0) } else { Outcome::Again([at, left, 0, 0, 0]) }
 }
 
 enum Step {

@@ -1,4 +1,4 @@
-//! `sched_op`, its old form, and `set_timer_op`.
+//! `sched_op` and `set_timer_op`.
 
 use super::Outcome;
 use crate::{
@@ -43,24 +43,9 @@ pub fn sched_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     done.map(|()| 0).into()
 }
 
-/// `sched_op_compat`: as [`sched_op`], with the reason of a shutdown in RSI itself.
-pub fn sched_op_compat(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
-    match args {
-        [SCHEDOP_SHUTDOWN, reason, ..] => {
-            lifecycle::shutdown(core, caller.dom, reason as u32);
-            Outcome::Done(0)
-        }
-        [SCHEDOP_YIELD | SCHEDOP_BLOCK, ..] => sched_op(core, caller, args),
-        _ => Outcome::Done(Errno::ENOSYS.to_rax()),
-    }
-}
-
 /// Takes events again and waits for one, unless one is due at once.
 fn block(core: &mut Core, caller: Caller) {
-    let Some(vcpu) = core
-        .domains
-        .get(caller.dom)
-        .and_then(|domain| domain.vcpu(caller.vcpu))
+    let Some(vcpu) = core.domains.get(caller.dom).and_then(|domain| domain.vcpu(caller.vcpu))
     else {
         return;
     };
@@ -89,10 +74,7 @@ fn poll(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
         first = first.or(Some(port));
         is_due |= event::is_pending(core, caller.dom, port);
     }
-    let vcpu = core
-        .domains
-        .get(caller.dom)
-        .and_then(|domain| domain.vcpu(caller.vcpu));
+    let vcpu = core.domains.get(caller.dom).and_then(|domain| domain.vcpu(caller.vcpu));
     is_due |= vcpu.is_some_and(|vcpu| event::upcall_due(core, vcpu));
     let until = (asked.timeout != 0).then(|| Ns::new(asked.timeout));
     let has_passed = until.is_some_and(|until| until <= arch::now());
@@ -111,11 +93,7 @@ fn nth_port(core: &Core, caller: Caller, asked: &Poll, n: u32) -> Result<Port, E
     let offset = u64::from(n) * size_of::<u32>() as u64;
     let at = asked.ports.checked_add(offset).ok_or(Errno::EFAULT)?;
     let port: u32 = core.guest(caller).read(GuestVa::new(at))?;
-    if port < EVTCHN_2L_PORTS {
-        Ok(Port::new(port))
-    } else {
-        Err(Errno::EINVAL)
-    }
+    if port < EVTCHN_2L_PORTS { Ok(Port::new(port)) } else { Err(Errno::EINVAL) }
 }
 
 /// `set_timer_op`: RDI = absolute system time of the caller's one-shot timer, 0 to stop it.

@@ -41,9 +41,7 @@ pub fn iret(core: &mut Core, caller: Caller, _args: [u64; 6]) -> Outcome {
 pub fn set_trap_table(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     let [table, ..] = args;
     if table == 0 {
-        return guest(core, caller)
-            .map(|guest| guest.traps = GuestContext::default().traps)
-            .into();
+        return guest(core, caller).map(|guest| guest.traps = GuestContext::default().traps).into();
     }
     for n in 0..TABLE_BATCH {
         match set_trap(core, caller, GuestVa::new(table.wrapping_add(n * 16))) {
@@ -65,10 +63,7 @@ fn set_trap(core: &mut Core, caller: Caller, at: GuestVa) -> Result<bool, Errno>
         return Err(Errno::EINVAL);
     }
     if let Some(slot) = guest(core, caller)?.traps.get_mut(usize::from(trap.vector)) {
-        *slot = TrapInfo {
-            cs: trap.cs | 3,
-            ..trap
-        };
+        *slot = TrapInfo { cs: trap.cs | 3, ..trap };
     }
     Ok(true)
 }
@@ -86,9 +81,7 @@ fn install_gdt(core: &mut Core, caller: Caller, list: GuestVa, entries: u64) -> 
     let pages = (entries.div_ceil(512)) as usize;
     let wanted = frames.get_mut(..pages).ok_or(Errno::EINVAL)?;
     for (n, frame) in (0..).zip(wanted) {
-        *frame = core
-            .guest(caller)
-            .read(GuestVa::new(list.get().wrapping_add(n * 8)))?;
+        *frame = core.guest(caller).read(GuestVa::new(list.get().wrapping_add(n * 8)))?;
     }
     let held = descriptor::get_gdt(core, caller.dom, &frames, entries)?;
     let guest = guest(core, caller)?;
@@ -128,18 +121,9 @@ pub fn set_callbacks(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome
     }
     guest(core, caller)
         .map(|guest| {
-            guest.event = Callback {
-                address: event,
-                mask_events: true,
-            };
-            guest.failsafe = Callback {
-                address: failsafe,
-                mask_events: false,
-            };
-            guest.syscall = Callback {
-                address: syscall,
-                mask_events: false,
-            };
+            guest.event = Callback { address: event, mask_events: true };
+            guest.failsafe = Callback { address: failsafe, mask_events: false };
+            guest.syscall = Callback { address: syscall, mask_events: false };
         })
         .into()
 }
@@ -163,18 +147,11 @@ fn register(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
     if !is_guest_address(asked.address) {
         return Err(Errno::EINVAL);
     }
-    let callback = Callback {
-        address: asked.address,
-        mask_events: asked.flags & CALLBACKF_MASK_EVENTS != 0,
-    };
+    let callback =
+        Callback { address: asked.address, mask_events: asked.flags & CALLBACKF_MASK_EVENTS != 0 };
     let guest = guest(core, caller)?;
     match asked.kind {
-        CALLBACKTYPE_EVENT => {
-            guest.event = Callback {
-                mask_events: true,
-                ..callback
-            }
-        }
+        CALLBACKTYPE_EVENT => guest.event = Callback { mask_events: true, ..callback },
         CALLBACKTYPE_FAILSAFE => guest.failsafe = callback,
         CALLBACKTYPE_SYSCALL => guest.syscall = callback,
         CALLBACKTYPE_NMI => {
@@ -206,9 +183,7 @@ fn unregister(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno>
 /// `fpu_taskswitch(set)`: the virtual CR0.TS.
 pub fn fpu_taskswitch(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     let [set, ..] = args;
-    guest(core, caller)
-        .map(|guest| guest.task_switched = set & 0xffff_ffff != 0)
-        .into()
+    guest(core, caller).map(|guest| guest.task_switched = set & 0xffff_ffff != 0).into()
 }
 
 /// `set_debugreg(register, value)`.

@@ -39,11 +39,7 @@ pub fn vcpu_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     else {
         return Outcome::Done(Errno::ENOENT.to_rax());
     };
-    let who = VcpuRef {
-        dom: caller.dom,
-        vcpu: id,
-        incarnation,
-    };
+    let who = VcpuRef { dom: caller.dom, vcpu: id, incarnation };
     match op {
         VCPUOP_IS_UP => return Outcome::Done(is_up(core, who).into()),
         VCPUOP_INITIALISE => initialise(core, caller, who, at),
@@ -78,11 +74,7 @@ fn is_up(core: &mut Core, who: VcpuRef) -> bool {
 
 /// Gives a vCPU its first context. Once only.
 fn initialise(core: &mut Core, caller: Caller, who: VcpuRef, at: GuestVa) -> Result<(), Errno> {
-    if core
-        .domains
-        .resolve(who)
-        .is_none_or(|vcpu| vcpu.initialised)
-    {
+    if core.domains.resolve(who).is_none_or(|vcpu| vcpu.initialised) {
         return Err(Errno::EEXIST);
     }
     let wanted: VcpuGuestContext = core.guest(caller).read(at)?;
@@ -154,9 +146,7 @@ fn register_info(core: &mut Core, caller: Caller, who: VcpuRef, at: GuestVa) -> 
     if vcpu.info_registered || (who.vcpu != caller.vcpu && vcpu.online) {
         return Err(Errno::EINVAL);
     }
-    core.frames
-        .get_writable(new.mfn(), who.dom)
-        .map_err(|_| Errno::EINVAL)?;
+    core.frames.get_writable(new.mfn(), who.dom).map_err(|_| Errno::EINVAL)?;
     let old = core::mem::replace(&mut vcpu.info, new);
     vcpu.info_registered = true;
     core.frames.mem().copy(old, new, size_of::<VcpuInfo>());
@@ -174,9 +164,7 @@ fn info_address(asked: &RegisterVcpuInfo) -> Result<Maddr, Errno> {
     if !fits || !is_frame {
         return Err(Errno::EINVAL);
     }
-    Ok(Maddr::new(
-        Mfn::new(asked.mfn).maddr().get() + u64::from(asked.offset),
-    ))
+    Ok(Maddr::new(Mfn::new(asked.mfn).maddr().get() + u64::from(asked.offset)))
 }
 
 fn set_periodic(core: &mut Core, caller: Caller, who: VcpuRef, at: GuestVa) -> Result<(), Errno> {

@@ -41,10 +41,7 @@ pub fn xen_version(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
 }
 
 fn write(core: &Core, caller: Caller, at: GuestVa, bytes: &[u8]) -> Outcome {
-    core.guest(caller)
-        .write_bytes(at, bytes)
-        .map_err(Errno::from)
-        .into()
+    core.guest(caller).write_bytes(at, bytes).map_err(Errno::from).into()
 }
 
 /// Answers with a NUL-padded field of `N` bytes.
@@ -64,11 +61,7 @@ fn features(core: &Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
     info.submap = 1 << XENFEAT_MMU_PT_UPDATE_PRESERVE_AD
         | 1 << XENFEAT_HIGHMEM_ASSIST
         | 1 << XENFEAT_GNTTAB_MAP_AVAIL_BITS;
-    if core
-        .domains
-        .get(caller.dom)
-        .is_some_and(|d| d.is_privileged())
-    {
+    if core.domains.get(caller.dom).is_some_and(|d| d.is_privileged()) {
         info.submap |= 1 << XENFEAT_DOM0;
     }
     Ok(core.guest(caller).write(at, &info)?)

@@ -44,9 +44,7 @@ impl<T> FrameBox<T> {
     }
 
     fn pointer(mem: PhysMem, mfn: Mfn) -> NonNull<T> {
-        let ptr = mem
-            .frame_ptr(mfn)
-            .expect("the allocator gives frames of the window");
+        let ptr = mem.frame_ptr(mfn).expect("the allocator gives frames of the window");
         NonNull::new(ptr.cast()).expect("the window does not start at address 0")
     }
 

@@ -50,24 +50,15 @@ pub struct GuestSpace<'a> {
 impl Core {
     /// The address space of the caller's kernel. A vCPU without page tables has an empty one.
     pub fn guest(&self, caller: Caller) -> GuestSpace<'_> {
-        let vcpu = self
-            .domains
-            .get(caller.dom)
-            .and_then(|domain| domain.vcpu(caller.vcpu));
-        GuestSpace {
-            frames: &self.frames,
-            l4: vcpu.and_then(|vcpu| vcpu.roots.kernel),
-        }
+        let vcpu = self.domains.get(caller.dom).and_then(|domain| domain.vcpu(caller.vcpu));
+        GuestSpace { frames: &self.frames, l4: vcpu.and_then(|vcpu| vcpu.roots.kernel) }
     }
 }
 
 impl<'a> GuestSpace<'a> {
     /// The space under a validated root table.
     pub fn new(frames: &'a FrameTable, l4: Mfn) -> Self {
-        Self {
-            frames,
-            l4: Some(l4),
-        }
+        Self { frames, l4: Some(l4) }
     }
 
     /// Where in memory `va` is, with the accessed and dirty bits set that the access would set.
@@ -78,10 +69,7 @@ impl<'a> GuestSpace<'a> {
         let mem = self.frames.mem();
         let mut path = [Maddr::default(); 4];
         let mut next = self.l4.ok_or(Fault::NotPresent(va))?;
-        for (at, level) in path
-            .iter_mut()
-            .zip([Level::L4, Level::L3, Level::L2, Level::L1])
-        {
+        for (at, level) in path.iter_mut().zip([Level::L4, Level::L3, Level::L2, Level::L1]) {
             if !self.frames.is_ram(next) {
                 return Err(Fault::NotMemory(va));
             }
@@ -105,11 +93,7 @@ impl<'a> GuestSpace<'a> {
             }
         };
         path[..3].iter().for_each(|at| used(at, Pte::ACCESSED));
-        let leaf = if access == Access::Write {
-            Pte::ACCESSED | Pte::DIRTY
-        } else {
-            Pte::ACCESSED
-        };
+        let leaf = if access == Access::Write { Pte::ACCESSED | Pte::DIRTY } else { Pte::ACCESSED };
         used(&path[3], leaf);
         Ok(Maddr::new(next.maddr().get() + va.offset() as u64))
     }
@@ -158,10 +142,7 @@ impl<'a> GuestSpace<'a> {
 
     /// Where `va + offset` is, and how many bytes of that page follow.
     fn span(&self, va: GuestVa, offset: usize, access: Access) -> Result<(Maddr, usize), Fault> {
-        let at = va
-            .get()
-            .checked_add(offset as u64)
-            .ok_or(Fault::NotGuest(va))?;
+        let at = va.get().checked_add(offset as u64).ok_or(Fault::NotGuest(va))?;
         let at = GuestVa::new(at);
         Ok((self.translate(at, access)?, PAGE_SIZE - at.offset()))
     }
@@ -193,47 +174,25 @@ mod tests {
         for (table, target) in [(l4, l3), (l3, l2), (l2, l1), (l1, a)] {
             mem.write_u64(table.maddr(), target.maddr().get() | RW);
         }
-        mem.write_u64(
-            validate::entry_at(l1, 1),
-            b.maddr().get() | Pte::PRESENT | Pte::USER,
-        );
+        mem.write_u64(validate::entry_at(l1, 1), b.maddr().get() | Pte::PRESENT | Pte::USER);
         let mut budget = Budget::default();
-        let mut walk = Walk {
-            budget: &mut budget,
-            io: &|_| false,
-        };
+        let mut walk = Walk { budget: &mut budget, io: &|_| false };
         frames.pin(l4, DOM, Level::L4, &mut walk).unwrap();
-        Fixture {
-            frames,
-            l4,
-            pages: [a, b],
-        }
+        Fixture { frames, l4, pages: [a, b] }
     }
 
     #[test]
     fn reads_cross_pages_whose_frames_are_not_neighbours() {
-        let Fixture {
-            frames,
-            l4,
-            pages: [a, b],
-        } = fixture();
-        frames
-            .mem()
-            .write_bytes(Maddr::new(a.maddr().get() + 4092), &[1, 2, 3, 4]);
+        let Fixture { frames, l4, pages: [a, b] } = fixture();
+        frames.mem().write_bytes(Maddr::new(a.maddr().get() + 4092), &[1, 2, 3, 4]);
         frames.mem().write_bytes(b.maddr(), &[5, 6, 7, 8]);
-        let value: u64 = GuestSpace::new(&frames, l4)
-            .read(GuestVa::new(4092))
-            .unwrap();
+        let value: u64 = GuestSpace::new(&frames, l4).read(GuestVa::new(4092)).unwrap();
         assert_eq!(value.to_le_bytes(), [1, 2, 3, 4, 5, 6, 7, 8]);
     }
 
     #[test]
     fn a_write_stops_at_a_read_only_page_and_never_reaches_it() {
-        let Fixture {
-            frames,
-            l4,
-            pages: [_, b],
-        } = fixture();
+        let Fixture { frames, l4, pages: [_, b] } = fixture();
         let space = GuestSpace::new(&frames, l4);
         assert_eq!(
             space.write(GuestVa::new(4092), &u64::MAX),
@@ -248,16 +207,10 @@ mod tests {
     fn refuses_what_no_guest_may_name() {
         let Fixture { frames, l4, .. } = fixture();
         let space = GuestSpace::new(&frames, l4);
-        for va in [
-            0x8000_0000_0000,
-            0xffff_8000_0000_0000,
-            0xffff_87ff_ffff_fff8,
-            0xfff0_0000_0000_0000,
-        ] {
-            assert_eq!(
-                space.read::<u64>(GuestVa::new(va)),
-                Err(Fault::NotGuest(GuestVa::new(va)))
-            );
+        for va in
+            [0x8000_0000_0000, 0xffff_8000_0000_0000, 0xffff_87ff_ffff_fff8, 0xfff0_0000_0000_0000]
+        {
+            assert_eq!(space.read::<u64>(GuestVa::new(va)), Err(Fault::NotGuest(GuestVa::new(va))));
         }
         let end = GuestVa::new(u64::MAX - 3);
         assert!(space.read::<u64>(end).is_err());
@@ -273,10 +226,7 @@ mod tests {
         let at = super::super::update::l1_entry_of(&frames, l4, GuestVa::new(0x3000)).unwrap();
         let bar = Mfn::new(1 << 20);
         let mut budget = Budget::default();
-        let mut walk = Walk {
-            budget: &mut budget,
-            io: &|mfn| mfn == bar,
-        };
+        let mut walk = Walk { budget: &mut budget, io: &|mfn| mfn == bar };
         let owners = super::super::update::Owners::only(DOM);
         super::super::update::write_entry(
             &mut frames,
@@ -287,10 +237,7 @@ mod tests {
         )
         .unwrap();
         let va = GuestVa::new(0x3000);
-        assert_eq!(
-            GuestSpace::new(&frames, l4).read::<u8>(va),
-            Err(Fault::NotMemory(va))
-        );
+        assert_eq!(GuestSpace::new(&frames, l4).read::<u8>(va), Err(Fault::NotMemory(va)));
     }
 
     #[test]
@@ -308,10 +255,7 @@ mod tests {
     #[test]
     fn an_empty_space_faults() {
         let Fixture { frames, .. } = fixture();
-        let space = GuestSpace {
-            frames: &frames,
-            l4: None,
-        };
+        let space = GuestSpace { frames: &frames, l4: None };
         assert!(space.read::<u8>(GuestVa::new(0)).is_err());
         assert_eq!(space.read_bytes(GuestVa::new(0), &mut []), Ok(()));
     }

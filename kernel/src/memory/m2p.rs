@@ -8,8 +8,7 @@ use bulkhead_abi::{Maddr, Mfn, mmu::M2P_INVALID};
 impl FrameTable {
     /// What the table says of a frame: a pfn, or [`M2P_INVALID`].
     pub fn m2p(&self, mfn: Mfn) -> u64 {
-        self.m2p_entry(mfn)
-            .map_or(M2P_INVALID, |at| self.mem().read_u64(at))
+        self.m2p_entry(mfn).map_or(M2P_INVALID, |at| self.mem().read_u64(at))
     }
 
     /// Sets the pfn of a frame; [`M2P_INVALID`] for none. Any number will do: it means

@@ -46,9 +46,7 @@ impl PhysMem {
     /// A pointer to `N` naturally aligned bytes; panics outside the window, which is a
     /// bug of the core: callers hold frame numbers that the frame table vouches for.
     fn at<const N: usize>(&self, at: Maddr) -> *mut u8 {
-        let ptr = self
-            .frame_ptr(at.mfn())
-            .expect("machine address vouched for by the frame table");
+        let ptr = self.frame_ptr(at.mfn()).expect("machine address vouched for by the frame table");
         assert!(at.offset().is_multiple_of(N), "aligned by its caller");
         ptr.wrapping_add(at.offset())
     }
@@ -72,8 +70,7 @@ impl PhysMem {
 
     /// Replaces an aligned u64 if it still is `current`; gives what was there.
     pub fn compare_exchange_u64(&self, at: Maddr, current: u64, new: u64) -> Result<u64, u64> {
-        self.word(at)
-            .compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire)
+        self.word(at).compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire)
     }
 
     /// Sets bits of an aligned u64; gives what was there.
@@ -103,8 +100,7 @@ impl PhysMem {
 
     /// Replaces an aligned u32 if it still is `current`; gives what was there.
     pub fn compare_exchange_u32(&self, at: Maddr, current: u32, new: u32) -> Result<u32, u32> {
-        self.half(at)
-            .compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire)
+        self.half(at).compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire)
     }
 
     /// Keeps only `bits` of an aligned u32; gives what was there.
@@ -134,10 +130,7 @@ impl PhysMem {
 
     /// Copies bytes out of one frame. The range must not leave the frame.
     pub fn read_bytes(&self, at: Maddr, out: &mut [u8]) {
-        assert!(
-            at.offset() + out.len() <= PAGE_SIZE,
-            "range within one frame"
-        );
+        assert!(at.offset() + out.len() <= PAGE_SIZE, "range within one frame");
         let from = self.at::<1>(at);
         // SAFETY: 1. the range lies in one frame of the window (asserted). 2. `out` is
         // the core's own memory, so the two do not overlap. 3. A guest may store
@@ -148,10 +141,7 @@ impl PhysMem {
 
     /// Copies bytes into one frame. The range must not leave the frame.
     pub fn write_bytes(&self, at: Maddr, bytes: &[u8]) {
-        assert!(
-            at.offset() + bytes.len() <= PAGE_SIZE,
-            "range within one frame"
-        );
+        assert!(at.offset() + bytes.len() <= PAGE_SIZE, "range within one frame");
         let to = self.at::<1>(at);
         // SAFETY: as in `read_bytes`, the other way round.
         unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) }

@@ -47,12 +47,7 @@ pub fn populate(
     order: u32,
     first_pfn: Option<u64>,
 ) -> Result<Mfn, ReserveError> {
-    let max_pages = core
-        .domains
-        .get(dom)
-        .ok_or(ReserveError::NoDomain)?
-        .memory
-        .max_pages;
+    let max_pages = core.domains.get(dom).ok_or(ReserveError::NoDomain)?.memory.max_pages;
     allocate(&mut core.frames, dom, order, max_pages, first_pfn)
 }
 
@@ -70,9 +65,7 @@ pub fn allocate(
     if frames.tot_pages(dom) + (1 << order) > max_pages {
         return Err(ReserveError::Limit { max_pages });
     }
-    let mfn = frames
-        .alloc_domain(dom, order)
-        .ok_or(ReserveError::OutOfMemory)?;
+    let mfn = frames.alloc_domain(dom, order).ok_or(ReserveError::OutOfMemory)?;
     set_pfns(frames, mfn, order, first_pfn);
     Ok(mfn)
 }
@@ -80,9 +73,7 @@ pub fn allocate(
 /// Sets the pfns of `2^order` frames from `first_pfn` on.
 pub fn set_pfns(frames: &mut FrameTable, mfn: Mfn, order: u32, first_pfn: Option<u64>) {
     for i in 0..1 << order {
-        let pfn = first_pfn
-            .and_then(|first| first.checked_add(i))
-            .unwrap_or(M2P_INVALID);
+        let pfn = first_pfn.and_then(|first| first.checked_add(i)).unwrap_or(M2P_INVALID);
         frames.set_m2p(Mfn::new(mfn.get() + i), pfn);
     }
 }
@@ -102,9 +93,7 @@ pub fn decrease(
     for i in range.clone() {
         frames.check_let_go(Mfn::new(mfn.get() + i), dom)?;
     }
-    range
-        .into_iter()
-        .try_for_each(|i| frames.let_go(Mfn::new(mfn.get() + i), dom))
+    range.into_iter().try_for_each(|i| frames.let_go(Mfn::new(mfn.get() + i), dom))
 }
 
 #[cfg(test)]

@@ -29,10 +29,7 @@ pub struct Owners {
 impl Owners {
     /// A domain that maps its own pages in its own tables.
     pub const fn only(dom: DomId) -> Self {
-        Self {
-            tables: dom,
-            pages: dom,
-        }
+        Self { tables: dom, pages: dom }
     }
 }
 
@@ -71,11 +68,7 @@ fn write_entry_in(
         return Ok(store_plain(frames, at, new));
     };
     if level == Level::L4 && validate::is_core_slot(index) {
-        return Err(TableError::Entry {
-            table,
-            index,
-            rule: Rule::CoreSlot,
-        });
+        return Err(TableError::Entry { table, index, rule: Rule::CoreSlot });
     }
     loop {
         let old = frames.mem().read_u64(at);
@@ -93,19 +86,12 @@ fn write_entry_in(
                 let stored = validate::stored_entry(level, wanted).and_then(|pte| {
                     let is_bad =
                         level == Level::L1 && pte.is_uncached() && frames.is_ram(pte.mfn());
-                    if is_bad {
-                        Err(Rule::UncachedMemory)
-                    } else {
-                        Ok(pte)
-                    }
+                    if is_bad { Err(Rule::UncachedMemory) } else { Ok(pte) }
                 });
                 stored.map_err(|rule| TableError::Entry { table, index, rule })?
             }
         };
-        let is_stored = frames
-            .mem()
-            .compare_exchange_u64(at, old, stored.raw())
-            .is_ok();
+        let is_stored = frames.mem().compare_exchange_u64(at, old, stored.raw()).is_ok();
         match (change, is_stored) {
             (Change::Replace, true) => frames.drop_entry(level, was),
             (Change::Replace, false) => frames.drop_entry(level, stored),
@@ -162,19 +148,13 @@ pub fn l1_entry_of(frames: &FrameTable, l4: Mfn, va: GuestVa) -> Option<Maddr> {
         if !frames.is_ram(table) {
             return None;
         }
-        let entry = Pte::new(
-            frames
-                .mem()
-                .read_u64(validate::entry_at(table, level.index(va))),
-        );
+        let entry = Pte::new(frames.mem().read_u64(validate::entry_at(table, level.index(va))));
         if !entry.is_present() {
             return None;
         }
         table = entry.mfn();
     }
-    frames
-        .is_ram(table)
-        .then(|| validate::entry_at(table, Level::L1.index(va)))
+    frames.is_ram(table).then(|| validate::entry_at(table, Level::L1.index(va)))
 }
 
 /// Runs `f` with the frame table and the right of `dom` to its devices' memory.
@@ -184,9 +164,7 @@ pub fn with_walk<R>(
     budget: &mut Budget,
     f: impl FnOnce(&mut FrameTable, &mut Walk) -> R,
 ) -> Result<R, Errno> {
-    let Core {
-        frames, domains, ..
-    } = core;
+    let Core { frames, domains, .. } = core;
     let devices = &domains.get(dom).ok_or(Errno::ESRCH)?.devices;
     let io = |mfn| devices.allows_io(mfn);
     Ok(f(frames, &mut Walk { budget, io: &io }))
@@ -201,10 +179,8 @@ pub fn get_root(core: &mut Core, dom: DomId, mfn: Mfn) -> Result<(), Errno> {
     if !core.frames.drain(dom, &mut budget) {
         return Err(Errno::EAGAIN);
     }
-    with_walk(core, dom, &mut budget, |frames, walk| {
-        frames.get_table(mfn, dom, Level::L4, walk)
-    })?
-    .map_err(Errno::from)
+    with_walk(core, dom, &mut budget, |frames, walk| frames.get_table(mfn, dom, Level::L4, walk))?
+        .map_err(Errno::from)
 }
 
 /// Drops what [`get_root`] took. If it was the last reference, the tables under it are taken

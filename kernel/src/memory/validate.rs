@@ -197,10 +197,7 @@ mod tests {
     fn large_pages_and_cache_bits_are_refused_above_l1() {
         for level in [Level::L2, Level::L3, Level::L4] {
             for bit in [Pte::PSE, Pte::PWT, Pte::PCD, Pte::GLOBAL] {
-                assert_eq!(
-                    stored_entry(level, Pte::new(P | bit)),
-                    Err(Rule::ForbiddenBits)
-                );
+                assert_eq!(stored_entry(level, Pte::new(P | bit)), Err(Rule::ForbiddenBits));
             }
         }
     }

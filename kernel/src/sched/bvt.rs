@@ -95,11 +95,8 @@ impl Params {
 
     /// What Dom0 itself starts with: it answers others, so it warps, and it can not keep the CPU
     /// by doing so.
-    pub const DOM0: Self = Self {
-        warp: Ns::new(20_000_000),
-        warp_limit: Ns::new(10_000_000),
-        ..Self::DEFAULT
-    };
+    pub const DOM0: Self =
+        Self { warp: Ns::new(20_000_000), warp_limit: Ns::new(10_000_000), ..Self::DEFAULT };
 
     /// Checks what came from outside. `allowance` 0 means the default; less than
     /// [`MIN_ALLOWANCE`] is raised to it.
@@ -113,23 +110,14 @@ impl Params {
         allowance: Ns,
     ) -> Result<Self, Errno> {
         let weight = Weight::new(weight).ok_or(Errno::EINVAL)?;
-        if [warp, warp_limit, unwarp, allowance]
-            .iter()
-            .any(|&span| span > MAX_SPAN)
-        {
+        if [warp, warp_limit, unwarp, allowance].iter().any(|&span| span > MAX_SPAN) {
             return Err(Errno::EINVAL);
         }
         let allowance = match allowance.get() {
             0 => Self::DEFAULT.allowance,
             _ => allowance.max(MIN_ALLOWANCE),
         };
-        Ok(Self {
-            weight,
-            warp,
-            warp_limit,
-            unwarp,
-            allowance,
-        })
+        Ok(Self { weight, warp, warp_limit, unwarp, allowance })
     }
 
     /// Real ns as virtual ns of this weight, rounded up.
@@ -166,13 +154,7 @@ pub struct Account {
 impl Account {
     /// A newcomer: it stands where the others are.
     pub const fn new(svt: VirtTime) -> Self {
-        Self {
-            actual: svt,
-            remainder: 0,
-            warp: Warp::Off {
-                again_at: Ns::new(0),
-            },
-        }
+        Self { actual: svt, remainder: 0, warp: Warp::Off { again_at: Ns::new(0) } }
     }
 
     /// `A`: how much CPU it has had, by its weight.
@@ -236,9 +218,7 @@ impl Account {
     }
 
     fn end_warp(&mut self, params: &Params, now: Ns) {
-        self.warp = Warp::Off {
-            again_at: Ns::new(now.get().saturating_add(params.unwarp.get())),
-        };
+        self.warp = Warp::Off { again_at: Ns::new(now.get().saturating_add(params.unwarp.get())) };
     }
 
     /// Weight or warp changed. What it has run stands; a warp ends where none is allowed any more.

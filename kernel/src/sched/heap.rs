@@ -33,11 +33,7 @@ impl<O: Order> Default for Heap<O> {
 impl<O: Order> Heap<O> {
     /// Without members.
     pub const fn new() -> Self {
-        Self {
-            len: 0,
-            ids: [SlotId::FIRST; MAX_SLOTS],
-            order: PhantomData,
-        }
+        Self { len: 0, ids: [SlotId::FIRST; MAX_SLOTS], order: PhantomData }
     }
 
     fn members(&self) -> &[SlotId] {
@@ -57,10 +53,7 @@ impl<O: Order> Heap<O> {
     /// The earliest of the members at `from..to`.
     fn earliest(&self, slots: &Slots, from: usize, to: usize) -> Option<SlotId> {
         let candidates = self.members().get(from..to.min(self.len))?;
-        candidates
-            .iter()
-            .copied()
-            .reduce(|a, b| if Self::ordered(slots, b, a) { b } else { a })
+        candidates.iter().copied().reduce(|a, b| if Self::ordered(slots, b, a) { b } else { a })
     }
 
     fn ordered(slots: &Slots, a: SlotId, b: SlotId) -> bool {

@@ -66,17 +66,9 @@ impl Core {
         match wake {
             Wake::Nobody => {}
             Wake::Vcpu(who) => self.wake_one(who),
-            Wake::Vcpus {
-                dom,
-                incarnation,
-                mask,
-            } => {
+            Wake::Vcpus { dom, incarnation, mask } => {
                 for n in (0..u32::BITS).filter(|n| mask & 1 << n != 0) {
-                    self.wake_one(VcpuRef {
-                        dom,
-                        vcpu: VcpuId::new(n),
-                        incarnation,
-                    });
+                    self.wake_one(VcpuRef { dom, vcpu: VcpuId::new(n), incarnation });
                 }
             }
         }
@@ -296,9 +288,5 @@ pub fn get_params(core: &Core, about: &SchedParams) -> Result<SchedParams, Errno
 pub fn times(core: &mut Core, dom: DomId, vcpu: VcpuId) -> Result<VcpuTimes, Errno> {
     let id = slot_in(core, dom, vcpu).ok_or(Errno::ENOENT)?;
     let times = core.sched.times(id, arch::now()).ok_or(Errno::ENOENT)?;
-    Ok(VcpuTimes {
-        domid: dom.get(),
-        vcpu: vcpu.get(),
-        ..times
-    })
+    Ok(VcpuTimes { domid: dom.get(), vcpu: vcpu.get(), ..times })
 }

@@ -104,11 +104,7 @@ impl RunQueue {
         let slot = slots.get_mut(running)?;
         let gives_way = core::mem::take(&mut slot.yielded)
             || rival_vt.is_some_and(|rival| slot.account.yields_to(&slot.params, rival));
-        if gives_way {
-            rival.or(Some(running))
-        } else {
-            Some(running)
-        }
+        if gives_way { rival.or(Some(running)) } else { Some(running) }
     }
 }
 
@@ -150,9 +146,7 @@ impl Scheduler {
         if queue.is_none() {
             *queue = Some(FrameBox::new(frames, RunQueue::new()).ok_or(Errno::ENOMEM)?);
         }
-        let svt = queue
-            .as_deref()
-            .map_or_else(VirtTime::default, |queue| queue.svt);
+        let svt = queue.as_deref().map_or_else(VirtTime::default, |queue| queue.svt);
         let id = self.slots.take(frames, who)?;
         if let Some(slot) = self.slots.get_mut(id) {
             slot.cpu = cpu;
@@ -249,11 +243,7 @@ impl Scheduler {
 
     const fn idle_state(slot: &Slot) -> RunState {
         // A vCPU that waits stays "blocked" while its domain is paused.
-        if slot.blocked {
-            RunState::Blocked
-        } else {
-            RunState::Offline
-        }
+        if slot.blocked { RunState::Blocked } else { RunState::Offline }
     }
 
     fn next_ticket(&mut self) -> u32 {
@@ -272,10 +262,7 @@ impl Scheduler {
     ///
     /// Cost: logarithmic in the number of runnable vCPUs.
     pub fn pick(&mut self, cpu: CpuId, now: Ns) -> Decision {
-        const IDLE: Decision = Decision {
-            next: None,
-            until: None,
-        };
+        const IDLE: Decision = Decision { next: None, until: None };
         let ticket = self.next_ticket();
         let Some((queue, slots)) = self.queue(cpu) else {
             return IDLE;
@@ -299,19 +286,14 @@ impl Scheduler {
                 slot.yielded = false;
             }
         }
-        let rival = queue
-            .rival_of(slots, next)
-            .and_then(|id| slots.get(id))
-            .map(Slot::effective_vt);
+        let rival =
+            queue.rival_of(slots, next).and_then(|id| slots.get(id)).map(Slot::effective_vt);
         let Some(slot) = slots.get(next) else {
             return IDLE;
         };
         let slice = slot.account.slice(&slot.params, rival);
         queue.slice_end = slice.map(|slice| Ns::new(now.get().saturating_add(slice.get())));
-        Decision {
-            next: slot.owner,
-            until: queue.slice_end,
-        }
+        Decision { next: slot.owner, until: queue.slice_end }
     }
 
     /// When this CPU is to choose again.

@@ -31,11 +31,7 @@ pub struct RunTimes {
 impl RunTimes {
     /// Offline from `now` on.
     pub const fn new(now: Ns) -> Self {
-        Self {
-            state: RunState::Offline,
-            since: now,
-            time: [0; 4],
-        }
+        Self { state: RunState::Offline, since: now, time: [0; 4] }
     }
 
     pub const fn state(&self) -> RunState {

@@ -104,10 +104,7 @@ impl Slot {
     /// The earliest of its timers.
     pub(super) fn deadline(&self) -> Option<Ns> {
         let periodic = self.periodic.map(|periodic| periodic.next);
-        [self.singleshot, periodic, self.poll_until]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.singleshot, periodic, self.poll_until].into_iter().flatten().min()
     }
 }
 
@@ -168,26 +165,18 @@ pub struct Slots {
 
 impl Slots {
     pub const fn new() -> Self {
-        Self {
-            chunks: [const { None }; CHUNKS],
-        }
+        Self { chunks: [const { None }; CHUNKS] }
     }
 
     /// The slot, free or not; `None` if no frame holds it yet.
     pub fn get(&self, id: SlotId) -> Option<&Slot> {
         let index = usize::from(id.0);
-        self.chunks
-            .get(index / PER_CHUNK)?
-            .as_ref()?
-            .get(index % PER_CHUNK)
+        self.chunks.get(index / PER_CHUNK)?.as_ref()?.get(index % PER_CHUNK)
     }
 
     pub fn get_mut(&mut self, id: SlotId) -> Option<&mut Slot> {
         let index = usize::from(id.0);
-        self.chunks
-            .get_mut(index / PER_CHUNK)?
-            .as_mut()?
-            .get_mut(index % PER_CHUNK)
+        self.chunks.get_mut(index / PER_CHUNK)?.as_mut()?.get_mut(index % PER_CHUNK)
     }
 
     /// Takes a free slot for `owner`.
@@ -198,18 +187,12 @@ impl Slots {
             .map(SlotId)
             .find(|&id| self.get(id).is_none_or(|slot| slot.owner.is_none()))
             .ok_or(Errno::ENOSPC)?;
-        let chunk = self
-            .chunks
-            .get_mut(usize::from(id.0) / PER_CHUNK)
-            .ok_or(Errno::ENOSPC)?;
+        let chunk = self.chunks.get_mut(usize::from(id.0) / PER_CHUNK).ok_or(Errno::ENOSPC)?;
         if chunk.is_none() {
             *chunk = Some(FrameBox::new(frames, [Slot::FREE; PER_CHUNK]).ok_or(Errno::ENOMEM)?);
         }
         let slot = self.get_mut(id).ok_or(Errno::ENOMEM)?;
-        *slot = Slot {
-            owner: Some(owner),
-            ..Slot::FREE
-        };
+        *slot = Slot { owner: Some(owner), ..Slot::FREE };
         Ok(id)
     }
 

@@ -31,11 +31,7 @@ const CPU: CpuId = CpuId(0);
 const MS: u64 = 1_000_000;
 
 fn who(n: u16) -> VcpuRef {
-    VcpuRef {
-        dom: DomId::new(n + 1),
-        vcpu: VcpuId::new(0),
-        incarnation: Incarnation(1),
-    }
+    VcpuRef { dom: DomId::new(n + 1), vcpu: VcpuId::new(0), incarnation: Incarnation(1) }
 }
 
 /// A scheduler alone, its clock, and its vCPUs in the order they came.
@@ -55,10 +51,7 @@ impl Sim {
             ids: Vec::new(),
         };
         for (n, params) in params.iter().enumerate() {
-            let id = sim
-                .sched
-                .add(&mut sim.frames, who(n as u16), sim.now)
-                .unwrap();
+            let id = sim.sched.add(&mut sim.frames, who(n as u16), sim.now).unwrap();
             sim.sched.set_params(id, *params, sim.now);
             sim.sched.set_eligible(id, true, sim.now);
             sim.ids.push(id);
@@ -99,10 +92,7 @@ impl Sim {
 }
 
 fn weight(raw: u32) -> Params {
-    Params {
-        weight: Weight::new(raw).unwrap(),
-        ..Params::DEFAULT
-    }
+    Params { weight: Weight::new(raw).unwrap(), ..Params::DEFAULT }
 }
 
 fn warping(warp: u64, limit: u64, unwarp: u64) -> Params {
@@ -121,10 +111,7 @@ fn weights_1_2_4_share_ten_seconds_within_two_per_cent() {
     for (n, parts) in [(0, 1), (1, 2), (2, 4)] {
         let ideal = 10_000 * MS * parts / 7;
         let ran = sim.ran(n);
-        assert!(
-            ran.abs_diff(ideal) * 50 < ideal,
-            "vCPU {n} ran {ran} of {ideal}"
-        );
+        assert!(ran.abs_diff(ideal) * 50 < ideal, "vCPU {n} ran {ran} of {ideal}");
     }
 }
 
@@ -132,26 +119,14 @@ fn weights_1_2_4_share_ten_seconds_within_two_per_cent() {
 fn a_vcpu_alone_runs_without_being_asked_again() {
     let mut sim = Sim::new(&[Params::DEFAULT]);
     let decision = sim.sched.pick(CPU, sim.now);
-    assert_eq!(
-        decision,
-        Decision {
-            next: Some(who(0)),
-            until: None
-        }
-    );
+    assert_eq!(decision, Decision { next: Some(who(0)), until: None });
 }
 
 #[test]
 fn a_cpu_without_anyone_to_run_idles() {
     let mut sim = Sim::new(&[Params::DEFAULT]);
     sim.block(0);
-    assert_eq!(
-        sim.sched.pick(CPU, sim.now),
-        Decision {
-            next: None,
-            until: None
-        }
-    );
+    assert_eq!(sim.sched.pick(CPU, sim.now), Decision { next: None, until: None });
     sim.pass(MS);
     sim.wake(0);
     assert_eq!(sim.pick(), Some(0));
@@ -189,10 +164,7 @@ fn sleeping_earns_no_credit() {
     let before = sim.ran(1);
     sim.run_until(1100 * MS);
     let ran = sim.ran(1) - before;
-    assert!(
-        ran.abs_diff(50 * MS) <= 2 * Params::DEFAULT.allowance.get(),
-        "ran {ran} of 100 ms"
-    );
+    assert!(ran.abs_diff(50 * MS) <= 2 * Params::DEFAULT.allowance.get(), "ran {ran} of 100 ms");
 }
 
 #[test]
@@ -223,13 +195,7 @@ fn a_warp_ends_at_its_limit_and_comes_back_after_the_unwarp_time() {
     sim.run_until(50 * MS);
     sim.wake(1);
     let decision = sim.sched.pick(CPU, sim.now);
-    assert_eq!(
-        decision,
-        Decision {
-            next: Some(who(1)),
-            until: Some(Ns::new(53 * MS))
-        }
-    );
+    assert_eq!(decision, Decision { next: Some(who(1)), until: Some(Ns::new(53 * MS)) });
     sim.run_until(55 * MS);
     assert_eq!(sim.pick(), Some(0));
     // Blocked and woken too soon: no warp, so it waits its turn.
@@ -304,19 +270,10 @@ fn parameters_from_outside_are_checked() {
     let ns = Ns::new;
     let ok = Params::checked(1, ns(0), ns(0), ns(0), ns(0)).unwrap();
     assert_eq!(ok.allowance, Params::DEFAULT.allowance);
-    assert_eq!(
-        Params::checked(0, ns(0), ns(0), ns(0), ns(0)),
-        Err(Errno::EINVAL)
-    );
-    assert_eq!(
-        Params::checked(65_536, ns(0), ns(0), ns(0), ns(0)),
-        Err(Errno::EINVAL)
-    );
+    assert_eq!(Params::checked(0, ns(0), ns(0), ns(0), ns(0)), Err(Errno::EINVAL));
+    assert_eq!(Params::checked(65_536, ns(0), ns(0), ns(0), ns(0)), Err(Errno::EINVAL));
     let long = ns(bvt::MAX_SPAN.get() + 1);
-    assert_eq!(
-        Params::checked(1, long, ns(0), ns(0), ns(0)),
-        Err(Errno::EINVAL)
-    );
+    assert_eq!(Params::checked(1, long, ns(0), ns(0), ns(0)), Err(Errno::EINVAL));
     let short = Params::checked(1, ns(0), ns(0), ns(0), ns(1)).unwrap();
     assert_eq!(short.allowance, bvt::MIN_ALLOWANCE);
 }
@@ -470,19 +427,13 @@ fn is_blocked(core: &mut Core, caller: Caller) -> bool {
 }
 
 fn block_now(core: &mut Core, caller: Caller) {
-    assert_eq!(
-        sched_op(core, caller, [SCHEDOP_BLOCK, 0, 0, 0, 0, 0]),
-        Outcome::Done(0)
-    );
+    assert_eq!(sched_op(core, caller, [SCHEDOP_BLOCK, 0, 0, 0, 0, 0]), Outcome::Done(0));
 }
 
 /// Takes what is pending, as a guest's upcall handler does.
 fn take_events(core: &mut Core, caller: Caller, port: Port) {
     let domain = core.domains.get(caller.dom).unwrap();
-    let (info, shared) = (
-        domain.vcpu(caller.vcpu).unwrap().info,
-        domain.shared_info.maddr(),
-    );
+    let (info, shared) = (domain.vcpu(caller.vcpu).unwrap().info, domain.shared_info.maddr());
     let mem = core.frames.mem();
     mem.write_u8(info, 0);
     mem.write_u64(bulkhead_abi::Maddr::new(info.get() + 8), 0);
@@ -495,10 +446,7 @@ fn a_timer_fires_at_its_deadline_and_not_before() {
     let (mut core, caller) = machine();
     let port = bind_timer(&mut core, caller);
     let at = 1010 * MS;
-    assert_eq!(
-        set_timer_op(&mut core, caller, [at, 0, 0, 0, 0, 0]),
-        Outcome::Done(0)
-    );
+    assert_eq!(set_timer_op(&mut core, caller, [at, 0, 0, 0, 0, 0]), Outcome::Done(0));
     block_now(&mut core, caller);
     assert!(is_blocked(&mut core, caller));
     assert_eq!(core.sched.next_deadline(CPU), Some(Ns::new(at)));
@@ -514,11 +462,8 @@ fn a_timer_fires_at_its_deadline_and_not_before() {
 #[test]
 fn a_new_deadline_replaces_the_old_one_and_0_stops_it() {
     let (mut core, caller) = machine();
-    for (asked, deadline) in [
-        (1010 * MS, Some(1010 * MS)),
-        (1020 * MS, Some(1020 * MS)),
-        (0, None),
-    ] {
+    for (asked, deadline) in [(1010 * MS, Some(1010 * MS)), (1020 * MS, Some(1020 * MS)), (0, None)]
+    {
         let _ = set_timer_op(&mut core, caller, [asked, 0, 0, 0, 0, 0]);
         assert_eq!(core.sched.next_deadline(CPU), deadline.map(Ns::new));
     }
@@ -531,10 +476,7 @@ fn a_deadline_in_the_past_fires_at_once() {
     let _ = set_timer_op(&mut core, caller, [1, 0, 0, 0, 0, 0]);
     assert!(crate::event::is_pending(&core, caller.dom, port));
     take_events(&mut core, caller, port);
-    let past = SetSingleshotTimer {
-        timeout_abs_ns: 5,
-        ..Default::default()
-    };
+    let past = SetSingleshotTimer { timeout_abs_ns: 5, ..Default::default() };
     put(&core, caller, page(1), &past);
     let args = [VCPUOP_SET_SINGLESHOT_TIMER, 0, page(1), 0, 0, 0];
     assert_eq!(vcpu_op(&mut core, caller, args), Outcome::Done(0));
@@ -544,17 +486,10 @@ fn a_deadline_in_the_past_fires_at_once() {
 #[test]
 fn a_deadline_that_must_be_in_the_future_is_refused_in_the_past() {
     let (mut core, caller) = machine();
-    let past = SetSingleshotTimer {
-        timeout_abs_ns: 5,
-        flags: VCPU_SSHOTTMR_FUTURE,
-        _pad: 0,
-    };
+    let past = SetSingleshotTimer { timeout_abs_ns: 5, flags: VCPU_SSHOTTMR_FUTURE, _pad: 0 };
     put(&core, caller, page(1), &past);
     let args = [VCPUOP_SET_SINGLESHOT_TIMER, 0, page(1), 0, 0, 0];
-    assert_eq!(
-        vcpu_op(&mut core, caller, args),
-        Outcome::Done(Errno::ETIME.to_rax())
-    );
+    assert_eq!(vcpu_op(&mut core, caller, args), Outcome::Done(Errno::ETIME.to_rax()));
 }
 
 #[test]
@@ -581,10 +516,7 @@ fn a_periodic_timer_ticks_on_and_does_not_make_up_for_missed_ticks() {
     assert_eq!(vcpu_op(&mut core, caller, stop), Outcome::Done(0));
     assert_eq!(core.sched.next_deadline(CPU), None);
     put(&core, caller, page(1), &(MS - 1));
-    assert_eq!(
-        vcpu_op(&mut core, caller, start),
-        Outcome::Done(Errno::EINVAL.to_rax())
-    );
+    assert_eq!(vcpu_op(&mut core, caller, start), Outcome::Done(Errno::EINVAL.to_rax()));
 }
 
 #[test]
@@ -605,12 +537,7 @@ fn poll_for(core: &mut Core, caller: Caller, ports: &[u32], timeout: u64) -> Out
     for (n, port) in ports.iter().enumerate() {
         put(core, caller, page(2) + 4 * n as u64, port);
     }
-    let asked = Poll {
-        ports: page(2),
-        nr_ports: ports.len() as u32,
-        _pad: 0,
-        timeout,
-    };
+    let asked = Poll { ports: page(2), nr_ports: ports.len() as u32, _pad: 0, timeout };
     put(core, caller, page(1), &asked);
     sched_op(core, caller, [SCHEDOP_POLL, page(1), 0, 0, 0, 0])
 }
@@ -620,10 +547,7 @@ fn a_poll_ends_with_its_port_though_events_are_masked() {
     let (mut core, caller) = machine();
     let port = crate::event::bind_ipi(&mut core, caller.dom, caller.vcpu).unwrap();
     let other = crate::event::bind_ipi(&mut core, caller.dom, VcpuId::new(1)).unwrap();
-    assert_eq!(
-        poll_for(&mut core, caller, &[port.get()], 0),
-        Outcome::Done(0)
-    );
+    assert_eq!(poll_for(&mut core, caller, &[port.get()], 0), Outcome::Done(0));
     assert!(is_blocked(&mut core, caller));
     let wake = crate::event::send(&mut core, caller.dom, other).unwrap();
     core.wake(wake);
@@ -632,10 +556,7 @@ fn a_poll_ends_with_its_port_though_events_are_masked() {
     core.wake(wake);
     assert!(!is_blocked(&mut core, caller));
     assert_eq!(polling(&core, caller.dom, caller.vcpu), None);
-    assert_eq!(
-        poll_for(&mut core, caller, &[port.get()], 0),
-        Outcome::Done(0)
-    );
+    assert_eq!(poll_for(&mut core, caller, &[port.get()], 0), Outcome::Done(0));
     assert!(!is_blocked(&mut core, caller), "it is pending already");
 }
 
@@ -644,13 +565,8 @@ fn a_poll_ends_with_its_port_though_the_port_is_masked() {
     let (mut core, caller) = machine();
     let port = crate::event::bind_ipi(&mut core, caller.dom, VcpuId::new(1)).unwrap();
     let shared = core.domains.get(caller.dom).unwrap().shared_info.maddr();
-    core.frames
-        .mem()
-        .write_u64(bulkhead_abi::Maddr::new(shared.get() + 2560), u64::MAX);
-    assert_eq!(
-        poll_for(&mut core, caller, &[port.get(), 9], 0),
-        Outcome::Done(0)
-    );
+    core.frames.mem().write_u64(bulkhead_abi::Maddr::new(shared.get() + 2560), u64::MAX);
+    assert_eq!(poll_for(&mut core, caller, &[port.get(), 9], 0), Outcome::Done(0));
     assert!(is_blocked(&mut core, caller));
     let wake = crate::event::send(&mut core, caller.dom, port).unwrap();
     core.wake(wake);
@@ -660,17 +576,11 @@ fn a_poll_ends_with_its_port_though_the_port_is_masked() {
 #[test]
 fn a_poll_ends_with_its_time() {
     let (mut core, caller) = machine();
-    assert_eq!(
-        poll_for(&mut core, caller, &[], 1005 * MS),
-        Outcome::Done(0)
-    );
+    assert_eq!(poll_for(&mut core, caller, &[], 1005 * MS), Outcome::Done(0));
     assert!(is_blocked(&mut core, caller));
     set_now(&mut core, 1005 * MS);
     assert!(!is_blocked(&mut core, caller));
-    assert_eq!(
-        poll_for(&mut core, caller, &[], 1004 * MS),
-        Outcome::Done(0)
-    );
+    assert_eq!(poll_for(&mut core, caller, &[], 1004 * MS), Outcome::Done(0));
     assert!(!is_blocked(&mut core, caller), "the time has passed");
 }
 
@@ -680,19 +590,11 @@ fn a_poll_for_too_many_ports_or_none_that_exists_is_refused() {
     let einval = Outcome::Done(Errno::EINVAL.to_rax());
     assert_eq!(poll_for(&mut core, caller, &[4096], 0), einval);
     assert_eq!(poll_for(&mut core, caller, &[0; 129], 0), einval);
-    let asked = Poll {
-        ports: 1 << 40,
-        nr_ports: 1,
-        _pad: 0,
-        timeout: 0,
-    };
+    let asked = Poll { ports: 1 << 40, nr_ports: 1, _pad: 0, timeout: 0 };
     put(&core, caller, page(1), &asked);
     let refused = sched_op(&mut core, caller, [SCHEDOP_POLL, page(1), 0, 0, 0, 0]);
     assert_eq!(refused, Outcome::Done(Errno::EFAULT.to_rax()));
-    let asked = Poll {
-        ports: u64::MAX - 2,
-        ..asked
-    };
+    let asked = Poll { ports: u64::MAX - 2, ..asked };
     put(&core, caller, page(1), &asked);
     let refused = sched_op(&mut core, caller, [SCHEDOP_POLL, page(1), 0, 0, 0, 0]);
     assert_eq!(refused, Outcome::Done(Errno::EFAULT.to_rax()));
@@ -705,37 +607,18 @@ fn vcpus_come_up_and_go_down_and_the_last_takes_the_domain_with_it() {
     assert_eq!(op(&mut core, VCPUOP_IS_UP, 0), Outcome::Done(1));
     assert_eq!(op(&mut core, VCPUOP_IS_UP, 1), Outcome::Done(0));
     for n in [2, 31, 32, 8191, u64::MAX] {
-        assert_eq!(
-            op(&mut core, VCPUOP_IS_UP, n),
-            Outcome::Done(Errno::ENOENT.to_rax())
-        );
+        assert_eq!(op(&mut core, VCPUOP_IS_UP, n), Outcome::Done(Errno::ENOENT.to_rax()));
     }
-    core.domains
-        .get_mut(caller.dom)
-        .unwrap()
-        .vcpu_mut(VcpuId::new(1))
-        .unwrap()
-        .initialised = false;
-    assert_eq!(
-        op(&mut core, VCPUOP_UP, 1),
-        Outcome::Done(Errno::EINVAL.to_rax())
-    );
-    core.domains
-        .get_mut(caller.dom)
-        .unwrap()
-        .vcpu_mut(VcpuId::new(1))
-        .unwrap()
-        .initialised = true;
+    core.domains.get_mut(caller.dom).unwrap().vcpu_mut(VcpuId::new(1)).unwrap().initialised = false;
+    assert_eq!(op(&mut core, VCPUOP_UP, 1), Outcome::Done(Errno::EINVAL.to_rax()));
+    core.domains.get_mut(caller.dom).unwrap().vcpu_mut(VcpuId::new(1)).unwrap().initialised = true;
     assert_eq!(op(&mut core, VCPUOP_UP, 1), Outcome::Done(0));
     assert_eq!(op(&mut core, VCPUOP_DOWN, 0), Outcome::Done(0));
     assert_eq!(pick_now(&mut core), Some(VcpuId::new(1)));
     assert_eq!(op(&mut core, VCPUOP_DOWN, 1), Outcome::Done(0));
     let life = core.domains.get(caller.dom).unwrap().life;
     assert_eq!(life, Life::Shutdown(bulkhead_abi::sched::SHUTDOWN_POWEROFF));
-    assert_eq!(
-        op(&mut core, VCPUOP_INITIALISE, 0),
-        Outcome::Done(Errno::EEXIST.to_rax())
-    );
+    assert_eq!(op(&mut core, VCPUOP_INITIALISE, 0), Outcome::Done(Errno::EEXIST.to_rax()));
     assert_eq!(op(&mut core, 99, 0), Outcome::Done(Errno::ENOSYS.to_rax()));
 }
 
@@ -773,47 +656,18 @@ fn a_wake_up_of_an_earlier_life_wakes_nobody() {
 #[test]
 fn a_moved_vcpu_info_keeps_what_was_pending_and_says_look_everywhere() {
     let (mut core, caller) = machine();
-    let old = core
-        .domains
-        .get(caller.dom)
-        .unwrap()
-        .vcpu(caller.vcpu)
-        .unwrap()
-        .info;
+    let old = core.domains.get(caller.dom).unwrap().vcpu(caller.vcpu).unwrap().info;
     let mfn = fixture::frame_at(&core, caller, page(3));
-    put(
-        &core,
-        caller,
-        page(1),
-        &RegisterVcpuInfo {
-            mfn: mfn.get(),
-            offset: 0x100,
-            _pad: 0,
-        },
-    );
+    put(&core, caller, page(1), &RegisterVcpuInfo { mfn: mfn.get(), offset: 0x100, _pad: 0 });
     let args = [VCPUOP_REGISTER_VCPU_INFO, 0, page(1), 0, 0, 0];
     assert_eq!(vcpu_op(&mut core, caller, args), Outcome::Done(0));
     let info: VcpuInfo = get(&core, caller, page(3) + 0x100);
-    assert_eq!(
-        (info.evtchn_upcall_pending, info.evtchn_upcall_mask),
-        (1, 1)
-    );
+    assert_eq!((info.evtchn_upcall_pending, info.evtchn_upcall_mask), (1, 1));
     assert_eq!(info.evtchn_pending_sel, u64::MAX);
     assert_eq!(info.time.system_time, 1000 * MS);
     assert_eq!(info.time.version % 2, 0);
-    assert_ne!(
-        core.domains
-            .get(caller.dom)
-            .unwrap()
-            .vcpu(caller.vcpu)
-            .unwrap()
-            .info,
-        old
-    );
-    assert_eq!(
-        vcpu_op(&mut core, caller, args),
-        Outcome::Done(Errno::EINVAL.to_rax())
-    );
+    assert_ne!(core.domains.get(caller.dom).unwrap().vcpu(caller.vcpu).unwrap().info, old);
+    assert_eq!(vcpu_op(&mut core, caller, args), Outcome::Done(Errno::EINVAL.to_rax()));
 }
 
 #[test]
@@ -822,53 +676,26 @@ fn a_vcpu_info_that_is_no_place_for_one_is_refused() {
     let mfn = fixture::frame_at(&core, caller, page(3)).get();
     let root = core.vcpu(caller).unwrap().roots.kernel.unwrap().get();
     let args = [VCPUOP_REGISTER_VCPU_INFO, 0, page(1), 0, 0, 0];
-    for (mfn, offset) in [
-        (mfn, 4),
-        (mfn, 4096 - 56),
-        (mfn, 8192),
-        (root, 0),
-        (1, 0),
-        (1 << 30, 0),
-        (u64::MAX, 0),
-    ] {
-        put(
-            &core,
-            caller,
-            page(1),
-            &RegisterVcpuInfo {
-                mfn,
-                offset,
-                _pad: 0,
-            },
-        );
+    for (mfn, offset) in
+        [(mfn, 4), (mfn, 4096 - 56), (mfn, 8192), (root, 0), (1, 0), (1 << 30, 0), (u64::MAX, 0)]
+    {
+        put(&core, caller, page(1), &RegisterVcpuInfo { mfn, offset, _pad: 0 });
         let refused = vcpu_op(&mut core, caller, args);
-        assert_eq!(
-            refused,
-            Outcome::Done(Errno::EINVAL.to_rax()),
-            "{mfn:#x} {offset:#x}"
-        );
+        assert_eq!(refused, Outcome::Done(Errno::EINVAL.to_rax()), "{mfn:#x} {offset:#x}");
     }
 }
 
 #[test]
 fn the_time_page_is_a_pair_that_belongs_together() {
     let (mut core, caller) = machine();
-    let info = core
-        .domains
-        .get(caller.dom)
-        .unwrap()
-        .vcpu(caller.vcpu)
-        .unwrap()
-        .info;
+    let info = core.domains.get(caller.dom).unwrap().vcpu(caller.vcpu).unwrap().info;
     let mut versions = Vec::new();
     for ns in [1001 * MS, 1002 * MS] {
         arch::fake::set_now(Ns::new(ns));
         time::publish(&mut core, caller.dom, caller.vcpu);
         let mut bytes = [0; size_of::<VcpuTimeInfo>()];
         let at = info.get() + offset_of!(VcpuInfo, time) as u64;
-        core.frames
-            .mem()
-            .read_bytes(bulkhead_abi::Maddr::new(at), &mut bytes);
+        core.frames.mem().read_bytes(bulkhead_abi::Maddr::new(at), &mut bytes);
         let time: VcpuTimeInfo = zerocopy::transmute!(bytes);
         assert_eq!((time.tsc_timestamp, time.system_time), (ns, ns));
         assert_eq!((time.tsc_to_system_mul, time.tsc_shift), arch::time_scale());
@@ -892,10 +719,7 @@ fn the_run_state_area_is_written_whenever_the_vcpu_comes_in() {
     assert_eq!(info.state_entry_time, 1003 * MS);
     assert_eq!(info.time[RUNSTATE_RUNNABLE as usize], 3 * MS);
     put(&core, caller, page(1), &0xffff_8000_0000_0000u64);
-    assert_eq!(
-        vcpu_op(&mut core, caller, args),
-        Outcome::Done(Errno::EFAULT.to_rax())
-    );
+    assert_eq!(vcpu_op(&mut core, caller, args), Outcome::Done(Errno::EFAULT.to_rax()));
 }
 
 #[test]
@@ -911,18 +735,9 @@ fn dom0_sets_and_reads_parameters() {
     assert_eq!(set_params(&mut core, &asked), Ok(()));
     let told = get_params(&core, &SchedParams { vcpu: 1, ..asked }).unwrap();
     assert_eq!((told.weight, told.warp_ns), (512, 7));
-    assert_eq!(
-        set_params(&mut core, &SchedParams { weight: 0, ..asked }),
-        Err(Errno::EINVAL)
-    );
-    assert_eq!(
-        set_params(&mut core, &SchedParams { vcpu: 2, ..asked }),
-        Err(Errno::ENOENT)
-    );
-    assert_eq!(
-        set_params(&mut core, &SchedParams { domid: 9, ..asked }),
-        Err(Errno::ESRCH)
-    );
+    assert_eq!(set_params(&mut core, &SchedParams { weight: 0, ..asked }), Err(Errno::EINVAL));
+    assert_eq!(set_params(&mut core, &SchedParams { vcpu: 2, ..asked }), Err(Errno::ENOENT));
+    assert_eq!(set_params(&mut core, &SchedParams { domid: 9, ..asked }), Err(Errno::ESRCH));
     assert!(get_params(&core, &asked).is_err());
     assert!(times(&mut core, caller.dom, VcpuId::new(7)).is_err());
 }
@@ -932,11 +747,7 @@ fn a_yield_by_hypercall_makes_the_cpu_choose_anew() {
     let (mut core, caller) = machine();
     let other = fixture::domain(&mut core, 2, 1);
     let first = pick(&mut core, CPU, arch::now()).next.unwrap();
-    let running = if first.dom == caller.dom {
-        caller
-    } else {
-        other
-    };
+    let running = if first.dom == caller.dom { caller } else { other };
     core.cpus[0].need_resched = false;
     let done = sched_op(&mut core, running, [SCHEDOP_YIELD, 0, 0, 0, 0, 0]);
     assert_eq!(done, Outcome::Done(0));

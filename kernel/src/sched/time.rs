@@ -23,11 +23,7 @@ fn field(base: Maddr, offset: usize) -> Maddr {
 /// its `vcpu_info` moves.
 pub fn publish(core: &mut Core, dom: DomId, vcpu: VcpuId) {
     let mem = core.frames.mem();
-    let Some(vcpu) = core
-        .domains
-        .get_mut(dom)
-        .and_then(|domain| domain.vcpu_mut(vcpu))
-    else {
+    let Some(vcpu) = core.domains.get_mut(dom).and_then(|domain| domain.vcpu_mut(vcpu)) else {
         return;
     };
     let version = vcpu.sched.time_version;
@@ -62,14 +58,8 @@ pub fn publish_wallclock(core: &Core, dom: DomId) {
     let seconds = boot / NS_PER_SECOND;
     mem.write_u32(field(base, offset_of!(SharedInfo, wc_version)), 1);
     mem.write_u32(field(base, offset_of!(SharedInfo, wc_sec)), seconds as u32);
-    mem.write_u32(
-        field(base, offset_of!(SharedInfo, wc_sec_hi)),
-        (seconds >> 32) as u32,
-    );
-    mem.write_u32(
-        field(base, offset_of!(SharedInfo, wc_nsec)),
-        (boot % NS_PER_SECOND) as u32,
-    );
+    mem.write_u32(field(base, offset_of!(SharedInfo, wc_sec_hi)), (seconds >> 32) as u32);
+    mem.write_u32(field(base, offset_of!(SharedInfo, wc_nsec)), (boot % NS_PER_SECOND) as u32);
     mem.write_u32(field(base, offset_of!(SharedInfo, wc_version)), 2);
 }
 
@@ -102,18 +92,10 @@ fn write_runstate(
     if !flagged {
         return space.write(va, &info);
     }
-    let entry_time = GuestVa::new(
-        va.get()
-            .wrapping_add(offset_of!(RunstateInfo, state_entry_time) as u64),
-    );
+    let entry_time =
+        GuestVa::new(va.get().wrapping_add(offset_of!(RunstateInfo, state_entry_time) as u64));
     let marked = info.state_entry_time | RUNSTATE_UPDATE;
     space.write(entry_time, &marked)?;
-    space.write(
-        va,
-        &RunstateInfo {
-            state_entry_time: marked,
-            ..info
-        },
-    )?;
+    space.write(va, &RunstateInfo { state_entry_time: marked, ..info })?;
     space.write(entry_time, &info.state_entry_time)
 }

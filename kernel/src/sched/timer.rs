@@ -39,10 +39,7 @@ impl Scheduler {
     /// Starts or (with `None`) stops the periodic timer.
     pub fn set_periodic(&mut self, id: SlotId, period: Option<Ns>, now: Ns) {
         if let Some(slot) = self.slots.get_mut(id) {
-            slot.periodic = period.map(|period| Periodic {
-                period,
-                next: after(now, period),
-            });
+            slot.periodic = period.map(|period| Periodic { period, next: after(now, period) });
             self.arm(id);
         }
     }
@@ -65,11 +62,7 @@ impl Scheduler {
         }
         let mut timer = slot.singleshot.take_if(|deadline| due(deadline)).is_some();
         let poll = slot.poll_until.take_if(|deadline| due(deadline)).is_some();
-        if let Some(periodic) = slot
-            .periodic
-            .as_mut()
-            .filter(|periodic| due(&periodic.next))
-        {
+        if let Some(periodic) = slot.periodic.as_mut().filter(|periodic| due(&periodic.next)) {
             // Ticks missed meanwhile are not made up for.
             let late = now.get() - periodic.next.get();
             let into_period = Ns::new(late % periodic.period.get().max(1));
@@ -83,11 +76,8 @@ impl Scheduler {
 
     /// The earliest of all that is to happen on this CPU.
     pub fn next_deadline(&self, cpu: CpuId) -> Option<Ns> {
-        let timer = self
-            .timers
-            .first()
-            .and_then(|id| self.slots.get(id))
-            .and_then(|slot| slot.deadline());
+        let timer =
+            self.timers.first().and_then(|id| self.slots.get(id)).and_then(|slot| slot.deadline());
         [timer, self.slice_end(cpu)].into_iter().flatten().min()
     }
 }

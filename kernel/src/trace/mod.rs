@@ -66,13 +66,7 @@ pub struct Trace {
 
 impl Trace {
     pub const fn new() -> Self {
-        Self {
-            entries: 0,
-            switches: 0,
-            longest_stay_ns: 0,
-            events: [None; KEPT],
-            next: 0,
-        }
+        Self { entries: 0, switches: 0, longest_stay_ns: 0, events: [None; KEPT], next: 0 }
     }
 
     /// Records an event; the oldest one goes.

@@ -83,11 +83,7 @@ fn try_enter(core: &mut Core, caller: Caller, entry: Entry) -> Result<(), &'stat
     let (words, count) = frame(vcpu, entry, masked, iopl_assist);
 
     let from_user = vcpu.guest.mode == Mode::User;
-    let top = if from_user {
-        vcpu.guest.kernel_sp
-    } else {
-        vcpu.regs().rsp
-    };
+    let top = if from_user { vcpu.guest.kernel_sp } else { vcpu.regs().rsp };
     let base = (top & !15).wrapping_sub(8 * count as u64);
     if !is_guest_address(base) || in_hole(top.wrapping_sub(1)) {
         return Err("its kernel stack lies in the core's range");
@@ -117,11 +113,7 @@ fn try_enter(core: &mut Core, caller: Caller, entry: Entry) -> Result<(), &'stat
 /// The words of a frame, lowest address first, and how many they are.
 fn frame(vcpu: &Vcpu, entry: Entry, masked: u8, iopl_assist: bool) -> ([u64; MAX_WORDS], usize) {
     let regs = vcpu.regs();
-    let cs = if vcpu.guest.mode == Mode::Kernel {
-        regs.cs & !3
-    } else {
-        regs.cs
-    };
+    let cs = if vcpu.guest.mode == Mode::Kernel { regs.cs & !3 } else { regs.cs };
     let mut rflags = regs.rflags & !(RFLAGS_IF | RFLAGS_IOPL);
     if masked == 0 {
         rflags |= RFLAGS_IF;
@@ -140,9 +132,7 @@ fn frame(vcpu: &Vcpu, entry: Entry, masked: u8, iopl_assist: bool) -> ([u64; MAX
     push(regs.rcx);
     push(regs.r11);
     if entry.with_selectors {
-        [regs.ds, regs.es, regs.fs, regs.gs]
-            .into_iter()
-            .for_each(|selector| push(selector.into()));
+        [regs.ds, regs.es, regs.fs, regs.gs].into_iter().for_each(|selector| push(selector.into()));
     }
     if let Some(code) = entry.error_code {
         push(code.into());
@@ -156,9 +146,7 @@ fn frame(vcpu: &Vcpu, entry: Entry, masked: u8, iopl_assist: bool) -> ([u64; MAX
 }
 
 fn has_iopl_assist(core: &Core, caller: Caller) -> bool {
-    core.domains
-        .get(caller.dom)
-        .is_some_and(|d| d.assists >> VMASST_ARCHITECTURAL_IOPL & 1 != 0)
+    core.domains.get(caller.dom).is_some_and(|d| d.assists >> VMASST_ARCHITECTURAL_IOPL & 1 != 0)
 }
 
 /// Switches the current vCPU between its two modes. The root follows at the exit.
@@ -180,10 +168,8 @@ fn try_leave(core: &mut Core, caller: Caller) -> Result<(), &'static str> {
     let iopl_assist = has_iopl_assist(core, caller);
     let vcpu = core.vcpu(caller).ok_or("no such vcpu")?;
     let (at, has_user_root) = (vcpu.regs().rsp, vcpu.roots.user.is_some());
-    let frame: IretContext = core
-        .guest(caller)
-        .read(GuestVa::new(at))
-        .map_err(|_| "its iret frame can not be read")?;
+    let frame: IretContext =
+        core.guest(caller).read(GuestVa::new(at)).map_err(|_| "its iret frame can not be read")?;
 
     let vcpu = core.vcpu_mut(caller).ok_or("no such vcpu")?;
     if frame.cs & 3 == 3 {
@@ -222,6 +208,5 @@ pub fn store_fault_address(core: &Core, caller: Caller, address: u64) {
 
 /// The address that [`store_fault_address`] stored, or what the guest made of it.
 pub fn fault_address(core: &Core, caller: Caller) -> u64 {
-    core.vcpu(caller)
-        .map_or(0, |vcpu| core.frames.mem().read_u64(fault_slot(vcpu)))
+    core.vcpu(caller).map_or(0, |vcpu| core.frames.mem().read_u64(fault_slot(vcpu)))
 }

@@ -171,38 +171,18 @@ impl Default for GuestContext {
     }
 }
 
-const NO_TRAP: TrapInfo = TrapInfo {
-    vector: 0,
-    flags: 0,
-    cs: 0,
-    _pad: 0,
-    address: 0,
-};
+const NO_TRAP: TrapInfo = TrapInfo { vector: 0, flags: 0, cs: 0, _pad: 0, address: 0 };
 
 impl GuestContext {
     /// Takes over everything of `context` that needs no reference: traps, callbacks,
     /// stack, bases, debug registers, FPU. [`set_context`] checked it.
     pub fn install(&mut self, context: &VcpuGuestContext) {
-        self.mode = if context.flags & VGCF_IN_KERNEL != 0 {
-            Mode::Kernel
-        } else {
-            Mode::User
-        };
+        self.mode = if context.flags & VGCF_IN_KERNEL != 0 { Mode::Kernel } else { Mode::User };
         for (n, (to, from)) in self.traps.iter_mut().zip(&context.trap_ctxt).enumerate() {
-            *to = TrapInfo {
-                vector: n as u8,
-                cs: from.cs | 3,
-                ..*from
-            };
+            *to = TrapInfo { vector: n as u8, cs: from.cs | 3, ..*from };
         }
-        self.event = Callback {
-            address: context.event_callback_eip,
-            mask_events: true,
-        };
-        self.failsafe = Callback {
-            address: context.failsafe_callback_eip,
-            mask_events: true,
-        };
+        self.event = Callback { address: context.event_callback_eip, mask_events: true };
+        self.failsafe = Callback { address: context.failsafe_callback_eip, mask_events: true };
         self.syscall = Callback {
             address: context.syscall_callback_eip,
             mask_events: context.flags & VGCF_SYSCALL_DISABLES_EVENTS != 0,
@@ -251,19 +231,13 @@ pub fn set_context(
     id: VcpuId,
     context: &VcpuGuestContext,
 ) -> Result<(), Errno> {
-    let vcpu = core
-        .domains
-        .get(dom)
-        .and_then(|d| d.vcpu(id))
-        .ok_or(Errno::ENOENT)?;
+    let vcpu = core.domains.get(dom).and_then(|d| d.vcpu(id)).ok_or(Errno::ENOENT)?;
     if vcpu.initialised {
         return Err(Errno::EEXIST);
     }
     check(context)?;
-    let (kernel, user) = (
-        root(context.ctrlreg[3])?.ok_or(Errno::EINVAL)?,
-        root(context.ctrlreg[1])?,
-    );
+    let (kernel, user) =
+        (root(context.ctrlreg[3])?.ok_or(Errno::EINVAL)?, root(context.ctrlreg[1])?);
 
     update::get_root(core, dom, kernel)?;
     if let Some(user) = user
@@ -272,26 +246,18 @@ pub fn set_context(
         update::put_root(core, dom, kernel);
         return Err(refused);
     }
-    let gdt = match descriptor::get_gdt(
-        core,
-        dom,
-        &context.gdt_frames[..GDT_PAGES],
-        context.gdt_ents,
-    ) {
-        Ok(gdt) => gdt,
-        Err(refused) => {
-            update::put_root(core, dom, kernel);
-            if let Some(user) = user {
-                update::put_root(core, dom, user);
+    let gdt =
+        match descriptor::get_gdt(core, dom, &context.gdt_frames[..GDT_PAGES], context.gdt_ents) {
+            Ok(gdt) => gdt,
+            Err(refused) => {
+                update::put_root(core, dom, kernel);
+                if let Some(user) = user {
+                    update::put_root(core, dom, user);
+                }
+                return Err(refused);
             }
-            return Err(refused);
-        }
-    };
-    let vcpu = core
-        .domains
-        .get_mut(dom)
-        .and_then(|d| d.vcpu_mut(id))
-        .expect("looked up above");
+        };
+    let vcpu = core.domains.get_mut(dom).and_then(|d| d.vcpu_mut(id)).expect("looked up above");
     vcpu.guest.install(context);
     vcpu.guest.gdt = gdt;
     vcpu.guest.gdt_entries = context.gdt_ents as u32;
@@ -336,19 +302,10 @@ fn check(context: &VcpuGuestContext) -> Result<(), Errno> {
         context.syscall_callback_eip,
         context.kernel_sp,
     ];
-    let bases = [
-        context.fs_base,
-        context.gs_base_kernel,
-        context.gs_base_user,
-    ];
-    let traps_fine = context
-        .trap_ctxt
-        .iter()
-        .all(|trap| is_guest_address(trap.address));
+    let bases = [context.fs_base, context.gs_base_kernel, context.gs_base_user];
+    let traps_fine = context.trap_ctxt.iter().all(|trap| is_guest_address(trap.address));
     let fine = addresses.into_iter().all(is_guest_address)
-        && bases
-            .into_iter()
-            .all(|base| GuestVa::new(base).is_canonical())
+        && bases.into_iter().all(|base| GuestVa::new(base).is_canonical())
         && traps_fine
         && Ldt::is_acceptable(context.ldt_base, context.ldt_ents);
     fine.then_some(()).ok_or(Errno::EINVAL)
@@ -357,11 +314,7 @@ fn check(context: &VcpuGuestContext) -> Result<(), Errno> {
 /// Registers as a guest may have them.
 fn registers(asked: &UserRegs) -> UserRegs {
     let or_flat = |selector: u16, flat: u16| {
-        if selector & !3 == 0 {
-            flat
-        } else {
-            selector | 3
-        }
+        if selector & !3 == 0 { flat } else { selector | 3 }
     };
     UserRegs {
         cs: or_flat(asked.cs, FLAT_RING3_CS64),

@@ -59,11 +59,7 @@ pub struct Ldt {
 impl Ldt {
     /// An LDT of which no frame is held yet; see [`Self::is_acceptable`].
     pub fn new(base: u64, entries: u32) -> Self {
-        Self {
-            base,
-            entries,
-            frames: [None; LDT_PAGES],
-        }
+        Self { base, entries, frames: [None; LDT_PAGES] }
     }
 
     /// Whether a guest may have its LDT there.
@@ -119,10 +115,7 @@ pub fn get_gdt(
     }
     let mut held = [None; GDT_PAGES];
     let pages = entries.div_ceil(PER_PAGE) as usize;
-    for (slot, raw) in held
-        .iter_mut()
-        .zip(frames.get(..pages).ok_or(Errno::EINVAL)?)
-    {
+    for (slot, raw) in held.iter_mut().zip(frames.get(..pages).ok_or(Errno::EINVAL)?) {
         let mfn = Mfn::new(*raw);
         if let Err(error) = core.frames.get_descriptors(mfn, dom, validate_frame) {
             put_gdt(core, &held);
@@ -179,12 +172,7 @@ pub fn load_ldt_page(core: &mut Core, caller: Caller, page: usize) -> bool {
     };
     let pte = core.frames.mem().read_u64(entry);
     let mfn = Mfn::new(pte >> 12 & 0xff_ffff_ffff);
-    if pte & 1 == 0
-        || core
-            .frames
-            .get_descriptors(mfn, caller.dom, validate_frame)
-            .is_err()
-    {
+    if pte & 1 == 0 || core.frames.get_descriptors(mfn, caller.dom, validate_frame).is_err() {
         return false;
     }
     if let Some(vcpu) = core.vcpu_mut(caller)
@@ -207,9 +195,7 @@ pub fn update(core: &mut Core, caller: Caller, at: Maddr, descriptor: u64) -> Re
     let mfn = at.mfn();
     if core.frames.frame_type(mfn) == FrameType::SegDesc {
         let new = acceptable(descriptor).ok_or(Errno::EINVAL)?;
-        core.frames
-            .get_descriptors(mfn, caller.dom, validate_frame)
-            .map_err(refused)?;
+        core.frames.get_descriptors(mfn, caller.dom, validate_frame).map_err(refused)?;
         core.frames.mem().write_u64(at, new);
         core.frames.put_descriptors(mfn);
     } else {

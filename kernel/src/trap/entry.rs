@@ -20,11 +20,7 @@ use core::ptr::NonNull;
 /// What the current vCPU of `cpu` is, as a caller.
 fn caller(core: &Core, cpu: CpuId) -> Option<Caller> {
     let current = core.cpus.get(cpu.0)?.current?;
-    Some(Caller {
-        cpu,
-        dom: current.dom,
-        vcpu: current.vcpu,
-    })
+    Some(Caller { cpu, dom: current.dom, vcpu: current.vcpu })
 }
 
 /// Handles what brought the current vCPU into ring 0: its registers say it.
@@ -39,25 +35,15 @@ pub fn enter(core: &mut Core, cpu: CpuId) {
     let Some(vcpu) = core.vcpu(caller) else {
         return;
     };
-    let (entry, error, rip) = (
-        vcpu.regs().entry_vector,
-        vcpu.regs().error_code,
-        vcpu.regs().rip,
-    );
+    let (entry, error, rip) = (vcpu.regs().entry_vector, vcpu.regs().error_code, vcpu.regs().rip);
     let mode = vcpu.guest.mode;
     match (entry, u8::try_from(entry)) {
         (ENTRY_SYSCALL, _) if mode == Mode::Kernel => call(core, caller),
         (ENTRY_SYSCALL, _) => exception::system_call(core, caller),
         (ENTRY_SYSCALL32, _) => exception::invalid_syscall(core, caller),
         (_, Ok(number)) if number < vector::FIRST_INTERRUPT => {
-            core.trace.record(
-                arch::now(),
-                Event::Exception {
-                    dom: caller.dom,
-                    vector: number,
-                    rip,
-                },
-            );
+            core.trace
+                .record(arch::now(), Event::Exception { dom: caller.dom, vector: number, rip });
             exception::handle(core, caller, number, error);
         }
         (_, Ok(number)) => interrupt(core, number),
@@ -73,14 +59,7 @@ fn call(core: &mut Core, caller: Caller) {
     let regs = vcpu.regs();
     let number = regs.rax;
     let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
-    core.trace.record(
-        arch::now(),
-        Event::Hypercall {
-            dom: caller.dom,
-            number,
-            first: args[0],
-        },
-    );
+    core.trace.record(arch::now(), Event::Hypercall { dom: caller.dom, number, first: args[0] });
     let outcome = hypercall::dispatch(core, caller, number, args);
     let Some(vcpu) = core.vcpu_mut(caller) else {
         return;
@@ -109,8 +88,7 @@ pub fn interrupt(core: &mut Core, number: u8) {
         // The exit path looks at the clock.
         arch::TIMER_VECTOR => {}
         arch::FIRST_DEVICE_VECTOR..=arch::LAST_DEVICE_VECTOR => {
-            core.trace
-                .record(arch::now(), Event::Interrupt { vector: number });
+            core.trace.record(arch::now(), Event::Interrupt { vector: number });
             let wake = device::irq::interrupt(core, number);
             core.wake(wake);
         }
@@ -135,9 +113,7 @@ pub fn leave(core: &mut Core, cpu: CpuId) -> NonNull<UserRegs> {
             idle(core, cpu);
             continue;
         };
-        let is_due = core
-            .vcpu(caller)
-            .is_some_and(|vcpu| event::upcall_due(core, vcpu));
+        let is_due = core.vcpu(caller).is_some_and(|vcpu| event::upcall_due(core, vcpu));
         if is_due {
             upcall(core, caller);
         }
@@ -205,19 +181,9 @@ fn save(vcpu: &mut Vcpu) {
 /// Puts a vCPU's state into the processor, registers and root excepted.
 fn switch_to(core: &mut Core, cpu: CpuId, who: VcpuRef, now: Ns) {
     core.trace.switches += 1;
-    core.trace.record(
-        now,
-        Event::Switch {
-            dom: who.dom,
-            vcpu: who.vcpu,
-        },
-    );
+    core.trace.record(now, Event::Switch { dom: who.dom, vcpu: who.vcpu });
     sched::entered(core, who);
-    let caller = Caller {
-        cpu,
-        dom: who.dom,
-        vcpu: who.vcpu,
-    };
+    let caller = Caller { cpu, dom: who.dom, vcpu: who.vcpu };
     core.reload_tables(cpu);
     load_tables(core, caller);
     let Some(vcpu) = core.vcpu_mut(caller) else {
@@ -268,10 +234,7 @@ fn load(core: &mut Core, caller: Caller) -> Option<NonNull<UserRegs>> {
     load_tables(core, caller);
     let late = core.frames.take_flush();
     core.request_flush(caller.cpu, late);
-    let flush = core
-        .cpus
-        .get_mut(caller.cpu.0)
-        .map(|state| core::mem::take(&mut state.flush));
+    let flush = core.cpus.get_mut(caller.cpu.0).map(|state| core::mem::take(&mut state.flush));
     let vcpu = core.vcpu(caller)?;
     let root = match vcpu.guest.mode {
         Mode::Kernel => vcpu.roots.kernel,
@@ -297,9 +260,7 @@ fn load(core: &mut Core, caller: Caller) -> Option<NonNull<UserRegs>> {
 
 fn stayed(core: &mut Core, cpu: CpuId) {
     let since = core.cpus.get(cpu.0).map_or(0, |state| state.entered_at);
-    let span = arch::ns_at(arch::tsc())
-        .get()
-        .saturating_sub(arch::ns_at(since).get());
+    let span = arch::ns_at(arch::tsc()).get().saturating_sub(arch::ns_at(since).get());
     if since != 0 {
         core.trace.stayed(Ns::new(span));
     }
@@ -327,18 +288,10 @@ mod tests {
 
     #[test]
     fn a_continued_call_is_executed_again_with_its_new_arguments() {
-        let mut regs = UserRegs {
-            rip: 0x1002,
-            rax: 1,
-            r9: 9,
-            ..Default::default()
-        };
+        let mut regs = UserRegs { rip: 0x1002, rax: 1, r9: 9, ..Default::default() };
         finish(&mut regs, 13, Outcome::Again([1, 2, 3, 4, 5]));
         assert_eq!((regs.rip, regs.rax), (0x1000, 13));
-        assert_eq!(
-            [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9],
-            [1, 2, 3, 4, 5, 9]
-        );
+        assert_eq!([regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9], [1, 2, 3, 4, 5, 9]);
         finish(&mut regs, 13, Outcome::Done(-14));
         assert_eq!((regs.rip, regs.rax as i64), (0x1000, -14));
     }

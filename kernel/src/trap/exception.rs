@@ -66,10 +66,7 @@ pub fn inject(core: &mut Core, caller: Caller, number: u8, error_code: Option<u3
         // Fits: 64 bytes.
         let _ = core::fmt::write(
             &mut why,
-            format_args!(
-                "unhandled exception {number}, code {:#x}",
-                error_code.unwrap_or(0)
-            ),
+            format_args!("unhandled exception {number}, code {:#x}", error_code.unwrap_or(0)),
         );
         return crash(core, caller, &why);
     }
@@ -107,12 +104,7 @@ fn software_interrupt(core: &mut Core, caller: Caller, number: u8) {
     let trap = vcpu.guest.traps[usize::from(number)];
     let allowed = vcpu.guest.mode == Mode::Kernel || trap.flags & 3 == 3;
     if trap.address == 0 || !allowed {
-        return inject(
-            core,
-            caller,
-            vector::PROTECTION,
-            Some(u32::from(number) << 3 | 2),
-        );
+        return inject(core, caller, vector::PROTECTION, Some(u32::from(number) << 3 | 2));
     }
     let regs = vcpu.regs_mut();
     regs.rip = regs.rip.wrapping_add(2);
@@ -141,11 +133,7 @@ fn page_fault(core: &mut Core, caller: Caller, error: u32, address: u64) {
         }
     }
     bounce::store_fault_address(core, caller, address);
-    let code = if mode == Mode::Kernel {
-        error & !FAULT_USER
-    } else {
-        error
-    };
+    let code = if mode == Mode::Kernel { error & !FAULT_USER } else { error };
     inject(core, caller, vector::PAGE, Some(code));
 }
 
@@ -166,9 +154,8 @@ fn is_stale(core: &mut Core, caller: Caller, error: u32, address: u64) -> bool {
         Mode::User => vcpu.roots.user,
     };
     let Some(root) = root else { return false };
-    let allowed = GuestSpace::new(&core.frames, root)
-        .translate(GuestVa::new(address), access)
-        .is_ok();
+    let allowed =
+        GuestSpace::new(&core.frames, root).translate(GuestVa::new(address), access).is_ok();
     let Some(vcpu) = core.vcpu_mut(caller) else {
         return false;
     };
@@ -209,10 +196,7 @@ pub fn failsafe(core: &mut Core, caller: Caller) {
     let Some(vcpu) = core.vcpu_mut(caller) else {
         return;
     };
-    let entry = Entry {
-        with_selectors: true,
-        ..Entry::callback(vcpu.guest.failsafe)
-    };
+    let entry = Entry { with_selectors: true, ..Entry::callback(vcpu.guest.failsafe) };
     bounce::enter_kernel(core, caller, entry);
     if let Some(vcpu) = core.vcpu_mut(caller) {
         let regs = vcpu.regs_mut();

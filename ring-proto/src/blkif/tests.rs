@@ -16,15 +16,8 @@ fn transfer(count: usize) -> Request {
 
 #[test]
 fn a_page_holds_thirty_two_block_requests_and_four_pages_hold_a_hundred_and_twenty_eight() {
-    let slots = |pages: usize| {
-        crate::Geometry::<Blk>::of(pages * 4096)
-            .map(|g| g.slots())
-            .ok()
-    };
-    assert_eq!(
-        (slots(1), slots(2), slots(4)),
-        (Some(32), Some(64), Some(128))
-    );
+    let slots = |pages: usize| crate::Geometry::<Blk>::of(pages * 4096).map(|g| g.slots()).ok();
+    assert_eq!((slots(1), slots(2), slots(4)), (Some(32), Some(64), Some(128)));
 }
 
 #[test]
@@ -45,11 +38,7 @@ fn every_kind_of_request_survives_the_wire() {
         transfer(1),
         transfer(11),
         Request::Flush,
-        Request::Discard {
-            sector: 7,
-            sectors: u64::MAX,
-            secure: true,
-        },
+        Request::Discard { sector: 7, sectors: u64::MAX, secure: true },
         Request::Indirect {
             direction: Direction::Read,
             sector: 3,
@@ -95,6 +84,11 @@ fn refuses_no_segments_too_many_and_segments_outside_their_page() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: if cfg!(miri) { 3 } else { 256 },
+        ..ProptestConfig::default()
+    })]
+
     #[test]
     fn no_bytes_at_all_make_the_parser_panic_or_leave_a_page(bytes: [[u8; 16]; 7]) {
         let raw = RawRequest::read_from_bytes(bytes.as_flattened()).unwrap();

@@ -55,11 +55,7 @@ fn main(boot: &'static Boot) {
     };
     let failed = exec::block_on(run(Domain::new(store)));
     println!("hostile-front: {failed} lies had an effect");
-    shutdown(if failed == 0 {
-        Shutdown::Poweroff
-    } else {
-        Shutdown::Crash
-    })
+    shutdown(if failed == 0 { Shutdown::Poweroff } else { Shutdown::Crash })
 }
 
 async fn run(domain: Domain) -> u32 {
@@ -110,15 +106,9 @@ impl Report {
 type RingLie = (&'static str, fn(&mut Line));
 
 const RING_LIES: &[RingLie] = &[
-    ("a thousand requests that are not there", |l| {
-        l.ring.store(REQ_PROD, l.sent + 1000)
-    }),
-    ("a request counter that runs backwards", |l| {
-        l.ring.store(REQ_PROD, l.sent.wrapping_sub(1))
-    }),
-    ("a request counter half way round", |l| {
-        l.ring.store(REQ_PROD, l.sent ^ 0x8000_0000)
-    }),
+    ("a thousand requests that are not there", |l| l.ring.store(REQ_PROD, l.sent + 1000)),
+    ("a request counter that runs backwards", |l| l.ring.store(REQ_PROD, l.sent.wrapping_sub(1))),
+    ("a request counter half way round", |l| l.ring.store(REQ_PROD, l.sent ^ 0x8000_0000)),
     ("a response counter of its own invention", |l| {
         l.ring.store(RSP_PROD, 0xdead_beef);
         l.ring.store(REQ_PROD, l.sent + 1);
@@ -165,13 +155,7 @@ impl Line {
         let sectors = read(store, &format!("{back}/sectors")).await?;
         let sectors = sectors.parse().map_err(|_| "sectors is no number")?;
         write(store, &format!("{front}/state"), "4").await?;
-        Ok(Self {
-            ring,
-            data,
-            channel,
-            sectors,
-            sent: 0,
-        })
+        Ok(Self { ring, data, channel, sectors, sent: 0 })
     }
 
     /// Publishes one request.
@@ -207,16 +191,9 @@ impl Line {
         }
         let mut response = RawResponse::new_zeroed();
         self.ring.copy_out(slot, response.as_mut_bytes());
-        let echo = if request.operation == INDIRECT {
-            request.detail
-        } else {
-            request.operation
-        };
+        let echo = if request.operation == INDIRECT { request.detail } else { request.operation };
         if response.id != request.id || response.operation != echo {
-            return Err(format!(
-                "answer to {} op {}",
-                response.id, response.operation
-            ));
+            return Err(format!("answer to {} op {}", response.id, response.operation));
         }
         Ok(response.status)
     }
@@ -256,14 +233,8 @@ fn segment(request: &mut RawRequest, index: usize, gref: u32, first: u8, last: u
 
 async fn about_requests(domain: &Domain, disk: &str, report: &mut Report) {
     match Line::connect(domain, disk, Some("4294967295")).await {
-        Err(_) => report.line(
-            "a ring reference that was never granted",
-            Ok("refused".into()),
-        ),
-        Ok(_) => report.line(
-            "a ring reference that was never granted",
-            Err("connected".into()),
-        ),
+        Err(_) => report.line("a ring reference that was never granted", Ok("refused".into())),
+        Ok(_) => report.line("a ring reference that was never granted", Err("connected".into())),
     }
     let mut line = match reconnect(domain, disk).await {
         Ok(line) => line,
@@ -277,14 +248,8 @@ async fn about_requests(domain: &Domain, disk: &str, report: &mut Report) {
         };
         report.line(name, found);
     }
-    report.line(
-        "sectors that change while they are read",
-        double_fetch(&mut line).await,
-    );
-    report.line(
-        "segments that change while they are read",
-        double_fetch_indirect(&mut line).await,
-    );
+    report.line("sectors that change while they are read", double_fetch(&mut line).await);
+    report.line("segments that change while they are read", double_fetch_indirect(&mut line).await);
     let found = match line.ask(&line.request(READ, 0)).await {
         Ok(0) => Ok("served".into()),
         other => Err(format!("{other:?}")),
@@ -311,44 +276,17 @@ fn malformed(line: &Line) -> Vec<(&'static str, RawRequest)> {
         request
     };
     let mut all = Vec::from([
-        (
-            "an operation that does not exist",
-            edit(&|r| r.operation = 77),
-        ),
-        (
-            "the operation of a barrier, never offered",
-            edit(&|r| r.operation = 2),
-        ),
+        ("an operation that does not exist", edit(&|r| r.operation = 77)),
+        ("the operation of a barrier, never offered", edit(&|r| r.operation = 2)),
         ("no segments", edit(&|r| r.detail = 0)),
-        (
-            "twelve segments in a request for eleven",
-            edit(&|r| r.detail = 12),
-        ),
+        ("twelve segments in a request for eleven", edit(&|r| r.detail = 12)),
         ("255 segments", edit(&|r| r.detail = 255)),
-        (
-            "a segment that ends before it starts",
-            edit(&|r| segment(r, 0, line.gref(), 5, 4)),
-        ),
-        (
-            "a segment past the end of its page",
-            edit(&|r| segment(r, 0, line.gref(), 0, 8)),
-        ),
-        (
-            "a segment of sector 255",
-            edit(&|r| segment(r, 0, line.gref(), 255, 255)),
-        ),
-        (
-            "a reference that was never granted",
-            edit(&|r| segment(r, 0, 500, 0, 7)),
-        ),
-        (
-            "a reference past the end of the table",
-            edit(&|r| segment(r, 0, u32::MAX, 0, 7)),
-        ),
-        (
-            "a reference granted to somebody else",
-            edit(&|r| segment(r, 0, 0, 0, 7)),
-        ),
+        ("a segment that ends before it starts", edit(&|r| segment(r, 0, line.gref(), 5, 4))),
+        ("a segment past the end of its page", edit(&|r| segment(r, 0, line.gref(), 0, 8))),
+        ("a segment of sector 255", edit(&|r| segment(r, 0, line.gref(), 255, 255))),
+        ("a reference that was never granted", edit(&|r| segment(r, 0, 500, 0, 7))),
+        ("a reference past the end of the table", edit(&|r| segment(r, 0, u32::MAX, 0, 7))),
+        ("a reference granted to somebody else", edit(&|r| segment(r, 0, 0, 0, 7))),
         (
             "a second reference that is bad",
             edit(&|r| {
@@ -356,30 +294,12 @@ fn malformed(line: &Line) -> Vec<(&'static str, RawRequest)> {
                 segment(r, 1, 501, 0, 7);
             }),
         ),
-        (
-            "a read past the end of the disk",
-            line.request(READ, line.sectors),
-        ),
-        (
-            "a read over the end of the disk",
-            line.request(READ, line.sectors - 1),
-        ),
-        (
-            "a write past the end of the disk",
-            line.request(WRITE, line.sectors),
-        ),
-        (
-            "a write over the end of the disk",
-            line.request(WRITE, line.sectors - 7),
-        ),
-        (
-            "a sector number that overflows",
-            line.request(WRITE, u64::MAX),
-        ),
-        (
-            "a sector number that overflows in bytes",
-            line.request(WRITE, u64::MAX / 512 + 1),
-        ),
+        ("a read past the end of the disk", line.request(READ, line.sectors)),
+        ("a read over the end of the disk", line.request(READ, line.sectors - 1)),
+        ("a write past the end of the disk", line.request(WRITE, line.sectors)),
+        ("a write over the end of the disk", line.request(WRITE, line.sectors - 7)),
+        ("a sector number that overflows", line.request(WRITE, u64::MAX)),
+        ("a sector number that overflows in bytes", line.request(WRITE, u64::MAX / 512 + 1)),
         (
             "a discard past the end of the disk",
             edit(&|r| {
@@ -394,24 +314,12 @@ fn malformed(line: &Line) -> Vec<(&'static str, RawRequest)> {
                 r.body[..8].copy_from_slice(&u64::MAX.to_le_bytes());
             }),
         ),
-        (
-            "an indirect request without segments",
-            line.indirect(READ, 0),
-        ),
-        (
-            "an indirect request of 65535 segments",
-            line.indirect(READ, 65535),
-        ),
-        (
-            "an indirect request of more than is offered",
-            line.indirect(READ, 4097),
-        ),
+        ("an indirect request without segments", line.indirect(READ, 0)),
+        ("an indirect request of 65535 segments", line.indirect(READ, 65535)),
+        ("an indirect request of more than is offered", line.indirect(READ, 4097)),
         ("an indirect discard", line.indirect(DISCARD, 1)),
         ("an indirect indirect request", line.indirect(INDIRECT, 1)),
-        (
-            "an indirect request with empty segments",
-            line.indirect(READ, 3),
-        ),
+        ("an indirect request with empty segments", line.indirect(READ, 3)),
     ]);
     let mut bad = line.indirect(WRITE, 1);
     bad.body[4..8].copy_from_slice(&502u32.to_le_bytes());
@@ -477,10 +385,7 @@ async fn read<S: Store>(store: &S, path: &str) -> Result<String, String> {
 }
 
 async fn write<S: Store>(store: &S, path: &str, value: &str) -> Result<(), String> {
-    store
-        .write(path, value)
-        .await
-        .map_err(|e| format!("{path}: {e}"))
+    store.write(path, value).await.map_err(|e| format!("{path}: {e}"))
 }
 
 /// Waits for the back end to show `wanted`, or a state beyond it.

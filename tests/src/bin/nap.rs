@@ -9,15 +9,9 @@ use domain_rt::{Boot, exec, println, time};
 domain_rt::entry!(main);
 
 fn main(boot: &'static Boot) {
-    let number = |name, otherwise| {
-        boot.option(name)
-            .and_then(|n| n.parse().ok())
-            .unwrap_or(otherwise)
-    };
-    let (naps, span) = (
-        number("naps", 200),
-        Duration::from_micros(number("us", 3_000)),
-    );
+    let number =
+        |name, otherwise| boot.option(name).and_then(|n| n.parse().ok()).unwrap_or(otherwise);
+    let (naps, span) = (number("naps", 200), Duration::from_micros(number("us", 3_000)));
     let (mut total, mut worst) = (0, 0);
     for _ in 0..naps {
         let deadline = time::after(time::now(), span);
@@ -27,9 +21,5 @@ fn main(boot: &'static Boot) {
         worst = worst.max(late);
     }
     let mean = total / naps.max(1);
-    println!(
-        "nap: {naps} naps, mean {} us late, worst {} us late",
-        mean / 1_000,
-        worst / 1_000
-    );
+    println!("nap: {naps} naps, mean {} us late, worst {} us late", mean / 1_000, worst / 1_000);
 }

@@ -42,10 +42,7 @@ impl Observer for Recorder {
     fn message(&mut self, message: &FromDom0) {
         match message {
             FromDom0::Event(Event::Console { domain, bytes }) => {
-                self.consoles
-                    .entry(domain.clone())
-                    .or_default()
-                    .extend(bytes);
+                self.consoles.entry(domain.clone()).or_default().extend(bytes);
             }
             FromDom0::Event(event) => self.log.push(format!("{event:?}")),
             FromDom0::Reply { .. } => {}
@@ -65,10 +62,7 @@ pub fn run_file(file: &Path, sets: &[String]) -> Ran {
     let options = Options {
         setup: file.to_owned(),
         sets: sets.to_vec(),
-        limits: Limits {
-            timeout: Some(LIMIT),
-            ..Limits::default()
-        },
+        limits: Limits { timeout: Some(LIMIT), ..Limits::default() },
         accel: Some(Accel::Tcg),
         ..Options::default()
     };
@@ -76,16 +70,8 @@ pub fn run_file(file: &Path, sets: &[String]) -> Ran {
     let report =
         run::run(&options, &mut seen).unwrap_or_else(|e| panic!("{e}\n{}", seen.log.join("\n")));
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).replace('\r', "");
-    let consoles = seen
-        .consoles
-        .into_iter()
-        .map(|(name, bytes)| (name, text(bytes)))
-        .collect();
-    Ran {
-        report,
-        consoles,
-        log: seen.log,
-    }
+    let consoles = seen.consoles.into_iter().map(|(name, bytes)| (name, text(bytes))).collect();
+    Ran { report, consoles, log: seen.log }
 }
 
 /// Runs a set-up given as text; its relative paths start at `folder`.
@@ -115,9 +101,7 @@ impl Background {
     fn id(&self) -> Option<String> {
         let runs = session::running().expect("the folder of runs");
         let ours = self.file.display().to_string();
-        runs.into_iter()
-            .find(|(info, _)| info.setup == ours)
-            .map(|(info, _)| info.id)
+        runs.into_iter().find(|(info, _)| info.setup == ours).map(|(info, _)| info.id)
     }
 
     /// Asks for listings until `done` takes one.

@@ -33,20 +33,14 @@ const WALL_CLOCK: usize = offset_of!(SharedInfo, wc_version);
 
 /// Builds a domain and lets it run, or tells why not.
 pub async fn bring_up(world: &Handle, payload: &Payload<'static>, spec: &DomainSpec) {
-    let progress = |step: &str| Event::Progress {
-        domain: spec.name.clone(),
-        step: step.into(),
-    };
+    let progress = |step: &str| Event::Progress { domain: spec.name.clone(), step: step.into() };
     world.borrow_mut().event(progress("building"));
     exec::yield_now().await;
     let event = match build(world, payload, spec) {
         Ok(()) => progress("running"),
         Err(reason) => {
             log::error!("{}: {reason}", spec.name);
-            Event::BuildFailed {
-                domain: spec.name.clone(),
-                reason,
-            }
+            Event::BuildFailed { domain: spec.name.clone(), reason }
         }
     };
     world.borrow_mut().event(event);
@@ -71,24 +65,14 @@ fn build(world: &Handle, payload: &Payload<'static>, spec: &DomainSpec) -> Resul
     let mut created = CreateDomain {
         max_vcpus: spec.vcpus.max(1),
         max_pages: nr_pages,
-        flags: if spec.kind == Kind::Driver {
-            CREATE_DRIVER
-        } else {
-            0
-        },
+        flags: if spec.kind == Kind::Driver { CREATE_DRIVER } else { 0 },
         ..Default::default()
     };
     step(control::create_domain(&mut created), "creating the domain")?;
     let domid = DomId::new(created.domid);
     let shared_info = Mfn::new(created.shared_info_mfn);
-    let finished = Construction {
-        world,
-        payload,
-        spec,
-        domid,
-        shared_info,
-    }
-    .carry_out(&plan, nr_pages);
+    let finished =
+        Construction { world, payload, spec, domid, shared_info }.carry_out(&plan, nr_pages);
     if finished.is_err() {
         world.borrow_mut().abandon(domid);
     }
@@ -103,10 +87,7 @@ fn check_disks(world: &mut World, payload: &Payload<'_>, spec: &DomainSpec) -> R
             return Err(format!("its driver domain {:?} is not there", disk.driver));
         }
         if payload.device_of(&disk.driver, &disk.device).is_none() {
-            return Err(format!(
-                "driver domain {:?} has no device {:?}",
-                disk.driver, disk.device
-            ));
+            return Err(format!("driver domain {:?} has no device {:?}", disk.driver, disk.device));
         }
         if devices::vdev_number(&disk.vdev).is_none() {
             return Err(format!("{:?} is no name of a virtual disk", disk.vdev));
@@ -117,10 +98,7 @@ fn check_disks(world: &mut World, payload: &Payload<'_>, spec: &DomainSpec) -> R
 
 fn check_memory(nr_pages: u64) -> Result<(), String> {
     let mut machine = MachineInfo::default();
-    step(
-        control::machine_info(&mut machine),
-        "asking for free memory",
-    )?;
+    step(control::machine_info(&mut machine), "asking for free memory")?;
     if machine.free_frames < nr_pages {
         return Err(format!(
             "it is to have {} KiB of memory, but the machine has {} KiB left",
@@ -161,20 +139,11 @@ impl Construction<'_> {
         drop(memory);
         self.set_wall_clock();
         let l4 = list.of(plan.layout.l4);
-        step(
-            hypercall::pin_foreign(self.domid, 4, l4),
-            "pinning its page tables",
-        )?;
+        step(hypercall::pin_foreign(self.domid, 4, l4), "pinning its page tables")?;
         let context = plan.context(&mfns);
         let first = VcpuId::new(0);
-        step(
-            control::set_vcpu_context(self.domid, first, &context),
-            "setting its registers",
-        )?;
-        step(
-            apply_sched(self.domid, &self.spec.sched),
-            "setting its share of the CPU",
-        )?;
+        step(control::set_vcpu_context(self.domid, first, &context), "setting its registers")?;
+        step(apply_sched(self.domid, &self.spec.sched), "setting its share of the CPU")?;
         self.assign_devices()?;
         let rings = self.rings(store, store_port, console, console_port)?;
         self.enter_in_store(&DomainFacts {
@@ -242,16 +211,10 @@ impl Construction<'_> {
 
     fn assign_devices(&self) -> Result<(), String> {
         for device in &self.spec.devices {
-            let mut arg = DeviceRef {
-                domid: self.domid.get(),
-                sbdf: device.sbdf,
-                ..Default::default()
-            };
+            let mut arg =
+                DeviceRef { domid: self.domid.get(), sbdf: device.sbdf, ..Default::default() };
             let name = &device.name;
-            step(
-                control::assign_device(&mut arg),
-                &format!("giving it device {name:?}"),
-            )?;
+            step(control::assign_device(&mut arg), &format!("giving it device {name:?}"))?;
         }
         Ok(())
     }
@@ -264,12 +227,7 @@ impl Construction<'_> {
         console_port: Port,
     ) -> Result<Rings, String> {
         let map = |mfn| step(ForeignPage::map(self.domid, mfn), "mapping its rings");
-        let bind = |port| {
-            step(
-                event::bind_interdomain(self.domid, port),
-                "binding its rings",
-            )
-        };
+        let bind = |port| step(event::bind_interdomain(self.domid, port), "binding its rings");
         Ok(Rings {
             console_page: map(console)?,
             console_port: bind(console_port)?,
@@ -287,13 +245,7 @@ impl Construction<'_> {
             let slots = self.payload.disks_of(&spec.name);
             world.add_ledger(&spec.name, self.domid, slots)?;
         }
-        let mut entry = Entry::new(
-            &spec.name,
-            spec.kind,
-            self.domid,
-            spec.memory_kib,
-            spec.sched,
-        );
+        let mut entry = Entry::new(&spec.name, spec.kind, self.domid, spec.memory_kib, spec.sched);
         let mut fronts = Vec::new();
         for disk in &spec.disks {
             let (front, used) = self.add_disk(&mut world, disk)?;

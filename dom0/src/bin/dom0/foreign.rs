@@ -45,12 +45,7 @@ pub struct ForeignMemory<'a> {
 impl<'a> ForeignMemory<'a> {
     /// `mfns` are the domain's frames by pfn.
     pub fn new(domid: DomId, mfns: &'a [u64]) -> Self {
-        Self {
-            domid,
-            mfns,
-            first: 0,
-            window: None,
-        }
+        Self { domid, mfns, first: 0, window: None }
     }
 
     /// Moves the window over `pfn`; gives the bytes from the window's start.

@@ -20,10 +20,7 @@ use dom0::payload::Payload;
 use domain_rt::{Boot, control, event, exec, mem};
 use world::World;
 
-#[allow(
-    unsafe_code,
-    reason = "the runtime finds the program by an unmangled name"
-)]
+#[allow(unsafe_code, reason = "the runtime finds the program by an unmangled name")]
 mod entry {
     domain_rt::entry!(super::main);
 }

@@ -31,11 +31,7 @@ impl Machine for World {
             let reports = entry.disks.iter();
             reports.map(|disk| disk_report(&entry.name, disk, self.counters(disk)))
         });
-        Listing {
-            domains,
-            disks: disks.collect(),
-            machine: machine_report(),
-        }
+        Listing { domains, disks: disks.collect(), machine: machine_report() }
     }
 
     fn kill(&mut self, domain: &str) -> Result<(), String> {
@@ -90,9 +86,7 @@ impl Machine for World {
         let taken = self.type_on(domid, bytes);
         match bytes.len() - taken {
             0 => Ok(()),
-            lost => Err(format!(
-                "{domain} does not read its console; {lost} bytes were dropped"
-            )),
+            lost => Err(format!("{domain} does not read its console; {lost} bytes were dropped")),
         }
     }
 

@@ -134,9 +134,7 @@ impl World {
         if service.is_store_broken {
             return false;
         }
-        let result = service
-            .transport
-            .pump(&service.store_page, &mut self.store, domid);
+        let result = service.transport.pump(&service.store_page, &mut self.store, domid);
         match result {
             Ok(pumped) => {
                 if pumped.notify {
@@ -171,10 +169,7 @@ impl World {
                 }
                 let count = pumped.output.len();
                 if count > 0 {
-                    self.event(Event::Console {
-                        domain: name,
-                        bytes: pumped.output,
-                    });
+                    self.event(Event::Console { domain: name, bytes: pumped.output });
                 }
                 count
             }
@@ -258,11 +253,7 @@ impl World {
         }
         let pages = pages.leak();
         pages.write_u64(ledger::MAGIC_OFFSET, ledger::MAGIC);
-        let made = Ledger {
-            pages,
-            grefs,
-            next_slot: 0,
-        };
+        let made = Ledger { pages, grefs, next_slot: 0 };
         devices::add_ledger(&mut self.store, domid, &made.grefs).map_err(|e| e.to_string())?;
         self.ledgers.insert(driver.into(), made);
         Ok(())
@@ -361,11 +352,8 @@ impl World {
         let was_told = entry.exit.is_some();
         entry.killed(reason);
         let is_guest = entry.kind == bulkhead_link::Kind::Guest;
-        let ended = Event::Ended {
-            domain: entry.name.clone(),
-            exit: Exit::Killed,
-            reason: reason.into(),
-        };
+        let ended =
+            Event::Ended { domain: entry.name.clone(), exit: Exit::Killed, reason: reason.into() };
         self.tear_down(domid, is_guest);
         if !was_told {
             self.event(ended);
@@ -437,21 +425,15 @@ fn read_token(token: &[u8]) -> Option<(DomId, usize)> {
 
 /// What the core says of a domain, `None` if it is not there.
 pub fn domain_info(domid: DomId) -> Option<DomainInfo> {
-    let mut info = DomainInfo {
-        domid: domid.get(),
-        ..Default::default()
-    };
+    let mut info = DomainInfo { domid: domid.get(), ..Default::default() };
     control::domain_info(&mut info).ok()?;
     (info.domid == domid.get()).then_some(info)
 }
 
 /// Actual virtual time of a domain's first vCPU, ns.
 pub fn virtual_time(domid: DomId) -> Option<u64> {
-    let mut times = VcpuTimes {
-        domid: domid.get(),
-        vcpu: VcpuId::new(0).get(),
-        ..Default::default()
-    };
+    let mut times =
+        VcpuTimes { domid: domid.get(), vcpu: VcpuId::new(0).get(), ..Default::default() };
     control::vcpu_times(&mut times).ok()?;
     Some(times.actual_vt)
 }

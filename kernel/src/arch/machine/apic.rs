@@ -134,21 +134,13 @@ pub fn set_deadline(deadline: Option<Ns>) {
     }
     let left = wanted.saturating_sub(clock::now().get());
     if HAS_DEADLINE.load(Ordering::Relaxed) {
-        let cycles = if wanted == 0 {
-            0
-        } else {
-            clock::tsc() + cycles_of(left)
-        };
+        let cycles = if wanted == 0 { 0 } else { clock::tsc() + cycles_of(left) };
         // SAFETY: arms the timer of the local APIC; the stores before it need no order.
         unsafe { Msr::new(TSC_DEADLINE).write(cycles) };
         return;
     }
     let ticks = (left as u128 * TIMER_HZ.load(Ordering::Relaxed) as u128).div_ceil(1_000_000_000);
-    let count = if wanted == 0 {
-        0
-    } else {
-        ticks.clamp(1, u32::MAX.into()) as u32
-    };
+    let count = if wanted == 0 { 0 } else { ticks.clamp(1, u32::MAX.into()) as u32 };
     local_write(REG_INITIAL, count);
 }
 
@@ -159,11 +151,7 @@ fn cycles_of(ns: u64) -> u64 {
     let cycles = (ns as u128 * clock::tsc_khz() as u128).div_ceil(1_000_000) as u64;
     let (mul, shift) = clock::time_scale();
     // Rounding down on the way back must not make the interrupt early.
-    if scale(cycles, mul, shift) < ns {
-        cycles + 2
-    } else {
-        cycles
-    }
+    if scale(cycles, mul, shift) < ns { cycles + 2 } else { cycles }
 }
 
 /// Acknowledges the interrupt in service.
@@ -183,10 +171,7 @@ pub fn ioapic_set(gsi: u32, vector: u8, level: bool, low_active: bool, masked: b
         | u32::from(level) << 15
         | if masked { MASKED } else { 0 };
     io_write(IO_REDIRECTION + 2 * gsi, MASKED);
-    io_write(
-        IO_REDIRECTION + 2 * gsi + 1,
-        local_read(REG_ID) & 0xff00_0000,
-    );
+    io_write(IO_REDIRECTION + 2 * gsi + 1, local_read(REG_ID) & 0xff00_0000);
     io_write(IO_REDIRECTION + 2 * gsi, bits);
 }
 

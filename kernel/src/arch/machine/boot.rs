@@ -28,10 +28,7 @@ global_asm!(
 
 /// Reads words that the loader left, through the first tables' map of low memory.
 fn read_u64(at: u64) -> u64 {
-    assert!(
-        at < EARLY_LIMIT - 8,
-        "the loader's structures lie below 4 GiB"
-    );
+    assert!(at < EARLY_LIMIT - 8, "the loader's structures lie below 4 GiB");
     // SAFETY: the first page tables map everything below 4 GiB here, and nothing else runs.
     unsafe { ((PHYSMAP + at) as *const u64).read_unaligned() }
 }
@@ -68,8 +65,7 @@ pub fn handover(at: u64) -> Result<Handover, &'static str> {
         let end = start.saturating_add(bytes).min(PHYSMAP_LIMIT) & !0xfff;
         let start = start.max(LOW).next_multiple_of(4096);
         if kind == TYPE_RAM && start < end {
-            ram.push(start..end)
-                .map_err(|_| "too many ranges of memory")?;
+            ram.push(start..end).map_err(|_| "too many ranges of memory")?;
         }
     }
     ram.sort_unstable_by_key(|range| range.start);
@@ -101,9 +97,7 @@ impl Carver {
             ] {
                 // Six fit.
                 let _ = edges.push(
-                    edge.clamp(range.start, range.end)
-                        .next_multiple_of(4096)
-                        .min(EARLY_LIMIT),
+                    edge.clamp(range.start, range.end).next_multiple_of(4096).min(EARLY_LIMIT),
                 );
             }
             edges.sort_unstable();
@@ -117,11 +111,7 @@ impl Carver {
                 }
             }
         }
-        (!best.is_empty()).then_some(Self {
-            next: best.start,
-            start: best.start,
-            end: best.end,
-        })
+        (!best.is_empty()).then_some(Self { next: best.start, start: best.start, end: best.end })
     }
 
     /// Takes zeroed bytes, aligned.

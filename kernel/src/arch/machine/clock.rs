@@ -39,11 +39,7 @@ pub fn now() -> Ns {
 /// System time at a value of the TSC; 0 for one from before boot.
 pub fn ns_at(tsc: u64) -> Ns {
     let (mul, shift) = time_scale();
-    Ns::new(scale(
-        tsc.saturating_sub(BOOT_TSC.load(Ordering::Relaxed)),
-        mul,
-        shift,
-    ))
+    Ns::new(scale(tsc.saturating_sub(BOOT_TSC.load(Ordering::Relaxed)), mul, shift))
 }
 
 pub fn tsc_khz() -> u64 {
@@ -135,11 +131,7 @@ fn read_rtc() -> u64 {
     let mode = cmos(0x0b);
     let is_binary = mode & 4 != 0;
     let decode = |raw: u8| {
-        if is_binary {
-            raw.into()
-        } else {
-            u64::from(raw >> 4) * 10 + u64::from(raw & 15)
-        }
+        if is_binary { raw.into() } else { u64::from(raw >> 4) * 10 + u64::from(raw & 15) }
     };
     let [second, minute, raw_hour, day, month, year] = last;
     let mut hour = decode(raw_hour & 0x7f);
@@ -155,11 +147,7 @@ fn read_rtc() -> u64 {
 /// Seconds from 1970 to the start of a day of the Gregorian calendar.
 fn seconds_of(year: u64, month: u64, day: u64) -> u64 {
     // Years that begin in March, so that the leap day is the last.
-    let (y, m) = if month <= 2 {
-        (year - 1, month + 9)
-    } else {
-        (year, month - 3)
-    };
+    let (y, m) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
     let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day.saturating_sub(1);
     // 719468 days from 1 March of year 0 to 1970.
     days.saturating_sub(719_468) * 86_400

@@ -62,11 +62,7 @@ fn is_tcg() -> bool {
 /// Physical address width, which page tables need before anything else.
 pub fn physical_bits() -> u32 {
     let [highest, ..] = cpuid(0x8000_0000, 0);
-    if highest >= 0x8000_0008 {
-        (cpuid(0x8000_0008, 0)[0] & 0xff).clamp(32, 46)
-    } else {
-        36
-    }
+    if highest >= 0x8000_0008 { (cpuid(0x8000_0008, 0)[0] & 0xff).clamp(32, 46) } else { 36 }
 }
 
 /// Sets the modes of this CPU. Its descriptor tables are loaded.
@@ -89,10 +85,7 @@ pub fn init() -> Result<(), &'static str> {
         | Cr4Flags::OSXMMEXCPT_ENABLE
         | Cr4Flags::DEBUGGING_EXTENSIONS;
     cr4.set(Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION, has(7, 1, 7));
-    cr4.set(
-        Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION,
-        has(7, 1, 20) && !is_tcg(),
-    );
+    cr4.set(Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION, has(7, 1, 20) && !is_tcg());
     cr4.set(Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION, has(7, 2, 2));
     cr4.set(Cr4Flags::OSXSAVE, has(1, 2, 26));
     let cr0 = Cr0Flags::PROTECTED_MODE_ENABLE

@@ -32,16 +32,9 @@ struct Stack<const N: usize> {
 unsafe impl<const N: usize> Sync for Stack<N> {}
 
 #[unsafe(export_name = "boot_stack")]
-static BOOT_STACK: Stack<STACK> = Stack {
-    guard: [0; 4096],
-    bytes: UnsafeCell::new([0; STACK]),
-};
-static INTERRUPT_STACKS: [Stack<INTERRUPT_STACK>; 4] = [const {
-    Stack {
-        guard: [0; 4096],
-        bytes: UnsafeCell::new([0; INTERRUPT_STACK]),
-    }
-}; 4];
+static BOOT_STACK: Stack<STACK> = Stack { guard: [0; 4096], bytes: UnsafeCell::new([0; STACK]) };
+static INTERRUPT_STACKS: [Stack<INTERRUPT_STACK>; 4] =
+    [const { Stack { guard: [0; 4096], bytes: UnsafeCell::new([0; INTERRUPT_STACK]) } }; 4];
 
 /// What the SYSCALL stub needs: it has no register to spare.
 #[repr(C, align(64))]
@@ -53,10 +46,8 @@ struct SyscallArea {
 }
 
 #[unsafe(export_name = "syscall_area")]
-static SYSCALL_AREA: SyscallArea = SyscallArea {
-    rsp: AtomicU64::new(0),
-    entry_stack: AtomicU64::new(0),
-};
+static SYSCALL_AREA: SyscallArea =
+    SyscallArea { rsp: AtomicU64::new(0), entry_stack: AtomicU64::new(0) };
 
 /// The interrupt that came in ring 0, plus one.
 static INTERRUPT: AtomicU32 = AtomicU32::new(0);
@@ -125,10 +116,7 @@ pub fn vectors() -> [u64; 256] {
 
 /// Addresses of the SYSCALL stubs: from 64-bit code, and from 32-bit code.
 pub fn syscalls() -> (u64, u64) {
-    (
-        syscall_long as *const () as u64,
-        syscall_compatible as *const () as u64,
-    )
+    (syscall_long as *const () as u64, syscall_compatible as *const () as u64)
 }
 
 /// Top of a CPU's stack.
@@ -139,16 +127,12 @@ pub fn stack_top(cpu: CpuId) -> u64 {
 
 /// Tops of the interrupt stacks.
 pub fn interrupt_stacks() -> [u64; 4] {
-    INTERRUPT_STACKS
-        .each_ref()
-        .map(|stack| stack.bytes.get() as u64 + INTERRUPT_STACK as u64)
+    INTERRUPT_STACKS.each_ref().map(|stack| stack.bytes.get() as u64 + INTERRUPT_STACK as u64)
 }
 
 /// Pages that are not to be mapped.
 pub fn guards() -> [u64; 5] {
-    let [a, b, c, d] = INTERRUPT_STACKS
-        .each_ref()
-        .map(|stack| stack.guard.as_ptr() as u64);
+    let [a, b, c, d] = INTERRUPT_STACKS.each_ref().map(|stack| stack.guard.as_ptr() as u64);
     [BOOT_STACK.guard.as_ptr() as u64, a, b, c, d]
 }
 
@@ -156,9 +140,7 @@ pub fn guards() -> [u64; 5] {
 pub fn is_on_stack(address: u64) -> bool {
     let within = |top: u64, bytes: usize| (top - bytes as u64..top).contains(&address);
     within(stack_top(CpuId(0)), STACK)
-        || interrupt_stacks()
-            .into_iter()
-            .any(|top| within(top, INTERRUPT_STACK))
+        || interrupt_stacks().into_iter().any(|top| within(top, INTERRUPT_STACK))
 }
 
 /// Makes the next entries save into these registers.
@@ -197,10 +179,7 @@ pub fn take_interrupt() -> Option<u8> {
 
 /// The fault that the last fixup answered: vector and CR2.
 pub fn last_fixed() -> (u8, u64) {
-    (
-        FIXED_VECTOR.load(Ordering::Relaxed) as u8,
-        FIXED_ADDRESS.load(Ordering::Relaxed),
-    )
+    (FIXED_VECTOR.load(Ordering::Relaxed) as u8, FIXED_ADDRESS.load(Ordering::Relaxed))
 }
 
 /// What to do about a trap from ring 0.
@@ -239,8 +218,5 @@ fn landing_of(rip: u64) -> Option<u64> {
     let count = (end as usize - start as usize) / size_of::<Fixup>();
     // SAFETY: the linker script puts the table between the two, in read-only memory.
     let table = unsafe { core::slice::from_raw_parts(start, count) };
-    table
-        .iter()
-        .find(|fixup| fixup.fault == rip)
-        .map(|fixup| fixup.landing)
+    table.iter().find(|fixup| fixup.fault == rip).map(|fixup| fixup.landing)
 }

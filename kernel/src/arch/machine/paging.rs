@@ -92,16 +92,9 @@ impl Builder<'_> {
         for level in 0..depth {
             let at = table + (va >> (39 - 9 * level) & 511) * 8;
             if read(at) & PRESENT == 0 {
-                let new = self
-                    .carver
-                    .take(PAGE, PAGE)
-                    .expect("memory for the core's page tables");
+                let new = self.carver.take(PAGE, PAGE).expect("memory for the core's page tables");
                 // Rights are the leaves' business, but user pages need the bit on the way.
-                let user = if (M2P_START..M2P_START + (1 << 39)).contains(&va) {
-                    USER
-                } else {
-                    0
-                };
+                let user = if (M2P_START..M2P_START + (1 << 39)).contains(&va) { USER } else { 0 };
                 write(at, new | PRESENT | WRITABLE | user);
             }
             table = read(at) & ADDRESS;
@@ -121,10 +114,7 @@ impl Builder<'_> {
 
     /// The image with the rights of its sections; unused pages below stacks stay absent.
     fn image(&mut self, guards: &[u64]) {
-        let (text, rodata) = (
-            (&raw const __text_end) as u64,
-            (&raw const __rodata_end) as u64,
-        );
+        let (text, rodata) = ((&raw const __text_end) as u64, (&raw const __rodata_end) as u64);
         let mut va = CORE_BASE;
         while va < (&raw const __core_end) as u64 {
             let flags = match va {
@@ -193,9 +183,7 @@ pub fn build(
     PHYSICAL_LIMIT.store(1 << physical_bits, Ordering::Relaxed);
     IDLE_ROOT.store(root, Ordering::Relaxed);
     load(root);
-    Built {
-        slots: core::array::from_fn(|n| read(root + (256 + n as u64) * 8)),
-    }
+    Built { slots: core::array::from_fn(|n| read(root + (256 + n as u64) * 8)) }
 }
 
 /// Where the leaf entry of an address of the windows is.
@@ -209,10 +197,7 @@ fn leaf(va: u64) -> u64 {
 
 /// Sets one page of the descriptor windows.
 pub fn set_window(va: u64, entry: u64) {
-    assert!(
-        (WINDOWS..WINDOWS + LARGE).contains(&va),
-        "within the windows"
-    );
+    assert!((WINDOWS..WINDOWS + LARGE).contains(&va), "within the windows");
     write(leaf(va), entry);
     flush_page(va);
 }
@@ -221,10 +206,7 @@ pub fn set_window(va: u64, entry: u64) {
 /// addresses, or the window is full.
 pub fn map_device(at: Maddr, bytes: usize) -> Option<*mut u8> {
     let first = at.get() & !(PAGE - 1);
-    let end = at
-        .get()
-        .checked_add(bytes as u64)?
-        .checked_next_multiple_of(PAGE)?;
+    let end = at.get().checked_add(bytes as u64)?.checked_next_multiple_of(PAGE)?;
     if bytes == 0 || end > PHYSICAL_LIMIT.load(Ordering::Relaxed) {
         return None;
     }

@@ -162,10 +162,7 @@ pub fn init(cpu: CpuId, interrupt_stacks: [u64; 4]) {
     for page in 0..(GDT_PAGES + LDT_PAGES) as u64 {
         show(cpu, page as usize, maddr(&raw const ZERO));
     }
-    paging::set_window(
-        gdt_window(cpu) + GDT_PAGES as u64 * PAGE,
-        maddr(tables) | flags,
-    );
+    paging::set_window(gdt_window(cpu) + GDT_PAGES as u64 * PAGE, maddr(tables) | flags);
     fill_idt();
     // SAFETY: the window shows page 14 with the core's descriptors, the IDT is filled, both stay.
     unsafe { load(cpu) };
@@ -205,14 +202,8 @@ struct Pointer {
 /// # Safety
 /// The tables of `cpu` and the IDT are set up and stay.
 unsafe fn load(cpu: CpuId) {
-    let gdt = Pointer {
-        limit: (15 * PAGE - 1) as u16,
-        base: gdt_window(cpu),
-    };
-    let idt = Pointer {
-        limit: 256 * 16 - 1,
-        base: IDT.0.get() as u64,
-    };
+    let gdt = Pointer { limit: (15 * PAGE - 1) as u16, base: gdt_window(cpu) };
+    let idt = Pointer { limit: 256 * 16 - 1, base: IDT.0.get() as u64 };
     // SAFETY: the new code and stack selectors describe the same flat segments as those of the boot
     // code; the far return goes to the next instruction.
     unsafe {
@@ -282,11 +273,8 @@ pub fn load_tables(
         show(cpu, page, frame.map_or(zero, |mfn| mfn.maddr().get()));
     }
     let tables = tables(cpu);
-    let (selector, limit) = if ldt_entries == 0 {
-        (0, 0)
-    } else {
-        (LDT, u64::from(ldt_entries) * 8 - 1)
-    };
+    let (selector, limit) =
+        if ldt_entries == 0 { (0, 0) } else { (LDT, u64::from(ldt_entries) * 8 - 1) };
     let descriptor = system(2, ldt_window(cpu), limit);
     // SAFETY: this CPU's own page 14; LLDT of null or of the descriptor just written.
     unsafe {
@@ -299,11 +287,7 @@ pub fn load_tables(
 /// Where entries from ring 3 push their frame.
 pub fn set_entry_stack(cpu: CpuId, top: u64) {
     // SAFETY: this CPU's own task state.
-    unsafe {
-        (&raw mut (*tables(cpu)).task.rsp)
-            .cast::<u64>()
-            .write_unaligned(top)
-    };
+    unsafe { (&raw mut (*tables(cpu)).task.rsp).cast::<u64>().write_unaligned(top) };
 }
 
 /// Opens or closes COM2 to the running guest.

@@ -24,11 +24,7 @@ fn range(offset: u64, bytes: u64, total: u64) -> Option<Range<u64>> {
 
 /// The frames that a range touches, counted from the archive's first.
 fn pages(range: &Range<u64>) -> Range<u64> {
-    if range.is_empty() {
-        0..0
-    } else {
-        range.start / PAGE..range.end.div_ceil(PAGE)
-    }
+    if range.is_empty() { 0..0 } else { range.start / PAGE..range.end.div_ceil(PAGE) }
 }
 
 impl Archive {
@@ -36,10 +32,8 @@ impl Archive {
     ///
     /// Errors: `NotAnArchive`, `BadRange`.
     pub fn open(mem: PhysMem, start: Maddr, bytes: u64) -> Result<Self, BootError> {
-        let in_memory = start
-            .get()
-            .checked_add(bytes)
-            .is_some_and(|end| end.div_ceil(PAGE) <= mem.max_mfn());
+        let in_memory =
+            start.get().checked_add(bytes).is_some_and(|end| end.div_ceil(PAGE) <= mem.max_mfn());
         if !in_memory || start.offset() != 0 || bytes < size_of::<Header>() as u64 {
             return Err(BootError::NotAnArchive);
         }
@@ -81,10 +75,7 @@ impl Archive {
 
     /// Dom0's program.
     pub fn segments(&self) -> impl Iterator<Item = &Segment> {
-        self.header
-            .segments
-            .iter()
-            .take(self.header.nr_segments as usize)
+        self.header.segments.iter().take(self.header.nr_segments as usize)
     }
 
     /// The machine address of a byte of the archive.

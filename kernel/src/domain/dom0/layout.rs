@@ -41,11 +41,7 @@ impl Layout {
     /// touch the core's hole.
     pub fn plan(archive: &Archive) -> Result<Self, BootError> {
         let header = archive.header();
-        let image_end = archive
-            .segments()
-            .map(|s| s.paddr + s.mem_bytes)
-            .max()
-            .unwrap_or(0);
+        let image_end = archive.segments().map(|s| s.paddr + s.mem_bytes).max().unwrap_or(0);
         let frames = header.dom0_frames;
         let payload_frames = header.payload_bytes.div_ceil(PAGE);
         let total = frames.checked_add(payload_frames).filter(|&n| n < 1 << 40);
@@ -65,10 +61,7 @@ impl Layout {
         }
         let p2m = image_end.div_ceil(PAGE);
         if p2m > frames {
-            return Err(BootError::TooSmall {
-                frames,
-                needed: p2m,
-            });
+            return Err(BootError::TooSmall { frames, needed: p2m });
         }
         let p2m_frames = ((frames + payload_frames) * 8).div_ceil(PAGE);
         let start_info = p2m + p2m_frames;
@@ -79,14 +72,10 @@ impl Layout {
         let (stack, end) = loop {
             let stack = tables + table_frames;
             let bytes = (stack + 1) * PAGE + PADDING;
-            let end = virt_base
-                .checked_add(bytes)
-                .and_then(|end| end.checked_next_multiple_of(ROUND));
+            let end =
+                virt_base.checked_add(bytes).and_then(|end| end.checked_next_multiple_of(ROUND));
             let end = end.ok_or(bad)?;
-            let needed = 1 + SPANS
-                .iter()
-                .map(|&span| tables_in(virt_base, end, span))
-                .sum::<u64>();
+            let needed = 1 + SPANS.iter().map(|&span| tables_in(virt_base, end, span)).sum::<u64>();
             if needed <= table_frames {
                 break (stack, end);
             }
@@ -99,10 +88,7 @@ impl Layout {
         }
         let mapped = (end - virt_base) / PAGE;
         if mapped > frames {
-            return Err(BootError::TooSmall {
-                frames,
-                needed: mapped,
-            });
+            return Err(BootError::TooSmall { frames, needed: mapped });
         }
         Ok(Self {
             virt_base,
@@ -141,16 +127,12 @@ impl Layout {
 
     /// Whether a pfn is a page table, which must not be writable.
     pub fn is_table(&self, pfn: Pfn) -> bool {
-        pfn.get()
-            .checked_sub(self.tables.get())
-            .is_some_and(|n| n < self.table_frames)
+        pfn.get().checked_sub(self.tables.get()).is_some_and(|n| n < self.table_frames)
     }
 
     /// How many tables of level 1, 2 or 3 there are.
     pub fn tables_of(&self, level: usize) -> u64 {
-        SPANS
-            .get(level - 1)
-            .map_or(1, |&span| tables_in(self.virt_base, self.end(), span))
+        SPANS.get(level - 1).map_or(1, |&span| tables_in(self.virt_base, self.end(), span))
     }
 
     /// First pfn of the tables of level 1..=4: the highest level comes first.
@@ -198,51 +180,27 @@ mod tests {
 
     #[test]
     fn refuses_a_program_that_does_not_fit() {
-        assert!(matches!(
-            Layout::of(KERNEL, 64 << 20, 1024, 0),
-            Err(BootError::TooSmall { .. })
-        ));
-        assert!(matches!(
-            Layout::of(KERNEL, 0, 100, 0),
-            Err(BootError::TooSmall { .. })
-        ));
+        assert!(matches!(Layout::of(KERNEL, 64 << 20, 1024, 0), Err(BootError::TooSmall { .. })));
+        assert!(matches!(Layout::of(KERNEL, 0, 100, 0), Err(BootError::TooSmall { .. })));
     }
 
     #[test]
     fn refuses_a_base_in_or_into_the_hole() {
-        for base in [
-            HOLE_START,
-            HOLE_END - (1 << 21),
-            HOLE_START - 4096,
-            0x8000_0000_0000,
-            0x1001,
-        ] {
-            assert_eq!(
-                Layout::of(base, 1 << 20, 1 << 16, 0),
-                Err(BootError::BadAddress(base))
-            );
+        for base in [HOLE_START, HOLE_END - (1 << 21), HOLE_START - 4096, 0x8000_0000_0000, 0x1001]
+        {
+            assert_eq!(Layout::of(base, 1 << 20, 1 << 16, 0), Err(BootError::BadAddress(base)));
         }
         let top = u64::MAX - 0xf_ffff;
-        assert_eq!(
-            Layout::of(top, 1 << 20, 1 << 16, 0),
-            Err(BootError::BadAddress(top))
-        );
+        assert_eq!(Layout::of(top, 1 << 20, 1 << 16, 0), Err(BootError::BadAddress(top)));
     }
 
     #[test]
     fn any_canonical_base_outside_the_hole_will_do() {
-        for base in [
-            0x1000,
-            0x7fc0_0000,
-            0x8000_0000_0000 - (4 << 20),
-            HOLE_END,
-            HOLE_END + 0x3fe0_0000,
-        ] {
+        for base in
+            [0x1000, 0x7fc0_0000, 0x8000_0000_0000 - (4 << 20), HOLE_END, HOLE_END + 0x3fe0_0000]
+        {
             let l = Layout::of(base, 4096, 1 << 16, 0);
-            assert!(
-                l.is_ok() || base == 0x8000_0000_0000 - (4 << 20),
-                "{base:#x}: {l:?}"
-            );
+            assert!(l.is_ok() || base == 0x8000_0000_0000 - (4 << 20), "{base:#x}: {l:?}");
         }
     }
 }

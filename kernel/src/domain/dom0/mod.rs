@@ -65,11 +65,7 @@ struct Frames {
 impl Frames {
     fn new(frames: &mut FrameTable, len: u64) -> Option<Self> {
         let list_frames = (len * 8).div_ceil(PAGE) as usize;
-        Some(Self {
-            list: frames.alloc_core(list_frames)?,
-            list_frames,
-            len,
-        })
+        Some(Self { list: frames.alloc_core(list_frames)?, list_frames, len })
     }
 
     fn entry(&self, pfn: Pfn) -> Maddr {
@@ -104,12 +100,7 @@ impl Frames {
 pub fn build(core: &mut Core, at: Maddr, bytes: u64) -> Result<(), BootError> {
     let archive = Archive::open(core.frames.mem(), at, bytes)?;
     let layout = Layout::plan(&archive)?;
-    let plan = Plan {
-        id: DOM0,
-        max_vcpus: 1,
-        max_pages: layout.total(),
-        is_driver: false,
-    };
+    let plan = Plan { id: DOM0, max_vcpus: 1, max_pages: layout.total(), is_driver: false };
     lifecycle::new_domain(core, plan).map_err(|e| BootError::Refused("domain", e))?;
     let p2m = Frames::new(&mut core.frames, layout.total()).ok_or(BootError::OutOfMemory)?;
     populate(&mut core.frames, &p2m, layout.frames)?;
@@ -158,9 +149,7 @@ fn adopt_payload(
 ) -> Result<(), BootError> {
     for n in 0..layout.payload_frames {
         let mfn = Mfn::new(archive.payload().mfn().get() + n);
-        frames
-            .adopt(mfn, DOM0)
-            .map_err(|_| BootError::BadRange("payload"))?;
+        frames.adopt(mfn, DOM0).map_err(|_| BootError::BadRange("payload"))?;
         p2m.set(frames, Pfn::new(layout.frames + n), mfn);
     }
     Ok(())
@@ -183,11 +172,7 @@ fn copy_segments(frames: &FrameTable, p2m: &Frames, archive: &Archive) {
 fn write_list(frames: &FrameTable, p2m: &Frames, layout: &Layout) {
     for n in 0..layout.p2m_frames {
         let from = Maddr::new(p2m.list.maddr().get() + n * PAGE);
-        frames.mem().copy(
-            from,
-            p2m.maddr(frames, (layout.p2m.get() + n) * PAGE),
-            PAGE_SIZE,
-        );
+        frames.mem().copy(from, p2m.maddr(frames, (layout.p2m.get() + n) * PAGE), PAGE_SIZE);
     }
 }
 
@@ -195,10 +180,7 @@ fn write_start_info(core: &Core, p2m: &Frames, archive: &Archive, layout: &Layou
     let mut info = StartInfo::new_zeroed();
     info.magic[..MAGIC.len()].copy_from_slice(MAGIC);
     info.nr_pages = layout.total();
-    info.shared_info = core
-        .domains
-        .get(DOM0)
-        .map_or(0, |d| d.shared_info.maddr().get());
+    info.shared_info = core.domains.get(DOM0).map_or(0, |d| d.shared_info.maddr().get());
     info.flags = SIF_PRIVILEGED | SIF_INITDOMAIN;
     info.pt_base = layout.va(layout.tables);
     info.nr_pt_frames = layout.table_frames;
@@ -260,10 +242,7 @@ fn start(core: &mut Core, archive: &Archive, layout: &Layout, root: Mfn) -> Resu
 
 /// Dom0 starts with a pinned root, as any domain does (ABI notes 1.6).
 fn pin(frames: &mut FrameTable, root: Mfn) -> Result<(), TableError> {
-    let mut walk = Walk {
-        budget: &mut Budget::default(),
-        io: &|_| false,
-    };
+    let mut walk = Walk { budget: &mut Budget::default(), io: &|_| false };
     frames.pin(root, DOM0, Level::L4, &mut walk)
 }
 

@@ -16,9 +16,7 @@ pub fn fill(frames: &FrameTable, layout: &Layout, mfn_of: impl Fn(Pfn) -> Mfn) {
     let flags = PRESENT | USER | ACCESSED | DIRTY;
     let entry = |table: Pfn, index: u64| Maddr::new(mfn_of(table).maddr().get() + index % 512 * 8);
     let put = |at: Maddr, target: Pfn, flags: u64| {
-        frames
-            .mem()
-            .write_u64(at, mfn_of(target).maddr().get() | flags);
+        frames.mem().write_u64(at, mfn_of(target).maddr().get() | flags);
     };
     for pfn in (0..layout.mapped).map(Pfn::new) {
         let va = layout.va(pfn);
@@ -32,19 +30,13 @@ pub fn fill(frames: &FrameTable, layout: &Layout, mfn_of: impl Fn(Pfn) -> Mfn) {
         for n in first..first + layout.tables_of(level) {
             let va = n << span;
             let parent = table_at(layout, level + 1, va);
-            put(
-                entry(parent, n),
-                table_at(layout, level, va),
-                flags | WRITABLE,
-            );
+            put(entry(parent, n), table_at(layout, level, va), flags | WRITABLE);
         }
     }
 }
 
 /// The table of a level that covers `va`.
 fn table_at(layout: &Layout, level: usize, va: u64) -> Pfn {
-    let index = SPANS
-        .get(level - 1)
-        .map_or(0, |&span| (va >> span) - (layout.virt_base >> span));
+    let index = SPANS.get(level - 1).map_or(0, |&span| (va >> span) - (layout.virt_base >> span));
     Pfn::new(layout.first_of(level).get() + index)
 }

@@ -36,17 +36,10 @@ const LARGE: u64 = super::BASE + 0x38_0000;
 fn tables(core: &mut Core, dom: DomId) -> Mfn {
     let frame: [Mfn; 5] = core::array::from_fn(|_| reserve::populate(core, dom, 0, None).unwrap());
     for pair in frame.windows(2) {
-        core.frames
-            .mem()
-            .write_u64(pair[0].maddr(), pair[1].maddr().get() | 0x67);
+        core.frames.mem().write_u64(pair[0].maddr(), pair[1].maddr().get() | 0x67);
     }
-    let mut walk = Walk {
-        budget: &mut Budget::default(),
-        io: &|_| false,
-    };
-    core.frames
-        .pin(frame[0], dom, Level::L4, &mut walk)
-        .unwrap();
+    let mut walk = Walk { budget: &mut Budget::default(), io: &|_| false };
+    core.frames.pin(frame[0], dom, Level::L4, &mut walk).unwrap();
     frame[0]
 }
 
@@ -56,14 +49,8 @@ fn start(core: &mut Core, dom: DomId, root: Mfn) -> Result<i64, Errno> {
     context.flags = VGCF_IN_KERNEL;
     context.user_regs.rip = 0x100;
     context.ctrlreg[3] = root.maddr().get();
-    core.guest(CALLER)
-        .write(GuestVa::new(LARGE), &context)
-        .unwrap();
-    let asked = SetVcpuContext {
-        domid: dom.get(),
-        context: LARGE,
-        ..Default::default()
-    };
+    core.guest(CALLER).write(GuestVa::new(LARGE), &context).unwrap();
+    let asked = SetVcpuContext { domid: dom.get(), context: LARGE, ..Default::default() };
     call(core, control::SET_VCPU_CONTEXT, asked).0
 }
 
@@ -97,16 +84,12 @@ fn a_started_domain_is_destroyed_from_under_its_cpu_and_nothing_is_lost() {
     let root = tables(&mut core, dom);
     start(&mut core, dom, root).unwrap();
     assert_eq!(start(&mut core, dom, root), Err(Errno::EEXIST));
-    call(&mut core, control::UNPAUSE_DOMAIN, only(dom))
-        .0
-        .unwrap();
+    call(&mut core, control::UNPAUSE_DOMAIN, only(dom)).0.unwrap();
     // Dom0 waits; the domain has the CPU.
     sched::block(&mut core, CALLER);
     assert_eq!(current(&mut core).map(|who| who.dom), Some(dom));
     assert_eq!(info(&mut core, dom).unwrap().state, control::STATE_RUNNING);
-    call(&mut core, control::DESTROY_DOMAIN, only(dom))
-        .0
-        .unwrap();
+    call(&mut core, control::DESTROY_DOMAIN, only(dom)).0.unwrap();
     assert_eq!(core.cpus[0].current, None);
     assert!(core.cpus[0].need_resched);
     assert_eq!(current(&mut core), None);
@@ -122,15 +105,9 @@ fn a_reset_domain_can_be_built_and_started_again_and_old_names_are_stale() {
     for life in 1..=5 {
         let root = tables(&mut core, dom);
         start(&mut core, dom, root).unwrap();
-        call(&mut core, control::UNPAUSE_DOMAIN, only(dom))
-            .0
-            .unwrap();
+        call(&mut core, control::UNPAUSE_DOMAIN, only(dom)).0.unwrap();
         let old = core.domains.get(dom).unwrap().incarnation;
-        let who = VcpuRef {
-            dom,
-            vcpu: VCPU0,
-            incarnation: old,
-        };
+        let who = VcpuRef { dom, vcpu: VCPU0, incarnation: old };
         assert!(core.domains.resolve(who).is_some());
         call(&mut core, control::RESET_DOMAIN, only(dom)).0.unwrap();
         assert!(core.domains.resolve(who).is_none());
@@ -146,9 +123,7 @@ fn the_next_domain_of_an_id_is_another_incarnation() {
     let mut core = machine();
     let dom = create(&mut core, 1);
     let first = info(&mut core, dom).unwrap().incarnation;
-    call(&mut core, control::DESTROY_DOMAIN, only(dom))
-        .0
-        .unwrap();
+    call(&mut core, control::DESTROY_DOMAIN, only(dom)).0.unwrap();
     assert_eq!(create(&mut core, 1), dom);
     assert_ne!(info(&mut core, dom).unwrap().incarnation, first);
 }
@@ -159,9 +134,7 @@ fn a_stopped_domain_does_not_run_and_keeps_its_memory() {
     let dom = create(&mut core, 1);
     let root = tables(&mut core, dom);
     start(&mut core, dom, root).unwrap();
-    call(&mut core, control::UNPAUSE_DOMAIN, only(dom))
-        .0
-        .unwrap();
+    call(&mut core, control::UNPAUSE_DOMAIN, only(dom)).0.unwrap();
     sched::block(&mut core, CALLER);
     assert_eq!(current(&mut core).map(|who| who.dom), Some(dom));
     crate::domain::lifecycle::crash(&mut core, dom, format_args!("bad"));
@@ -184,9 +157,7 @@ fn a_registered_vcpu_info_is_let_go() {
     call(&mut core, control::RESET_DOMAIN, only(dom)).0.unwrap();
     let domain = core.domains.get(dom).unwrap();
     assert_eq!(domain.vcpu(VCPU0).unwrap().info, domain.shared_info.maddr());
-    call(&mut core, control::DESTROY_DOMAIN, only(dom))
-        .0
-        .unwrap();
+    call(&mut core, control::DESTROY_DOMAIN, only(dom)).0.unwrap();
     assert_eq!(core.frames.free_frames(), free);
 }
 
@@ -202,59 +173,25 @@ fn scheduling_parameters_and_grants_are_set_by_dom0() {
         ..Default::default()
     };
     call(&mut core, control::SET_SCHED, asked).0.unwrap();
-    let (result, got) = call(
-        &mut core,
-        control::GET_SCHED,
-        SchedParams {
-            vcpu: 0,
-            weight: 0,
-            ..asked
-        },
-    );
+    let (result, got) =
+        call(&mut core, control::GET_SCHED, SchedParams { vcpu: 0, weight: 0, ..asked });
     result.unwrap();
     assert_eq!((got.weight, got.allowance_ns), (512, 1_000_000));
     assert_eq!(
-        call(
-            &mut core,
-            control::SET_SCHED,
-            SchedParams { weight: 0, ..asked }
-        )
-        .0,
+        call(&mut core, control::SET_SCHED, SchedParams { weight: 0, ..asked }).0,
         Err(Errno::EINVAL)
     );
-    let times = VcpuTimes {
-        domid: dom.get(),
-        ..Default::default()
-    };
+    let times = VcpuTimes { domid: dom.get(), ..Default::default() };
     call(&mut core, control::VCPU_TIMES, times).0.unwrap();
-    assert!(
-        call(
-            &mut core,
-            control::VCPU_TIMES,
-            VcpuTimes { vcpu: 1, ..times }
-        )
-        .0
-        .is_err()
-    );
+    assert!(call(&mut core, control::VCPU_TIMES, VcpuTimes { vcpu: 1, ..times }).0.is_err());
     let mfn = reserve::populate(&mut core, dom, 0, None).unwrap();
-    let asked = SetGrant {
-        domid: dom.get(),
-        grantee: 0,
-        gref: 1,
-        mfn: mfn.get(),
-    };
+    let asked = SetGrant { domid: dom.get(), grantee: 0, gref: 1, mfn: mfn.get() };
     call(&mut core, control::SET_GRANT, asked).0.unwrap();
     let table = grant::table_frame(&core, dom, 0).unwrap();
-    let entry = core
-        .frames
-        .mem()
-        .read_u64(Maddr::new(table.maddr().get() + 8));
+    let entry = core.frames.mem().read_u64(Maddr::new(table.maddr().get() + 8));
     assert_eq!(entry, u64::from(GTF_PERMIT_ACCESS) | mfn.get() << 32);
     let unknown = SetGrant { domid: 99, ..asked };
-    assert_eq!(
-        call(&mut core, control::SET_GRANT, unknown).0,
-        Err(Errno::ESRCH)
-    );
+    assert_eq!(call(&mut core, control::SET_GRANT, unknown).0, Err(Errno::ESRCH));
 }
 
 /// Issues a device call for the caller with its argument at `at`.
@@ -277,11 +214,7 @@ fn machine_with_disk() -> (Core, DomId) {
     let mut core = machine();
     core.devices = device::tests::machine();
     let dom = driver(&mut core);
-    let asked = DeviceRef {
-        domid: dom.get(),
-        sbdf: device::tests::DISK,
-        ..Default::default()
-    };
+    let asked = DeviceRef { domid: dom.get(), sbdf: device::tests::DISK, ..Default::default() };
     call(&mut core, control::ASSIGN_DEVICE, asked).0.unwrap();
     (core, dom)
 }
@@ -296,105 +229,42 @@ fn an_owner_uses_its_device_and_nobody_else_does() {
         (seen.sbdf, seen.vendor, seen.owner, seen.msix_vectors),
         (sbdf, 0x1af4, dom.get(), 2)
     );
-    let second = Describe {
-        index: 1,
-        ..Default::default()
-    };
-    assert_eq!(
-        ask(&mut core, owner, 0, dev::DESCRIBE, second).unwrap_err(),
-        Errno::ENOENT
-    );
-    let bar = Bar {
-        sbdf,
-        index: 4,
-        ..Default::default()
-    };
+    let second = Describe { index: 1, ..Default::default() };
+    assert_eq!(ask(&mut core, owner, 0, dev::DESCRIBE, second).unwrap_err(), Errno::ENOENT);
+    let bar = Bar { sbdf, index: 4, ..Default::default() };
     let bar = ask(&mut core, owner, 0, dev::BAR, bar).unwrap();
-    assert_eq!(
-        (bar.maddr, bar.bytes, bar.flags),
-        (device::tests::MAIN_BAR, 0x4000, 2)
-    );
+    assert_eq!((bar.maddr, bar.bytes, bar.flags), (device::tests::MAIN_BAR, 0x4000, 2));
     let bad = Bar { index: 6, ..bar };
-    assert_eq!(
-        ask(&mut core, owner, 0, dev::BAR, bad).unwrap_err(),
-        Errno::EINVAL
-    );
-    let command = Config {
-        sbdf,
-        offset: 4,
-        width: 2,
-        value: 6,
-    };
+    assert_eq!(ask(&mut core, owner, 0, dev::BAR, bad).unwrap_err(), Errno::EINVAL);
+    let command = Config { sbdf, offset: 4, width: 2, value: 6 };
     ask(&mut core, owner, 0, dev::CONFIG_WRITE, command).unwrap();
-    let read = ask(
-        &mut core,
-        owner,
-        0,
-        dev::CONFIG_READ,
-        Config {
-            value: 0,
-            ..command
-        },
-    )
-    .unwrap();
+    let read = ask(&mut core, owner, 0, dev::CONFIG_READ, Config { value: 0, ..command }).unwrap();
     assert_eq!(read.value & 7, 6);
-    for (offset, width, errno) in [
-        (0x14, 4, Errno::EPERM),
-        (4, 3, Errno::EINVAL),
-        (4, 0x102, Errno::EINVAL),
-    ] {
-        let asked = Config {
-            sbdf,
-            offset,
-            width,
-            value: 0,
-        };
-        assert_eq!(
-            ask(&mut core, owner, 0, dev::CONFIG_WRITE, asked).unwrap_err(),
-            errno
-        );
+    for (offset, width, errno) in
+        [(0x14, 4, Errno::EPERM), (4, 3, Errno::EINVAL), (4, 0x102, Errno::EINVAL)]
+    {
+        let asked = Config { sbdf, offset, width, value: 0 };
+        assert_eq!(ask(&mut core, owner, 0, dev::CONFIG_WRITE, asked).unwrap_err(), errno);
     }
     // Dom0 looks at all and touches nothing.
-    let all = ask(
-        &mut core,
-        CALLER,
-        SCRATCH,
-        dev::DESCRIBE,
-        Describe {
-            index: 3,
-            ..Default::default()
-        },
-    );
+    let all =
+        ask(&mut core, CALLER, SCRATCH, dev::DESCRIBE, Describe { index: 3, ..Default::default() });
     assert_eq!(all.unwrap().owner, DomId::INVALID.get());
     ask(&mut core, CALLER, SCRATCH, dev::CONFIG_READ, command).unwrap();
     assert_eq!(
         ask(&mut core, CALLER, SCRATCH, dev::CONFIG_WRITE, command).unwrap_err(),
         Errno::ENODEV
     );
-    assert_eq!(
-        ask(&mut core, CALLER, SCRATCH, dev::BAR, bar).unwrap_err(),
-        Errno::ENODEV
-    );
-    let irq = Irq {
-        sbdf,
-        entry: 0,
-        pirq: 0,
-    };
-    assert_eq!(
-        ask(&mut core, CALLER, SCRATCH, dev::IRQ, irq).unwrap_err(),
-        Errno::ENODEV
-    );
+    assert_eq!(ask(&mut core, CALLER, SCRATCH, dev::BAR, bar).unwrap_err(), Errno::ENODEV);
+    let irq = Irq { sbdf, entry: 0, pirq: 0 };
+    assert_eq!(ask(&mut core, CALLER, SCRATCH, dev::IRQ, irq).unwrap_err(), Errno::ENODEV);
 }
 
 #[test]
 fn an_interrupt_reaches_its_owners_port_until_the_domain_is_reset() {
     let (mut core, dom) = machine_with_disk();
     let owner = Caller { dom, ..CALLER };
-    let asked = Irq {
-        sbdf: device::tests::DISK,
-        entry: INTX,
-        pirq: 0,
-    };
+    let asked = Irq { sbdf: device::tests::DISK, entry: INTX, pirq: 0 };
     let pirq = ask(&mut core, owner, 0, dev::IRQ, asked).unwrap().pirq;
     let vector = device::irq::FIRST_VECTOR + pirq as u8;
     let port = event::bind::bind_pirq(&mut core, dom, pirq).unwrap();
@@ -404,10 +274,7 @@ fn an_interrupt_reaches_its_owners_port_until_the_domain_is_reset() {
     assert!(event::is_pending(&core, dom, port));
     assert!(fake::with(|bus| bus.lines[&23].masked));
     core.guest(owner).write(GuestVa::new(0), &pirq).unwrap();
-    assert_eq!(
-        physdev_eoi(&mut core, owner, [12, 0, 0, 0, 0, 0]),
-        Outcome::Done(0)
-    );
+    assert_eq!(physdev_eoi(&mut core, owner, [12, 0, 0, 0, 0, 0]), Outcome::Done(0));
     assert!(!fake::with(|bus| bus.lines[&23].masked));
     call(&mut core, control::RESET_DOMAIN, only(dom)).0.unwrap();
     assert!(fake::with(|bus| bus.lines[&23].masked));
@@ -425,50 +292,20 @@ fn an_interrupt_reaches_its_owners_port_until_the_domain_is_reset() {
 fn a_device_is_free_again_once_its_driver_is_destroyed() {
     let (mut core, dom) = machine_with_disk();
     let sbdf = device::tests::DISK;
-    let asked = DeviceRef {
-        domid: dom.get(),
-        sbdf,
-        ..Default::default()
-    };
-    assert_eq!(
-        call(&mut core, control::ASSIGN_DEVICE, asked).0,
-        Err(Errno::EBUSY)
-    );
-    assert_eq!(
-        call(&mut core, control::DEASSIGN_DEVICE, asked).0,
-        Err(Errno::EBUSY),
-        "it runs"
-    );
+    let asked = DeviceRef { domid: dom.get(), sbdf, ..Default::default() };
+    assert_eq!(call(&mut core, control::ASSIGN_DEVICE, asked).0, Err(Errno::EBUSY));
+    assert_eq!(call(&mut core, control::DEASSIGN_DEVICE, asked).0, Err(Errno::EBUSY), "it runs");
     let owner = Caller { dom, ..CALLER };
-    let command = Config {
-        sbdf,
-        offset: 4,
-        width: 2,
-        value: 7,
-    };
+    let command = Config { sbdf, offset: 4, width: 2, value: 7 };
     ask(&mut core, owner, 0, dev::CONFIG_WRITE, command).unwrap();
-    call(&mut core, control::DESTROY_DOMAIN, only(dom))
-        .0
-        .unwrap();
-    assert_eq!(
-        Sbdf::new(sbdf).unwrap().read(4, 2) & 4,
-        0,
-        "no bus master without an owner"
-    );
+    call(&mut core, control::DESTROY_DOMAIN, only(dom)).0.unwrap();
+    assert_eq!(Sbdf::new(sbdf).unwrap().read(4, 2) & 4, 0, "no bus master without an owner");
     let next = driver(&mut core);
-    let asked = DeviceRef {
-        domid: next.get(),
-        ..asked
-    };
+    let asked = DeviceRef { domid: next.get(), ..asked };
     call(&mut core, control::ASSIGN_DEVICE, asked).0.unwrap();
-    call(&mut core, control::RESET_DOMAIN, only(next))
-        .0
-        .unwrap();
+    call(&mut core, control::RESET_DOMAIN, only(next)).0.unwrap();
     call(&mut core, control::DEASSIGN_DEVICE, asked).0.unwrap();
-    assert_eq!(
-        call(&mut core, control::DEASSIGN_DEVICE, asked).0,
-        Err(Errno::ENODEV)
-    );
+    assert_eq!(call(&mut core, control::DEASSIGN_DEVICE, asked).0, Err(Errno::ENODEV));
 }
 
 #[test]

@@ -65,18 +65,10 @@ fn archive(core: &mut Core, change: impl Fn(&mut Header)) -> (Maddr, u64) {
     header.dom0_virt_base = BASE;
     header.dom0_entry = BASE + 0x10_0010;
     header.dom0_hypercall_page = BASE + 0x20_1000;
-    header.segments[0] = Segment {
-        offset: PAGE,
-        file_bytes: 6000,
-        mem_bytes: 6000,
-        paddr: 0x10_0010,
-    };
-    header.segments[1] = Segment {
-        offset: 3 * PAGE,
-        file_bytes: 100,
-        mem_bytes: 3 * PAGE,
-        paddr: 0x20_0000,
-    };
+    header.segments[0] =
+        Segment { offset: PAGE, file_bytes: 6000, mem_bytes: 6000, paddr: 0x10_0010 };
+    header.segments[1] =
+        Segment { offset: 3 * PAGE, file_bytes: 100, mem_bytes: 3 * PAGE, paddr: 0x20_0000 };
     header.payload_offset = 4 * PAGE;
     header.payload_bytes = PAYLOAD_PAGES * PAGE - 5;
     header.symbols_offset = 7 * PAGE;
@@ -105,14 +97,7 @@ fn machine() -> Core {
 }
 
 fn root(core: &Core) -> Mfn {
-    core.domains
-        .get(DOM0)
-        .unwrap()
-        .vcpu(VcpuId::new(0))
-        .unwrap()
-        .roots
-        .kernel
-        .unwrap()
+    core.domains.get(DOM0).unwrap().vcpu(VcpuId::new(0)).unwrap().roots.kernel.unwrap()
 }
 
 /// Walks tables without the core's help: the machine address and whether all levels allow writing.
@@ -120,10 +105,8 @@ fn walk(core: &Core, va: u64) -> Option<(Maddr, bool)> {
     let mut table = root(core);
     let mut writable = true;
     for shift in [39, 30, 21, 12] {
-        let entry = core
-            .frames
-            .mem()
-            .read_u64(Maddr::new(table.maddr().get() + (va >> shift) % 512 * 8));
+        let entry =
+            core.frames.mem().read_u64(Maddr::new(table.maddr().get() + (va >> shift) % 512 * 8));
         if entry & 5 != 5 {
             return None;
         }
@@ -138,24 +121,11 @@ fn byte(core: &Core, va: u64) -> u8 {
 }
 
 fn start_info(core: &Core) -> StartInfo {
-    let va = core
-        .domains
-        .get(DOM0)
-        .unwrap()
-        .vcpu(VcpuId::new(0))
-        .unwrap()
-        .regs()
-        .rsi;
-    GuestSpace::new(&core.frames, root(core))
-        .read(GuestVa::new(va))
-        .unwrap()
+    let va = core.domains.get(DOM0).unwrap().vcpu(VcpuId::new(0)).unwrap().regs().rsi;
+    GuestSpace::new(&core.frames, root(core)).read(GuestVa::new(va)).unwrap()
 }
 
-const CALLER: Caller = Caller {
-    cpu: CpuId(0),
-    dom: DOM0,
-    vcpu: VcpuId::new(0),
-};
+const CALLER: Caller = Caller { cpu: CpuId(0), dom: DOM0, vcpu: VcpuId::new(0) };
 
 /// Issues a control call with `arg`, again and again until it is finished; its result and
 /// what it left in memory.
@@ -170,11 +140,7 @@ fn call<T: IntoBytes + zerocopy::Immutable + zerocopy::FromBytes>(
     for _ in 0..10_000 {
         match control(core, CALLER, args) {
             Outcome::Done(rax) => {
-                let result = if rax < 0 {
-                    Err(Errno::from_rax(rax).unwrap())
-                } else {
-                    Ok(rax)
-                };
+                let result = if rax < 0 { Err(Errno::from_rax(rax).unwrap()) } else { Ok(rax) };
                 return (result, core.guest(CALLER).read(va).unwrap());
             }
             Outcome::Again(next) => args[..5].copy_from_slice(&next),
@@ -185,28 +151,18 @@ fn call<T: IntoBytes + zerocopy::Immutable + zerocopy::FromBytes>(
 }
 
 fn only(dom: DomId) -> DomainOnly {
-    DomainOnly {
-        domid: dom.get(),
-        ..Default::default()
-    }
+    DomainOnly { domid: dom.get(), ..Default::default() }
 }
 
 fn create(core: &mut Core, max_vcpus: u32) -> DomId {
-    let asked = CreateDomain {
-        max_vcpus,
-        max_pages: 1000,
-        ..Default::default()
-    };
+    let asked = CreateDomain { max_vcpus, max_pages: 1000, ..Default::default() };
     let (result, answer) = call(core, control::CREATE_DOMAIN, asked);
     result.unwrap();
     DomId::new(answer.domid)
 }
 
 fn info(core: &mut Core, from: DomId) -> Result<DomainInfo, Errno> {
-    let asked = DomainInfo {
-        domid: from.get(),
-        ..Default::default()
-    };
+    let asked = DomainInfo { domid: from.get(), ..Default::default() };
     let (result, answer) = call(core, control::DOMAIN_INFO, asked);
     result.map(|_| answer)
 }
@@ -221,25 +177,15 @@ fn dom0_starts_at_its_entry_with_start_info_in_rsi() {
         (regs.rip, regs.cs, regs.ss, regs.rflags),
         (BASE + 0x10_0010, 0xe033, 0xe02b, 0x202)
     );
-    assert_eq!(
-        (regs.rax, regs.rbx, regs.rdi, regs.ds, regs.fs),
-        (0, 0, 0, 0, 0)
-    );
+    assert_eq!((regs.rax, regs.rbx, regs.rdi, regs.ds, regs.fs), (0, 0, 0, 0, 0));
     assert!(vcpu.online && domain.pauses == 0);
-    assert_eq!(
-        core.frames.mem().read_u8(Maddr::new(vcpu.info.get() + 1)),
-        1,
-        "events are off"
-    );
+    assert_eq!(core.frames.mem().read_u8(Maddr::new(vcpu.info.get() + 1)), 1, "events are off");
     let info = start_info(&core);
     assert_eq!(&info.magic[..15], b"xen-3.0-x86_64\0");
     assert_eq!(info.nr_pages, DOM0_FRAMES + PAYLOAD_PAGES);
     assert_eq!(info.flags, 1 | 2 | 8);
     assert_eq!((info.store_mfn, info.console_mfn), (0, 0));
-    assert_eq!(
-        (info.mod_start, info.mod_len),
-        (DOM0_FRAMES, PAYLOAD_PAGES * PAGE - 5)
-    );
+    assert_eq!((info.mod_start, info.mod_len), (DOM0_FRAMES, PAYLOAD_PAGES * PAGE - 5));
     assert_eq!(info.shared_info, domain.shared_info.maddr().get());
     assert_eq!(walk(&core, info.pt_base).unwrap().0.mfn(), root(&core));
     assert_eq!(&info.cmd_line[..6], b"hello\0");
@@ -299,22 +245,13 @@ fn the_payload_becomes_dom0s_and_the_rest_of_the_archive_is_free() {
     dom0::build(&mut core, at, bytes).unwrap();
     let owner = |n: u64| core.frames.owner(Mfn::new(at.mfn().get() + n));
     for n in 0..4 {
-        assert!(
-            matches!(owner(n), Owner::Free),
-            "page {n} is {:?}",
-            owner(n)
-        );
+        assert!(matches!(owner(n), Owner::Free), "page {n} is {:?}", owner(n));
     }
     for n in 4..7 {
         assert_eq!(owner(n), Owner::Domain(DOM0));
+        assert_eq!(core.frames.m2p(Mfn::new(at.mfn().get() + n)), DOM0_FRAMES + n - 4);
         assert_eq!(
-            core.frames.m2p(Mfn::new(at.mfn().get() + n)),
-            DOM0_FRAMES + n - 4
-        );
-        assert_eq!(
-            core.frames
-                .mem()
-                .read_u8(Maddr::new(at.get() + n * PAGE + 9)),
+            core.frames.mem().read_u8(Maddr::new(at.get() + n * PAGE + 9)),
             pattern(n * PAGE + 9)
         );
     }
@@ -329,27 +266,12 @@ fn a_broken_archive_is_refused_by_the_name_of_what_is_broken() {
         (|h| h.version += 1, BootError::NotAnArchive),
         (|h| h.total_bytes = 8 * PAGE + 1, BootError::NotAnArchive),
         (|h| h.nr_segments = 9, BootError::BadRange("segments")),
-        (
-            |h| h.segments[0].offset = 8 * PAGE,
-            BootError::BadRange("segments"),
-        ),
-        (
-            |h| h.segments[0].mem_bytes = 5999,
-            BootError::BadRange("segments"),
-        ),
-        (
-            |h| h.segments[0].paddr = u64::MAX,
-            BootError::BadRange("segments"),
-        ),
+        (|h| h.segments[0].offset = 8 * PAGE, BootError::BadRange("segments")),
+        (|h| h.segments[0].mem_bytes = 5999, BootError::BadRange("segments")),
+        (|h| h.segments[0].paddr = u64::MAX, BootError::BadRange("segments")),
         (|h| h.payload_offset += 1, BootError::BadRange("payload")),
-        (
-            |h| h.payload_bytes = u64::MAX,
-            BootError::BadRange("payload"),
-        ),
-        (
-            |h| h.symbols_offset = 6 * PAGE,
-            BootError::BadRange("payload and symbols overlap"),
-        ),
+        (|h| h.payload_bytes = u64::MAX, BootError::BadRange("payload")),
+        (|h| h.symbols_offset = 6 * PAGE, BootError::BadRange("payload and symbols overlap")),
         (
             |h| h.dom0_virt_base = 0xffff_8000_0000_0000,
             BootError::BadAddress(0xffff_8000_0000_0000),
@@ -362,10 +284,7 @@ fn a_broken_archive_is_refused_by_the_name_of_what_is_broken() {
     }
     let mut core = core();
     let (at, bytes) = archive(&mut core, |h| h.dom0_frames = 1000);
-    assert!(matches!(
-        dom0::build(&mut core, at, bytes),
-        Err(BootError::TooSmall { .. })
-    ));
+    assert!(matches!(dom0::build(&mut core, at, bytes), Err(BootError::TooSmall { .. })));
     let (at, bytes) = archive(&mut core, |h| h.dom0_frames = 1 << 20);
     assert!(dom0::build(&mut core, at, bytes).is_err());
 }
@@ -381,23 +300,13 @@ fn a_destroyed_domain_gives_every_frame_back() {
         reserve::populate(&mut core, dom, order, None).unwrap();
     }
     for n in 1..600 {
-        assert_eq!(
-            event::bind::alloc_unbound(&mut core, dom, DOM0)
-                .unwrap()
-                .get(),
-            n
-        );
+        assert_eq!(event::bind::alloc_unbound(&mut core, dom, DOM0).unwrap().get(), n);
     }
     assert!(core.frames.free_frames() < free - 520);
-    call(&mut core, control::DESTROY_DOMAIN, only(dom))
-        .0
-        .unwrap();
+    call(&mut core, control::DESTROY_DOMAIN, only(dom)).0.unwrap();
     assert_eq!(core.frames.free_frames(), free);
     assert!(core.domains.get(dom).is_none());
-    assert_eq!(
-        call(&mut core, control::DESTROY_DOMAIN, only(dom)).0,
-        Err(Errno::ESRCH)
-    );
+    assert_eq!(call(&mut core, control::DESTROY_DOMAIN, only(dom)).0, Err(Errno::ESRCH));
 }
 
 #[test]
@@ -420,13 +329,7 @@ fn creation_that_fails_leaves_nothing_behind() {
     let mut core = machine();
     let free = core.frames.free_frames();
     let create = |core: &mut Core, domid, max_vcpus, flags| {
-        let asked = CreateDomain {
-            domid,
-            max_vcpus,
-            max_pages: 1,
-            flags,
-            ..Default::default()
-        };
+        let asked = CreateDomain { domid, max_vcpus, max_pages: 1, flags, ..Default::default() };
         call(core, control::CREATE_DOMAIN, asked).0
     };
     assert_eq!(create(&mut core, 0, 0, 0), Err(Errno::EINVAL));
@@ -437,9 +340,7 @@ fn creation_that_fails_leaves_nothing_behind() {
     assert_eq!(core.frames.free_frames(), free);
     assert_eq!(create(&mut core, 7, 1, 0), Ok(0));
     assert_eq!(create(&mut core, 7, 1, 0), Err(Errno::EEXIST));
-    call(&mut core, control::DESTROY_DOMAIN, only(DomId::new(7)))
-        .0
-        .unwrap();
+    call(&mut core, control::DESTROY_DOMAIN, only(DomId::new(7))).0.unwrap();
     // With ever less memory: refused, and nothing is lost.
     let mut held = Vec::new();
     while let Some(mfn) = core.frames.alloc_core(1) {
@@ -470,48 +371,28 @@ fn a_reset_keeps_the_name_and_nothing_else() {
     reserve::populate(&mut core, dom, 5, None).unwrap();
     let port = event::bind::alloc_unbound(&mut core, dom, DOM0).unwrap();
     let (mine, _) = event::bind::bind_interdomain(&mut core, DOM0, dom, port).unwrap();
-    call(&mut core, control::UNPAUSE_DOMAIN, only(dom))
-        .0
-        .unwrap();
+    call(&mut core, control::UNPAUSE_DOMAIN, only(dom)).0.unwrap();
     lifecycle::crash(&mut core, dom, format_args!("it broke"));
     call(&mut core, control::RESET_DOMAIN, only(dom)).0.unwrap();
     let after = info(&mut core, dom).unwrap();
-    assert_eq!(
-        (after.domid, after.max_vcpus, after.max_pages),
-        (before.domid, 2, 1000)
-    );
+    assert_eq!((after.domid, after.max_vcpus, after.max_pages), (before.domid, 2, 1000));
     assert_eq!(after.state, before.state, "paused once, not shut down");
     assert_ne!(after.incarnation, before.incarnation);
     assert_eq!((after.tot_pages, after.ports, after.reason[0]), (0, 0, 0));
     assert_eq!(core.frames.free_frames(), free);
     use crate::event::table::Binding;
     let binding = core.domains.get(DOM0).unwrap().events.binding(mine);
-    assert_eq!(
-        binding,
-        Binding::Unbound { remote: dom },
-        "the peer waits for the same domid"
-    );
+    assert_eq!(binding, Binding::Unbound { remote: dom }, "the peer waits for the same domid");
     // The new life uses the ports from the start, and the old shared-info is not there any more.
-    assert_eq!(
-        event::bind::alloc_unbound(&mut core, dom, DOM0)
-            .unwrap()
-            .get(),
-        1
-    );
+    assert_eq!(event::bind::alloc_unbound(&mut core, dom, DOM0).unwrap().get(), 1);
     let shared = core.domains.get(dom).unwrap().shared_info;
     for at in (0..size_of::<SharedInfo>() as u64).step_by(8).skip(1) {
-        let word = core
-            .frames
-            .mem()
-            .read_u64(Maddr::new(shared.maddr().get() + at));
+        let word = core.frames.mem().read_u64(Maddr::new(shared.maddr().get() + at));
         // The mask byte of each vcpu_info is set.
         if (3072..3088).contains(&at) {
             continue; // The wall clock.
         }
-        assert!(
-            word == 0 || at % 64 == 0 && word == 0x100,
-            "{at}: {word:#x}"
-        );
+        assert!(word == 0 || at % 64 == 0 && word == 0x100, "{at}: {word:#x}");
     }
 }
 
@@ -521,13 +402,8 @@ fn what_others_still_map_of_a_dead_domain_is_not_free() {
     let dom = create(&mut core, 1);
     let mfn = reserve::populate(&mut core, dom, 0, None).unwrap();
     core.frames.get_writable(mfn, dom).unwrap();
-    call(&mut core, control::DESTROY_DOMAIN, only(dom))
-        .0
-        .unwrap();
-    assert!(!matches!(
-        core.frames.owner(mfn),
-        Owner::Free | Owner::Domain(_)
-    ));
+    call(&mut core, control::DESTROY_DOMAIN, only(dom)).0.unwrap();
+    assert!(!matches!(core.frames.owner(mfn), Owner::Free | Owner::Domain(_)));
     core.frames.put_writable(mfn);
     assert!(matches!(core.frames.owner(mfn), Owner::Free));
 }
@@ -538,18 +414,11 @@ fn pauses_nest_and_dom0_can_not_pause_itself() {
     let dom = create(&mut core, 1);
     let state = |core: &mut Core| info(core, dom).unwrap().state & control::STATE_PAUSED;
     call(&mut core, control::PAUSE_DOMAIN, only(dom)).0.unwrap();
-    call(&mut core, control::UNPAUSE_DOMAIN, only(dom))
-        .0
-        .unwrap();
+    call(&mut core, control::UNPAUSE_DOMAIN, only(dom)).0.unwrap();
     assert_eq!(state(&mut core), control::STATE_PAUSED);
-    call(&mut core, control::UNPAUSE_DOMAIN, only(dom))
-        .0
-        .unwrap();
+    call(&mut core, control::UNPAUSE_DOMAIN, only(dom)).0.unwrap();
     assert_eq!(state(&mut core), 0);
-    assert_eq!(
-        call(&mut core, control::UNPAUSE_DOMAIN, only(dom)).0,
-        Err(Errno::EINVAL)
-    );
+    assert_eq!(call(&mut core, control::UNPAUSE_DOMAIN, only(dom)).0, Err(Errno::EINVAL));
     for cmd in [
         control::PAUSE_DOMAIN,
         control::UNPAUSE_DOMAIN,
@@ -557,10 +426,7 @@ fn pauses_nest_and_dom0_can_not_pause_itself() {
         control::RESET_DOMAIN,
     ] {
         assert_eq!(call(&mut core, cmd, only(DOM0)).0, Err(Errno::EPERM));
-        assert_eq!(
-            call(&mut core, cmd, only(DomId::new(77))).0,
-            Err(Errno::ESRCH)
-        );
+        assert_eq!(call(&mut core, cmd, only(DomId::new(77))).0, Err(Errno::ESRCH));
         assert_eq!(call(&mut core, cmd, only(DomId::SELF)).0, Err(Errno::ESRCH));
     }
 }
@@ -575,21 +441,13 @@ fn a_crash_is_told_to_dom0_with_its_reason() {
     lifecycle::crash(&mut core, dom, format_args!("cause {long}"));
     assert!(event::is_pending(&core, DOM0, port));
     let info = info(&mut core, dom).unwrap();
-    assert_eq!(
-        info.state & control::STATE_SHUTDOWN,
-        control::STATE_SHUTDOWN
-    );
+    assert_eq!(info.state & control::STATE_SHUTDOWN, control::STATE_SHUTDOWN);
     assert_eq!(info.shutdown_reason, SHUTDOWN_CRASH);
-    let text = core::str::from_utf8(&info.reason[..120])
-        .unwrap()
-        .trim_end_matches('\0');
+    let text = core::str::from_utf8(&info.reason[..120]).unwrap().trim_end_matches('\0');
     assert!(text.starts_with("cause éé") && text.len() >= 118);
     // Only the first word counts.
     lifecycle::shutdown(&mut core, dom, SHUTDOWN_POWEROFF);
-    assert_eq!(
-        core.domains.get(dom).unwrap().life,
-        Life::Shutdown(SHUTDOWN_CRASH)
-    );
+    assert_eq!(core.domains.get(dom).unwrap().life, Life::Shutdown(SHUTDOWN_CRASH));
 }
 
 #[test]
@@ -623,10 +481,7 @@ fn information_iterates_over_the_domains_there_are() {
     let beyond = DomId::new(b.get() + 1);
     assert_eq!(info(&mut core, beyond).unwrap_err(), Errno::ESRCH);
     let dom0 = info(&mut core, DOM0).unwrap();
-    assert_eq!(
-        (dom0.tot_pages, dom0.online_vcpus),
-        (DOM0_FRAMES + PAYLOAD_PAGES, 1)
-    );
+    assert_eq!((dom0.tot_pages, dom0.online_vcpus), (DOM0_FRAMES + PAYLOAD_PAGES, 1));
 }
 
 #[test]
@@ -640,19 +495,13 @@ fn only_dom0_controls_and_only_with_good_addresses() {
         assert_eq!(outcome, Outcome::Done(Errno::EPERM.to_rax()));
         for bad in [0, 0xffff_8000_0000_0000, u64::MAX - 3, 0x8000_0000_0000] {
             let outcome = control(&mut core, CALLER, [cmd, bad, 0, 0, 0, 0]);
-            let Outcome::Done(rax) = outcome else {
-                panic!("{cmd} {bad:#x}: {outcome:?}")
-            };
+            let Outcome::Done(rax) = outcome else { panic!("{cmd} {bad:#x}: {outcome:?}") };
             assert!(rax < 0, "{cmd} {bad:#x}: {outcome:?}");
         }
     }
     // Where the answer can not be written, nothing is made.
     let tables = start_info(&core).pt_base;
-    for cmd in [
-        control::CREATE_DOMAIN,
-        control::DOMAIN_INFO,
-        control::MACHINE_INFO,
-    ] {
+    for cmd in [control::CREATE_DOMAIN, control::DOMAIN_INFO, control::MACHINE_INFO] {
         let outcome = control(&mut core, CALLER, [cmd, tables, 0, 0, 0, 0]);
         assert_eq!(outcome, Outcome::Done(Errno::EFAULT.to_rax()));
     }
@@ -664,37 +513,20 @@ fn only_dom0_controls_and_only_with_good_addresses() {
 fn a_stopped_or_dying_domain_gets_no_context() {
     let mut core = machine();
     let dom = create(&mut core, 1);
-    let asked = control::SetVcpuContext {
-        domid: dom.get(),
-        context: SCRATCH + 64,
-        ..Default::default()
-    };
+    let asked =
+        control::SetVcpuContext { domid: dom.get(), context: SCRATCH + 64, ..Default::default() };
     let missing = control::SetVcpuContext { vcpu: 1, ..asked };
-    assert_eq!(
-        call(&mut core, control::SET_VCPU_CONTEXT, missing).0,
-        Err(Errno::ENOENT)
-    );
-    assert_eq!(
-        call(&mut core, control::SET_VCPU_CONTEXT, asked).0,
-        Err(Errno::EINVAL),
-        "no root"
-    );
+    assert_eq!(call(&mut core, control::SET_VCPU_CONTEXT, missing).0, Err(Errno::ENOENT));
+    assert_eq!(call(&mut core, control::SET_VCPU_CONTEXT, asked).0, Err(Errno::EINVAL), "no root");
     lifecycle::shutdown(&mut core, dom, SHUTDOWN_POWEROFF);
-    assert_eq!(
-        call(&mut core, control::SET_VCPU_CONTEXT, asked).0,
-        Err(Errno::EINVAL)
-    );
+    assert_eq!(call(&mut core, control::SET_VCPU_CONTEXT, asked).0, Err(Errno::EINVAL));
 }
 
 #[test]
 fn limits_and_machine_facts_are_read_back() {
     let mut core = machine();
     let dom = create(&mut core, 1);
-    let limit = SetMaxPages {
-        domid: dom.get(),
-        max_pages: 5,
-        ..Default::default()
-    };
+    let limit = SetMaxPages { domid: dom.get(), max_pages: 5, ..Default::default() };
     call(&mut core, control::SET_MAX_PAGES, limit).0.unwrap();
     assert_eq!(info(&mut core, dom).unwrap().max_pages, 5);
     assert!(reserve::populate(&mut core, dom, 3, None).is_err());
@@ -703,43 +535,24 @@ fn limits_and_machine_facts_are_read_back() {
     assert_eq!(machine.total_frames, FRAMES as u64);
     assert_eq!(machine.free_frames, core.frames.free_frames());
     let unknown = SetMaxPages { domid: 99, ..limit };
-    assert_eq!(
-        call(&mut core, control::SET_MAX_PAGES, unknown).0,
-        Err(Errno::ESRCH)
-    );
+    assert_eq!(call(&mut core, control::SET_MAX_PAGES, unknown).0, Err(Errno::ESRCH));
 }
 
 #[test]
 fn devices_that_are_not_there_are_refused() {
     let mut core = machine();
     let dom = create(&mut core, 1);
-    let asked = control::DeviceRef {
-        domid: dom.get(),
-        sbdf: 24,
-        ..Default::default()
-    };
+    let asked = control::DeviceRef { domid: dom.get(), sbdf: 24, ..Default::default() };
     assert_eq!(
         call(&mut core, control::ASSIGN_DEVICE, asked).0,
         Err(Errno::EPERM),
         "not for drivers"
     );
     core.domains.get_mut(dom).unwrap().is_driver = true;
-    assert_eq!(
-        call(&mut core, control::ASSIGN_DEVICE, asked).0,
-        Err(Errno::ENODEV)
-    );
-    assert_eq!(
-        call(&mut core, control::DEASSIGN_DEVICE, asked).0,
-        Err(Errno::ENODEV)
-    );
-    let huge = control::DeviceRef {
-        sbdf: 1 << 16,
-        ..asked
-    };
-    assert_eq!(
-        call(&mut core, control::ASSIGN_DEVICE, huge).0,
-        Err(Errno::ENODEV)
-    );
+    assert_eq!(call(&mut core, control::ASSIGN_DEVICE, asked).0, Err(Errno::ENODEV));
+    assert_eq!(call(&mut core, control::DEASSIGN_DEVICE, asked).0, Err(Errno::ENODEV));
+    let huge = control::DeviceRef { sbdf: 1 << 16, ..asked };
+    assert_eq!(call(&mut core, control::ASSIGN_DEVICE, huge).0, Err(Errno::ENODEV));
     for (cmd, errno) in [
         (dev::DESCRIBE, Errno::ENOENT),
         (dev::CONFIG_READ, Errno::ENODEV),
@@ -749,9 +562,7 @@ fn devices_that_are_not_there_are_refused() {
         (dev::RESET, Errno::ENODEV),
         (7, Errno::ENOSYS),
     ] {
-        core.guest(CALLER)
-            .write(GuestVa::new(SCRATCH), &[0u8; 64])
-            .unwrap();
+        core.guest(CALLER).write(GuestVa::new(SCRATCH), &[0u8; 64]).unwrap();
         let outcome = device(&mut core, CALLER, [cmd, SCRATCH, 0, 0, 0, 0]);
         assert_eq!(outcome, Outcome::Done(errno.to_rax()), "{cmd}");
     }

@@ -12,11 +12,7 @@ impl FrameTable {
         let count = u32::try_from(count.max(1)).ok()?;
         self.free_range(first + count, (1 << order) - count);
         for n in first..first + count {
-            self.frames[n as usize] = Frame {
-                owner: OWNER_CORE,
-                refs: 1,
-                ..Frame::IO
-            };
+            self.frames[n as usize] = Frame { owner: OWNER_CORE, refs: 1, ..Frame::IO };
         }
         self.core_frames += u64::from(count);
         Some(Mfn::new(u64::from(first)))
@@ -28,9 +24,8 @@ impl FrameTable {
         let end = mfn.get().saturating_add(count as u64).min(self.max_mfn());
         let mut n = mfn.get();
         while n < end {
-            let run = (n..end)
-                .take_while(|&m| self.owner(Mfn::new(m)) == Owner::Core)
-                .count() as u64;
+            let run =
+                (n..end).take_while(|&m| self.owner(Mfn::new(m)) == Owner::Core).count() as u64;
             self.core_frames -= run;
             self.free_range(n as u32, run as u32);
             n += run + 1;
@@ -65,11 +60,8 @@ impl FrameTable {
 
     fn free_block(&mut self, mut first: u32, mut order: u32) {
         for n in first..first + (1 << order) {
-            self.frames[n as usize] = Frame {
-                owner: OWNER_FREE,
-                kind: FrameType::None,
-                ..Frame::IO
-            };
+            self.frames[n as usize] =
+                Frame { owner: OWNER_FREE, kind: FrameType::None, ..Frame::IO };
         }
         while order < MAX_ORDER && self.is_block(first ^ (1 << order), order) {
             self.unlist(first ^ (1 << order));
@@ -103,9 +95,7 @@ impl FrameTable {
     }
 
     fn unlist(&mut self, first: u32) {
-        let Frame {
-            prev, next, done, ..
-        } = self.frames[first as usize];
+        let Frame { prev, next, done, .. } = self.frames[first as usize];
         match prev {
             NIL => self.free[done as usize] = next,
             prev => self.frames[prev as usize].next = next,
@@ -113,9 +103,6 @@ impl FrameTable {
         if next != NIL {
             self.frames[next as usize].prev = prev;
         }
-        self.frames[first as usize] = Frame {
-            owner: OWNER_FREE,
-            ..Frame::IO
-        };
+        self.frames[first as usize] = Frame { owner: OWNER_FREE, ..Frame::IO };
     }
 }

@@ -12,7 +12,10 @@
 //!
 //! Linear page tables are refused: an entry of an L(n) table needs an L(n-1), and a frame has one type.
 
-use super::{Account, Flags, FrameError, FrameTable, NIL, ORPHANS, Owner};
+use super::{
+    Flags, FrameError, FrameTable, NIL, Owner,
+    owned::{Account, ORPHANS},
+};
 use crate::memory::validate::{self, ENTRIES, Level, Pte, Rule};
 use bulkhead_abi::{DomId, Mfn};
 
@@ -124,10 +127,7 @@ impl FrameTable {
         walk: &mut Walk,
     ) -> Result<(), TableError> {
         self.check_owner(mfn, owner)?;
-        if self
-            .get(mfn)
-            .is_some_and(|f| f.flags.contains(Flags::PINNED))
-        {
+        if self.get(mfn).is_some_and(|f| f.flags.contains(Flags::PINNED)) {
             return Err(FrameError::Pin { mfn }.into());
         }
         self.get_table(mfn, owner, level, walk)?;
@@ -138,10 +138,7 @@ impl FrameTable {
     /// Undoes [`Self::pin`].
     pub fn unpin(&mut self, mfn: Mfn, owner: DomId) -> Result<(), FrameError> {
         self.check_owner(mfn, owner)?;
-        if !self
-            .get(mfn)
-            .is_some_and(|f| f.flags.contains(Flags::PINNED))
-        {
+        if !self.get(mfn).is_some_and(|f| f.flags.contains(Flags::PINNED)) {
             return Err(FrameError::Pin { mfn });
         }
         self.set_flags(mfn, Flags::PINNED, Flags::empty());
@@ -159,10 +156,7 @@ impl FrameTable {
     /// Level of a table whose entries can be replaced: fully validated.
     pub(in crate::memory) fn live_level(&self, mfn: Mfn) -> Option<Level> {
         let frame = self.get(mfn)?;
-        frame
-            .flags
-            .contains(Flags::VALIDATED)
-            .then(|| Level::of(frame.kind))?
+        frame.flags.contains(Flags::VALIDATED).then(|| Level::of(frame.kind))?
     }
 
     /// Whether a frame is no table at all, live or half done, nor descriptors, so that
@@ -283,8 +277,7 @@ impl FrameTable {
         let at = validate::entry_at(mfn, index);
         if level == Level::L4 && validate::is_core_slot(index) {
             // Whatever the guest left there is ignored.
-            self.mem
-                .write_u64(at, self.core_slots[usize::from(index - 256)]);
+            self.mem.write_u64(at, self.core_slots[usize::from(index - 256)]);
             return Ok(());
         }
         if !walk.budget.step() {

@@ -62,7 +62,10 @@ fn a_writable_frame_can_not_become_a_table_nor_descriptors() {
     let mut table = fake::table(64);
     let [mfn] = frames(&mut table);
     table.get_writable(mfn, DOM).unwrap();
-    assert!(matches!(pin(&mut table, mfn, Level::L1), Err(TableError::Frame(FrameError::WrongType { .. }))));
+    assert!(matches!(
+        pin(&mut table, mfn, Level::L1),
+        Err(TableError::Frame(FrameError::WrongType { .. }))
+    ));
     assert!(table.get_descriptors(mfn, DOM, |_, _| true).is_err());
     table.put_writable(mfn);
     assert_eq!(pin(&mut table, mfn, Level::L1), Ok(()));
@@ -73,7 +76,10 @@ fn a_table_can_not_become_writable_nor_a_table_of_another_level() {
     let mut table = fake::table(64);
     let [mfn] = frames(&mut table);
     pin(&mut table, mfn, Level::L2).unwrap();
-    assert!(matches!(table.get_writable(mfn, DOM), Err(FrameError::WrongType { is: FrameType::L2, .. })));
+    assert!(matches!(
+        table.get_writable(mfn, DOM),
+        Err(FrameError::WrongType { is: FrameType::L2, .. })
+    ));
     assert!(walk(9999, |w| table.get_table(mfn, DOM, Level::L1, w)).is_err());
     assert_eq!(table.counts(mfn), (2, 1, FrameType::L2));
 }
@@ -82,7 +88,10 @@ fn a_table_can_not_become_writable_nor_a_table_of_another_level() {
 fn descriptors_are_judged_once_and_a_refusal_leaves_no_type() {
     let mut table = fake::table(64);
     let [mfn] = frames(&mut table);
-    assert!(matches!(table.get_descriptors(mfn, DOM, |_, _| false), Err(FrameError::BadDescriptor { .. })));
+    assert!(matches!(
+        table.get_descriptors(mfn, DOM, |_, _| false),
+        Err(FrameError::BadDescriptor { .. })
+    ));
     assert_eq!(table.frame_type(mfn), FrameType::None);
     table.get_descriptors(mfn, DOM, |_, _| true).unwrap();
     table.get_descriptors(mfn, DOM, |_, _| panic!("judged twice")).unwrap();
@@ -117,7 +126,11 @@ fn a_change_of_type_asks_for_a_flush_and_a_first_use_does_not() {
     table.put_writable(mfn);
     assert_eq!(table.take_flush(), Flush::None);
     pin(&mut table, mfn, Level::L1).unwrap();
-    assert_eq!(table.take_flush(), Flush::All, "a processor may still write through its old translation");
+    assert_eq!(
+        table.take_flush(),
+        Flush::All,
+        "a processor may still write through its old translation"
+    );
     table.unpin(mfn, DOM).unwrap();
     drain(&mut table);
     assert_eq!(table.take_flush(), Flush::None);
@@ -195,7 +208,10 @@ fn taking_apart_stops_at_its_budget_and_frees_all_in_the_end() {
     pin(&mut table, l2, Level::L2).unwrap();
     table.unpin(l2, DOM).unwrap();
     assert!(!table.drain(DOM, &mut Budget::new(600)));
-    assert_eq!(walk(9, |w| table.pin(l2, DOM, Level::L2, w)), Err(FrameError::Busy { mfn: l2 }.into()));
+    assert_eq!(
+        walk(9, |w| table.pin(l2, DOM, Level::L2, w)),
+        Err(FrameError::Busy { mfn: l2 }.into())
+    );
     assert!(!table.drain(DOM, &mut Budget::new(400)));
     assert!(table.drain(DOM, &mut Budget::new(24)));
     for mfn in [l2, l1, page] {
@@ -248,7 +264,10 @@ fn stolen_frames_come_back_as_they_were_or_are_freed() {
     let mut list = Stolen::new();
     table.steal(&mut list, a, DOM).unwrap();
     table.free_stolen(list);
-    assert_eq!((table.owner(a), table.core_frames(), table.free_frames()), (Owner::Free, core, free + 1));
+    assert_eq!(
+        (table.owner(a), table.core_frames(), table.free_frames()),
+        (Owner::Free, core, free + 1)
+    );
 }
 
 #[test]

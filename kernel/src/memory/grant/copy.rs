@@ -65,9 +65,7 @@ pub fn copy(
     };
     if len > 0 {
         // Both offsets are within their frames: checked above, with at least a byte behind them.
-        core.frames
-            .mem()
-            .copy(source.at(from.offset), dest.at(to.offset), usize::from(len));
+        core.frames.mem().copy(source.at(from.offset), dest.at(to.offset), usize::from(len));
     }
     dest.release(core);
     source.release(core);

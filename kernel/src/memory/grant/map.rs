@@ -55,10 +55,8 @@ pub fn map(core: &mut Core, caller: Caller, asked: &MapRequest) -> Result<Mapped
     if asked.flags & GNTMAP_HOST_MAP == 0 {
         return Err(GrantError::BadGref { gref });
     }
-    let granter = core
-        .domains
-        .get(asked.granter)
-        .ok_or(GrantError::NoDomain { dom: asked.granter })?;
+    let granter =
+        core.domains.get(asked.granter).ok_or(GrantError::NoDomain { dom: asked.granter })?;
     let life = granter.incarnation;
     reserve_handle(core, caller.dom)?;
     let writable = asked.flags & GNTMAP_READONLY == 0;
@@ -72,15 +70,7 @@ pub fn map(core: &mut Core, caller: Caller, asked: &MapRequest) -> Result<Mapped
     };
     let by_pte = asked.flags & GNTMAP_CONTAINS_PTE != 0;
     let frame = used.frame;
-    let track = Track {
-        granter: asked.granter,
-        life,
-        gref,
-        writable,
-        by_pte,
-        pte,
-        frame,
-    };
+    let track = Track { granter: asked.granter, life, gref, writable, by_pte, pte, frame };
     let tracks = tracks_mut(core, caller.dom).ok_or(GrantError::NoHandle)?;
     let handle = tracks.insert(track).ok_or(GrantError::NoHandle)?;
     Ok(Mapped { handle, frame })
@@ -97,14 +87,8 @@ fn reserve_handle(core: &mut Core, dom: DomId) -> Result<(), GrantError> {
         domain.grants.tracks = Some(tracks);
         domain.memory.overhead_pages += 1;
     }
-    let tracks = domain
-        .grants
-        .tracks
-        .as_deref_mut()
-        .ok_or(GrantError::NoHandle)?;
-    let taken = tracks
-        .reserve(&mut core.frames)
-        .ok_or(GrantError::NoHandle)?;
+    let tracks = domain.grants.tracks.as_deref_mut().ok_or(GrantError::NoHandle)?;
+    let taken = tracks.reserve(&mut core.frames).ok_or(GrantError::NoHandle)?;
     domain.memory.overhead_pages += taken;
     Ok(())
 }
@@ -118,24 +102,12 @@ fn enter(
 ) -> Result<Maddr, GrantError> {
     let root = root_of(core, caller).ok_or(GrantError::BadAddress)?;
     let target = asked.target();
-    update::grant_map(
-        core,
-        caller.dom,
-        root,
-        target,
-        used.frame,
-        used.writable,
-        asked.flags,
-    )
-    .map_err(|_| GrantError::BadAddress)
+    update::grant_map(core, caller.dom, root, target, used.frame, used.writable, asked.flags)
+        .map_err(|_| GrantError::BadAddress)
 }
 
 fn root_of(core: &Core, caller: Caller) -> Option<Mfn> {
-    core.domains
-        .get(caller.dom)?
-        .vcpu(caller.vcpu)?
-        .roots
-        .kernel
+    core.domains.get(caller.dom)?.vcpu(caller.vcpu)?.roots.kernel
 }
 
 /// Undoes a map: the entry at `host_addr` (the same kind of address as the map was given) must still
@@ -149,9 +121,7 @@ pub fn unmap(
     handle: u32,
 ) -> Result<(), GrantError> {
     let bad = GrantError::BadHandle { handle };
-    let track = tracks_mut(core, caller.dom)
-        .and_then(|tracks| tracks.get(handle))
-        .ok_or(bad)?;
+    let track = tracks_mut(core, caller.dom).and_then(|tracks| tracks.get(handle)).ok_or(bad)?;
     if host_addr == 0 {
         return Ok(());
     }
@@ -181,30 +151,12 @@ fn maps_frame(core: &Core, mapper: DomId, pte: Maddr, frame: Mfn) -> bool {
 /// Errors: `BadHandle`.
 pub(super) fn release(core: &mut Core, mapper: DomId, handle: u32) -> Result<(), GrantError> {
     let bad = GrantError::BadHandle { handle };
-    let track = tracks_mut(core, mapper)
-        .and_then(|tracks| tracks.remove(handle))
-        .ok_or(bad)?;
-    let Track {
-        granter,
-        gref,
-        writable,
-        frame,
-        ..
-    } = track;
-    let is_same_life = core
-        .domains
-        .get(granter)
-        .is_some_and(|domain| domain.incarnation == track.life);
+    let track = tracks_mut(core, mapper).and_then(|tracks| tracks.remove(handle)).ok_or(bad)?;
+    let Track { granter, gref, writable, frame, .. } = track;
+    let is_same_life =
+        core.domains.get(granter).is_some_and(|domain| domain.incarnation == track.life);
     if is_same_life {
-        release_use(
-            core,
-            Use {
-                granter,
-                gref,
-                writable,
-                frame,
-            },
-        );
+        release_use(core, Use { granter, gref, writable, frame });
     } else {
         super::drop_frame(core, frame, writable);
     }

@@ -103,11 +103,7 @@ pub fn grow(core: &mut Core, dom: DomId, nr_frames: u32) -> Result<u32, Errno> {
     if nr_frames > MAX_FRAMES {
         return Err(Errno::EINVAL);
     }
-    let domain = core
-        .domains
-        .get_mut(dom)
-        .filter(|d| d.life != Life::Dying)
-        .ok_or(Errno::ESRCH)?;
+    let domain = core.domains.get_mut(dom).filter(|d| d.life != Life::Dying).ok_or(Errno::ESRCH)?;
     if domain.grants.table.is_none() {
         let table = FrameBox::new(&mut core.frames, Table::new()).ok_or(Errno::ENOMEM)?;
         domain.grants.table = Some(table);
@@ -138,18 +134,9 @@ pub fn set_entry(
 ) -> Result<(), Errno> {
     let frame = u32::try_from(mfn.get()).map_err(|_| Errno::EINVAL)?;
     grow(core, dom, 1)?;
-    let table = core
-        .domains
-        .get(dom)
-        .and_then(|domain| domain.grants.table.as_deref());
-    let at = table
-        .and_then(|table| table.entry_at(gref))
-        .ok_or(Errno::EINVAL)?;
-    let entry = table::Entry {
-        flags: grant::GTF_PERMIT_ACCESS,
-        domid: grantee.get(),
-        frame,
-    };
+    let table = core.domains.get(dom).and_then(|domain| domain.grants.table.as_deref());
+    let at = table.and_then(|table| table.entry_at(gref)).ok_or(Errno::EINVAL)?;
+    let entry = table::Entry { flags: grant::GTF_PERMIT_ACCESS, domid: grantee.get(), frame };
     core.frames.mem().write_u64(at, entry.word());
     Ok(())
 }
@@ -216,24 +203,12 @@ fn acquire(
     writable: bool,
 ) -> Result<Use, GrantError> {
     let mem = core.frames.mem();
-    let domain = core
-        .domains
-        .get_mut(granter)
-        .filter(|d| d.life != Life::Dying);
+    let domain = core.domains.get_mut(granter).filter(|d| d.life != Life::Dying);
     let domain = domain.ok_or(GrantError::NoDomain { dom: granter })?;
-    let table = domain
-        .grants
-        .table
-        .as_deref_mut()
-        .ok_or(GrantError::BadGref { gref })?;
+    let table = domain.grants.table.as_deref_mut().ok_or(GrantError::BadGref { gref })?;
     let frame = table.acquire(mem, gref, by, writable)?;
     match take_frame(core, granter, frame, writable) {
-        Ok(()) => Ok(Use {
-            granter,
-            gref,
-            writable,
-            frame,
-        }),
+        Ok(()) => Ok(Use { granter, gref, writable, frame }),
         Err(refused) => {
             unmark(core, granter, gref, writable);
             Err(refused)
@@ -249,10 +224,7 @@ fn release_use(core: &mut Core, used: Use) {
 
 fn unmark(core: &mut Core, granter: DomId, gref: Gref, writable: bool) {
     let mem = core.frames.mem();
-    let table = core
-        .domains
-        .get_mut(granter)
-        .and_then(|domain| domain.grants.table.as_deref_mut());
+    let table = core.domains.get_mut(granter).and_then(|domain| domain.grants.table.as_deref_mut());
     if let Some(table) = table {
         table.release(mem, gref, writable);
     }

@@ -29,11 +29,7 @@ impl Entry {
     }
 
     const fn of(word: u64) -> Self {
-        Self {
-            flags: word as u16,
-            domid: (word >> 16) as u16,
-            frame: (word >> 32) as u32,
-        }
+        Self { flags: word as u16, domid: (word >> 16) as u16, frame: (word >> 32) as u32 }
     }
 
     /// Whether it lets `by` use the frame so.
@@ -45,11 +41,7 @@ impl Entry {
 }
 
 const fn marks(writable: bool) -> u16 {
-    if writable {
-        GTF_READING | GTF_WRITING
-    } else {
-        GTF_READING
-    }
+    if writable { GTF_READING | GTF_WRITING } else { GTF_READING }
 }
 
 /// Who uses an entry. All zero when nobody does.
@@ -62,12 +54,7 @@ struct Active {
 }
 
 impl Active {
-    const NONE: Self = Self {
-        frame: 0,
-        by: 0,
-        readers: 0,
-        writers: 0,
-    };
+    const NONE: Self = Self { frame: 0, by: 0, readers: 0, writers: 0 };
 
     const fn is_used(&self) -> bool {
         self.readers != 0 || self.writers != 0
@@ -88,9 +75,7 @@ const _: () = assert!(size_of::<[Active; ACTIVE_PER_CHUNK]>() <= PAGE_SIZE);
 
 impl Table {
     pub(super) const fn new() -> Self {
-        Self {
-            frames: heapless::Vec::new(),
-        }
+        Self { frames: heapless::Vec::new() }
     }
 
     pub(super) fn nr_frames(&self) -> u32 {
@@ -130,13 +115,9 @@ impl Table {
     }
 
     fn active_mut(&mut self, gref: Gref) -> Option<&mut Active> {
-        let (_, chunks) = self
-            .frames
-            .get_mut((gref.get() / ENTRIES_PER_FRAME) as usize)?;
+        let (_, chunks) = self.frames.get_mut((gref.get() / ENTRIES_PER_FRAME) as usize)?;
         let n = (gref.get() % ENTRIES_PER_FRAME) as usize;
-        chunks
-            .get_mut(n / ACTIVE_PER_CHUNK)?
-            .get_mut(n % ACTIVE_PER_CHUNK)
+        chunks.get_mut(n / ACTIVE_PER_CHUNK)?.get_mut(n % ACTIVE_PER_CHUNK)
     }
 
     /// Notes one more use of an entry by `by` and marks it; gives the frame, of which nothing is
@@ -157,20 +138,12 @@ impl Table {
         if is_used && active.by != by.get() {
             return Err(refused);
         }
-        let count = if writable {
-            &mut active.writers
-        } else {
-            &mut active.readers
-        };
+        let count = if writable { &mut active.writers } else { &mut active.readers };
         let more = count.checked_add(1).ok_or(refused)?;
         if !is_used || (writable && active.writers == 0) {
             let same = |entry: Entry| !is_used || entry.frame == frame;
-            let entry = mark(
-                mem,
-                at,
-                |entry| entry.permits(by, writable) && same(entry),
-                marks(writable),
-            );
+            let entry =
+                mark(mem, at, |entry| entry.permits(by, writable) && same(entry), marks(writable));
             active.frame = entry.ok_or(refused)?.frame;
             active.by = by.get();
         }
@@ -191,11 +164,7 @@ impl Table {
         let Some(active) = self.active_mut(gref) else {
             return;
         };
-        let count = if writable {
-            &mut active.writers
-        } else {
-            &mut active.readers
-        };
+        let count = if writable { &mut active.writers } else { &mut active.readers };
         let Some(less) = count.checked_sub(1) else {
             return;
         };
@@ -221,10 +190,7 @@ fn mark(mem: PhysMem, at: Maddr, check: impl Fn(Entry) -> bool, marks: u16) -> O
         if !check(entry) {
             return None;
         }
-        if mem
-            .compare_exchange_u64(at, word, word | u64::from(marks))
-            .is_ok()
-        {
+        if mem.compare_exchange_u64(at, word, word | u64::from(marks)).is_ok() {
             return Some(entry);
         }
     }

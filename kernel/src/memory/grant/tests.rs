@@ -50,25 +50,12 @@ fn machine() -> Machine {
 impl Machine {
     fn entry_at(&self, of: Caller, gref: u32) -> Maddr {
         let domain = self.core.domains.get(of.dom).unwrap();
-        domain
-            .grants
-            .table
-            .as_deref()
-            .unwrap()
-            .entry_at(Gref::new(gref))
-            .unwrap()
+        domain.grants.table.as_deref().unwrap().entry_at(Gref::new(gref)).unwrap()
     }
 
     fn write_entry(&self, of: Caller, gref: u32, flags: u16, to: Caller, frame: Mfn) {
-        let entry = table::Entry {
-            flags,
-            domid: to.dom.get(),
-            frame: frame.get() as u32,
-        };
-        self.core
-            .frames
-            .mem()
-            .write_u64(self.entry_at(of, gref), entry.word());
+        let entry = table::Entry { flags, domid: to.dom.get(), frame: frame.get() as u32 };
+        self.core.frames.mem().write_u64(self.entry_at(of, gref), entry.word());
     }
 
     /// `a` grants its page `n` to `b` as gref 8 + n.
@@ -90,16 +77,9 @@ impl Machine {
     fn map_with(&mut self, asked: MapGrantRef) -> Result<u32, i16> {
         put(&self.core, self.b, ARGS, &asked);
         let args = [GNTTABOP_MAP_GRANT_REF, ARGS, 1, 0, 0, 0];
-        assert_eq!(
-            grant_table_op(&mut self.core, self.b, args),
-            Outcome::Done(0)
-        );
+        assert_eq!(grant_table_op(&mut self.core, self.b, args), Outcome::Done(0));
         let told: MapGrantRef = get(&self.core, self.b, ARGS);
-        if told.status == GNTST_OKAY {
-            Ok(told.handle)
-        } else {
-            Err(told.status)
-        }
+        if told.status == GNTST_OKAY { Ok(told.handle) } else { Err(told.status) }
     }
 
     fn request(&self, gref: u32, va: u64, flags: u32) -> MapGrantRef {
@@ -121,27 +101,17 @@ impl Machine {
             &self.core,
             self.b,
             ARGS,
-            &UnmapGrantRef {
-                host_addr: va,
-                handle,
-                ..Default::default()
-            },
+            &UnmapGrantRef { host_addr: va, handle, ..Default::default() },
         );
         let args = [GNTTABOP_UNMAP_GRANT_REF, ARGS, 1, 0, 0, 0];
-        assert_eq!(
-            grant_table_op(&mut self.core, self.b, args),
-            Outcome::Done(0)
-        );
+        assert_eq!(grant_table_op(&mut self.core, self.b, args), Outcome::Done(0));
         get::<UnmapGrantRef>(&self.core, self.b, ARGS).status
     }
 
     fn copy(&mut self, asked: GrantCopy) -> i16 {
         put(&self.core, self.b, ARGS, &asked);
         let args = [GNTTABOP_COPY, ARGS, 1, 0, 0, 0];
-        assert_eq!(
-            grant_table_op(&mut self.core, self.b, args),
-            Outcome::Done(0)
-        );
+        assert_eq!(grant_table_op(&mut self.core, self.b, args), Outcome::Done(0));
         get::<GrantCopy>(&self.core, self.b, ARGS).status
     }
 
@@ -182,11 +152,7 @@ fn a_mapped_frame_is_the_granters_frame() {
     put(&m.core, m.b, HOLE, &7u64);
     assert_eq!(get::<u64>(&m.core, m.a, page(5)), 7);
     assert_eq!(m.marks(gref), GTF_READING | GTF_WRITING);
-    assert_eq!(
-        m.refs(m.granted(5)),
-        (before.0 + 2, before.1 + 2),
-        "the entry's and the handle's"
-    );
+    assert_eq!(m.refs(m.granted(5)), (before.0 + 2, before.1 + 2), "the entry's and the handle's");
     assert_eq!(m.core.domains.get(m.b.dom).unwrap().grants.mapped(), 1);
     m.core.cpus[0].flush = Default::default();
     assert_eq!(m.unmap(handle, HOLE), GNTST_OKAY);
@@ -253,26 +219,10 @@ fn maps_that_are_not_granted_are_refused_and_change_nothing() {
         ("beyond the table", |r| r.gref = 512, GNTST_BAD_GNTREF),
         ("far beyond", |r| r.gref = u32::MAX, GNTST_BAD_GNTREF),
         ("nothing granted", |r| r.gref = 9, GNTST_GENERAL_ERROR),
-        (
-            "no host map",
-            |r| r.flags = GNTMAP_READONLY,
-            GNTST_BAD_GNTREF,
-        ),
-        (
-            "no table there",
-            |r| r.host_addr = 1 << 40,
-            GNTST_GENERAL_ERROR,
-        ),
-        (
-            "the core's hole",
-            |r| r.host_addr = 0xffff_8000_0000_0000,
-            GNTST_GENERAL_ERROR,
-        ),
-        (
-            "not canonical",
-            |r| r.host_addr = 1 << 60,
-            GNTST_GENERAL_ERROR,
-        ),
+        ("no host map", |r| r.flags = GNTMAP_READONLY, GNTST_BAD_GNTREF),
+        ("no table there", |r| r.host_addr = 1 << 40, GNTST_GENERAL_ERROR),
+        ("the core's hole", |r| r.host_addr = 0xffff_8000_0000_0000, GNTST_GENERAL_ERROR),
+        ("not canonical", |r| r.host_addr = 1 << 60, GNTST_GENERAL_ERROR),
         (
             "unaligned entry",
             |r| {
@@ -321,11 +271,7 @@ fn an_entry_can_be_named_by_its_own_address() {
     let asked = m.request(gref, at.get(), GNTMAP_CONTAINS_PTE);
     let handle = m.map_with(asked).unwrap();
     assert_eq!(frame_at(&m.core, m.b, HOLE), m.granted(5));
-    assert_eq!(
-        m.unmap(handle, HOLE),
-        GNTST_GENERAL_ERROR,
-        "mapped by entry, not by page"
-    );
+    assert_eq!(m.unmap(handle, HOLE), GNTST_GENERAL_ERROR, "mapped by entry, not by page");
     assert_eq!(m.unmap(handle, at.get()), GNTST_OKAY);
 }
 
@@ -355,11 +301,7 @@ fn a_grant_to_another_is_refused() {
     m.write_entry(m.a, 20, GTF_PERMIT_ACCESS, c, m.granted(5));
     assert_eq!(m.map(20, HOLE, 0), Err(GNTST_GENERAL_ERROR));
     m.write_entry(m.a, 20, 2, m.b, m.granted(5));
-    assert_eq!(
-        m.map(20, HOLE, 0),
-        Err(GNTST_GENERAL_ERROR),
-        "a transfer is no access"
-    );
+    assert_eq!(m.map(20, HOLE, 0), Err(GNTST_GENERAL_ERROR), "a transfer is no access");
 }
 
 #[test]
@@ -384,11 +326,7 @@ fn an_unmap_must_name_an_address_that_maps_the_frame() {
     for bad in [handle + 1, 102, 25_500, u32::MAX] {
         assert_eq!(m.unmap(bad, HOLE), GNTST_BAD_HANDLE);
     }
-    assert_eq!(
-        m.unmap(handle, 0),
-        GNTST_OKAY,
-        "nothing asked, nothing done"
-    );
+    assert_eq!(m.unmap(handle, 0), GNTST_OKAY, "nothing asked, nothing done");
     assert_eq!(m.marks(gref), GTF_READING | GTF_WRITING);
     assert_eq!(m.unmap(handle, HOLE), GNTST_OKAY);
 }
@@ -412,12 +350,7 @@ fn the_death_of_a_mapper_clears_every_mark_in_steps() {
     let overhead = m.core.domains.get(m.b.dom).unwrap().memory.overhead_pages;
     for n in 2..8 {
         let gref = m.grant(n, 0);
-        m.map(
-            gref,
-            HOLE + n * 0x1000,
-            if n % 2 == 0 { GNTMAP_READONLY } else { 0 },
-        )
-        .unwrap();
+        m.map(gref, HOLE + n * 0x1000, if n % 2 == 0 { GNTMAP_READONLY } else { 0 }).unwrap();
     }
     assert_eq!(release_maps(&mut m.core, m.b.dom, &mut 4), Progress::More);
     assert_eq!(m.core.domains.get(m.b.dom).unwrap().grants.mapped(), 2);
@@ -428,10 +361,7 @@ fn the_death_of_a_mapper_clears_every_mark_in_steps() {
         m.clear(m.b, HOLE + n * 0x1000);
         assert_eq!(m.refs(m.granted(n)), (2, 1));
     }
-    assert_eq!(
-        m.core.domains.get(m.b.dom).unwrap().memory.overhead_pages,
-        overhead
-    );
+    assert_eq!(m.core.domains.get(m.b.dom).unwrap().memory.overhead_pages, overhead);
 }
 
 #[test]
@@ -452,23 +382,10 @@ fn a_frame_outlives_its_owner_while_it_is_mapped() {
     let again = fixture::domain(&mut m.core, 1, 1);
     grow(&mut m.core, again.dom, 1).unwrap();
     m.a = again;
-    m.write_entry(
-        again,
-        gref,
-        GTF_PERMIT_ACCESS | GTF_READING | GTF_WRITING,
-        m.b,
-        frame,
-    );
+    m.write_entry(again, gref, GTF_PERMIT_ACCESS | GTF_READING | GTF_WRITING, m.b, frame);
     assert_eq!(m.unmap(handle, HOLE), GNTST_OKAY);
-    assert_eq!(
-        m.marks(gref),
-        GTF_READING | GTF_WRITING,
-        "the new one's own affair"
-    );
-    assert_ne!(
-        m.core.frames.owner(frame),
-        super::super::frame::Owner::Domain(again.dom)
-    );
+    assert_eq!(m.marks(gref), GTF_READING | GTF_WRITING, "the new one's own affair");
+    assert_ne!(m.core.frames.owner(frame), super::super::frame::Owner::Domain(again.dom));
 }
 
 fn lifecycle_destroy(core: &mut Core, dom: DomId) -> Progress {
@@ -482,18 +399,8 @@ fn copies_go_both_ways_and_leave_no_trace() {
     put(&m.core, m.a, page(5) + 100, &0xabcdu64);
     let own = frame_at(&m.core, m.b, page(6)).get();
     let before = m.refs(m.granted(5));
-    let theirs = CopyPtr {
-        gref_or_gmfn: gref.into(),
-        domid: 1,
-        offset: 100,
-        _pad: 0,
-    };
-    let mine = CopyPtr {
-        gref_or_gmfn: own,
-        domid: DomId::SELF.get(),
-        offset: 4088,
-        _pad: 0,
-    };
+    let theirs = CopyPtr { gref_or_gmfn: gref.into(), domid: 1, offset: 100, _pad: 0 };
+    let mine = CopyPtr { gref_or_gmfn: own, domid: DomId::SELF.get(), offset: 4088, _pad: 0 };
     let read = GrantCopy {
         source: theirs,
         dest: mine,
@@ -504,12 +411,7 @@ fn copies_go_both_ways_and_leave_no_trace() {
     assert_eq!(m.copy(read), GNTST_OKAY);
     assert_eq!(get::<u64>(&m.core, m.b, page(6) + 4088), 0xabcd);
     put(&m.core, m.b, page(6) + 4088, &0x77u64);
-    let write = GrantCopy {
-        source: mine,
-        dest: theirs,
-        flags: GNTCOPY_DEST_GREF,
-        ..read
-    };
+    let write = GrantCopy { source: mine, dest: theirs, flags: GNTCOPY_DEST_GREF, ..read };
     assert_eq!(m.copy(write), GNTST_OKAY);
     assert_eq!(get::<u64>(&m.core, m.a, page(5) + 100), 0x77);
     assert_eq!((m.refs(m.granted(5)), m.marks(gref)), (before, 0));
@@ -522,18 +424,8 @@ fn copies_that_are_not_allowed_are_refused() {
     let own = frame_at(&m.core, m.b, page(6)).get();
     let table = m.core.vcpu(m.b).unwrap().roots.kernel.unwrap().get();
     let foreign = m.granted(6).get();
-    let theirs = CopyPtr {
-        gref_or_gmfn: gref.into(),
-        domid: 1,
-        offset: 0,
-        _pad: 0,
-    };
-    let mine = CopyPtr {
-        gref_or_gmfn: own,
-        domid: DomId::SELF.get(),
-        offset: 0,
-        _pad: 0,
-    };
+    let theirs = CopyPtr { gref_or_gmfn: gref.into(), domid: 1, offset: 0, _pad: 0 };
+    let mine = CopyPtr { gref_or_gmfn: own, domid: DomId::SELF.get(), offset: 0, _pad: 0 };
     let good = GrantCopy {
         source: theirs,
         dest: mine,
@@ -545,103 +437,52 @@ fn copies_that_are_not_allowed_are_refused() {
     let cases = [
         (
             "leaves the page",
-            GrantCopy {
-                source: CopyPtr {
-                    offset: 4090,
-                    ..theirs
-                },
-                ..good
-            },
+            GrantCopy { source: CopyPtr { offset: 4090, ..theirs }, ..good },
             GNTST_BAD_COPY_ARG,
         ),
         (
             "starts beyond it",
-            GrantCopy {
-                dest: CopyPtr {
-                    offset: 4097,
-                    ..mine
-                },
-                len: 0,
-                ..good
-            },
+            GrantCopy { dest: CopyPtr { offset: 4097, ..mine }, len: 0, ..good },
             GNTST_BAD_COPY_ARG,
         ),
         (
             "a frame of another",
-            GrantCopy {
-                dest: CopyPtr { domid: 1, ..mine },
-                ..good
-            },
+            GrantCopy { dest: CopyPtr { domid: 1, ..mine }, ..good },
             GNTST_PERMISSION_DENIED,
         ),
         (
             "own frame, own id",
-            GrantCopy {
-                dest: CopyPtr { domid: 2, ..mine },
-                ..good
-            },
+            GrantCopy { dest: CopyPtr { domid: 2, ..mine }, ..good },
             GNTST_PERMISSION_DENIED,
         ),
         (
             "not own frame",
-            GrantCopy {
-                dest: CopyPtr {
-                    gref_or_gmfn: foreign,
-                    ..mine
-                },
-                ..good
-            },
+            GrantCopy { dest: CopyPtr { gref_or_gmfn: foreign, ..mine }, ..good },
             GNTST_BAD_PAGE,
         ),
         (
             "no frame",
-            GrantCopy {
-                dest: CopyPtr {
-                    gref_or_gmfn: u64::MAX,
-                    ..mine
-                },
-                ..good
-            },
+            GrantCopy { dest: CopyPtr { gref_or_gmfn: u64::MAX, ..mine }, ..good },
             GNTST_BAD_PAGE,
         ),
         (
             "onto a page table",
-            GrantCopy {
-                dest: CopyPtr {
-                    gref_or_gmfn: table,
-                    ..mine
-                },
-                ..good
-            },
+            GrantCopy { dest: CopyPtr { gref_or_gmfn: table, ..mine }, ..good },
             GNTST_GENERAL_ERROR,
         ),
         (
             "no such gref",
-            GrantCopy {
-                source: CopyPtr {
-                    gref_or_gmfn: 600,
-                    ..theirs
-                },
-                ..good
-            },
+            GrantCopy { source: CopyPtr { gref_or_gmfn: 600, ..theirs }, ..good },
             GNTST_BAD_GNTREF,
         ),
         (
             "no such domain",
-            GrantCopy {
-                source: CopyPtr { domid: 9, ..theirs },
-                ..good
-            },
+            GrantCopy { source: CopyPtr { domid: 9, ..theirs }, ..good },
             GNTST_BAD_DOMAIN,
         ),
         (
             "write to read-only",
-            GrantCopy {
-                source: mine,
-                dest: theirs,
-                flags: GNTCOPY_DEST_GREF,
-                ..good
-            },
+            GrantCopy { source: mine, dest: theirs, flags: GNTCOPY_DEST_GREF, ..good },
             GNTST_GENERAL_ERROR,
         ),
     ];
@@ -649,14 +490,7 @@ fn copies_that_are_not_allowed_are_refused() {
         assert_eq!(m.copy(asked), status, "{name}");
         assert_eq!(m.marks(gref), 0, "{name}");
     }
-    let edge = GrantCopy {
-        dest: CopyPtr {
-            offset: 4096,
-            ..mine
-        },
-        len: 0,
-        ..good
-    };
+    let edge = GrantCopy { dest: CopyPtr { offset: 4096, ..mine }, len: 0, ..good };
     assert_eq!(m.copy(edge), GNTST_OKAY, "nothing, at the very end");
 }
 
@@ -665,12 +499,7 @@ fn tables_grow_to_their_limit_and_are_listed() {
     let mut m = machine();
     let list = page(2);
     let ask = |m: &mut Machine, dom: u16, nr_frames: u32, frame_list: u64| {
-        let asked = SetupTable {
-            dom,
-            nr_frames,
-            frame_list,
-            ..Default::default()
-        };
+        let asked = SetupTable { dom, nr_frames, frame_list, ..Default::default() };
         put(&m.core, m.b, ARGS, &asked);
         let args = [GNTTABOP_SETUP_TABLE, ARGS, 1, 0, 0, 0];
         assert_eq!(grant_table_op(&mut m.core, m.b, args), Outcome::Done(0));
@@ -681,11 +510,7 @@ fn tables_grow_to_their_limit_and_are_listed() {
     for n in 0..4 {
         let mfn = Mfn::new(get(&m.core, m.b, list + 8 * n));
         let owner = m.core.frames.owner(mfn);
-        assert_eq!(
-            owner,
-            super::super::frame::Owner::Domain(m.b.dom),
-            "so that it can be mapped"
-        );
+        assert_eq!(owner, super::super::frame::Owner::Domain(m.b.dom), "so that it can be mapped");
         assert_eq!(m.core.frames.frame_type(mfn), FrameType::Writable);
     }
     assert_eq!(ask(&mut m, me, 65, list), GNTST_GENERAL_ERROR);
@@ -694,30 +519,16 @@ fn tables_grow_to_their_limit_and_are_listed() {
     assert_eq!(ask(&mut m, me, 2, u64::MAX), GNTST_BAD_VIRT_ADDR);
     assert_eq!(ask(&mut m, 1, 1, list), GNTST_PERMISSION_DENIED);
     assert_eq!(ask(&mut m, 9, 1, list), GNTST_BAD_DOMAIN);
-    put(
-        &m.core,
-        m.b,
-        ARGS,
-        &QuerySize {
-            dom: me,
-            ..Default::default()
-        },
-    );
+    put(&m.core, m.b, ARGS, &QuerySize { dom: me, ..Default::default() });
     let args = [GNTTABOP_QUERY_SIZE, ARGS, 1, 0, 0, 0];
     assert_eq!(grant_table_op(&mut m.core, m.b, args), Outcome::Done(0));
     let told: QuerySize = get(&m.core, m.b, ARGS);
-    assert_eq!(
-        (told.nr_frames, told.max_nr_frames, told.status),
-        (4, 64, GNTST_OKAY)
-    );
+    assert_eq!((told.nr_frames, told.max_nr_frames, told.status), (4, 64, GNTST_OKAY));
     assert_eq!(ask(&mut m, me, 64, list), GNTST_OKAY);
     let before = m.core.frames.free_frames();
     free_table(&mut m.core, m.b.dom);
     assert_eq!(m.core.frames.free_frames(), before + 1 + 64 * 3);
-    assert_eq!(
-        m.core.domains.get(m.b.dom).unwrap().memory.overhead_pages,
-        0
-    );
+    assert_eq!(m.core.domains.get(m.b.dom).unwrap().memory.overhead_pages, 0);
 }
 
 #[test]
@@ -730,26 +541,12 @@ fn only_version_1_is_offered() {
     assert_eq!(set(&mut m, 1), Outcome::Done(0));
     assert_eq!(set(&mut m, 2), Outcome::Done(Errno::ENOSYS.to_rax()));
     assert_eq!(set(&mut m, 3), Outcome::Done(Errno::EINVAL.to_rax()));
-    put(
-        &m.core,
-        m.b,
-        ARGS,
-        &GetVersion {
-            dom: DomId::SELF.get(),
-            ..Default::default()
-        },
-    );
+    put(&m.core, m.b, ARGS, &GetVersion { dom: DomId::SELF.get(), ..Default::default() });
     let get_version = [GNTTABOP_GET_VERSION, ARGS, 1, 0, 0, 0];
-    assert_eq!(
-        grant_table_op(&mut m.core, m.b, get_version),
-        Outcome::Done(0)
-    );
+    assert_eq!(grant_table_op(&mut m.core, m.b, get_version), Outcome::Done(0));
     assert_eq!(get::<GetVersion>(&m.core, m.b, ARGS).version, 1);
     let transfer = [GNTTABOP_TRANSFER, ARGS, 1, 0, 0, 0];
-    assert_eq!(
-        grant_table_op(&mut m.core, m.b, transfer),
-        Outcome::Done(Errno::ENOSYS.to_rax())
-    );
+    assert_eq!(grant_table_op(&mut m.core, m.b, transfer), Outcome::Done(Errno::ENOSYS.to_rax()));
 }
 
 #[test]
@@ -763,10 +560,7 @@ fn counts_and_arrays_that_are_none_are_refused() {
     assert_eq!(op([GNTTABOP_SETUP_TABLE, ARGS, 2, 0, 0, 0]), einval);
     assert_eq!(op([GNTTABOP_MAP_GRANT_REF, 1 << 40, 1, 0, 0, 0]), efault);
     assert_eq!(op([GNTTABOP_COPY, u64::MAX - 20, 5, 0, 0, 0]), efault);
-    assert_eq!(
-        op([GNTTABOP_UNMAP_GRANT_REF, 1 << 40, 0, 0, 0, 0]),
-        Outcome::Done(0)
-    );
+    assert_eq!(op([GNTTABOP_UNMAP_GRANT_REF, 1 << 40, 0, 0, 0, 0]), Outcome::Done(0));
     assert_eq!(op([GNTTABOP_QUERY_SIZE, 1 << 40, 1, 0, 0, 0]), efault);
 }
 
@@ -778,17 +572,8 @@ fn a_long_batch_goes_on_where_it_stopped() {
     let count = 80;
     for n in 0..count {
         let asked = GrantCopy {
-            source: CopyPtr {
-                gref_or_gmfn: gref.into(),
-                domid: 1,
-                ..Default::default()
-            },
-            dest: CopyPtr {
-                gref_or_gmfn: own,
-                domid: DomId::SELF.get(),
-                offset: 8,
-                _pad: 0,
-            },
+            source: CopyPtr { gref_or_gmfn: gref.into(), domid: 1, ..Default::default() },
+            dest: CopyPtr { gref_or_gmfn: own, domid: DomId::SELF.get(), offset: 8, _pad: 0 },
             len: 8,
             flags: GNTCOPY_SOURCE_GREF,
             status: 55,
@@ -804,10 +589,7 @@ fn a_long_batch_goes_on_where_it_stopped() {
     }
     assert_eq!(stays, 3);
     for n in 0..count {
-        assert_eq!(
-            get::<GrantCopy>(&m.core, m.b, ARGS + n * 40).status,
-            GNTST_OKAY
-        );
+        assert_eq!(get::<GrantCopy>(&m.core, m.b, ARGS + n * 40).status, GNTST_OKAY);
     }
 }
 
@@ -818,23 +600,14 @@ fn a_grant_that_dom0_wrote_can_be_mapped() {
     set_entry(&mut m.core, m.a.dom, Gref::new(1), m.b.dom, frame).unwrap();
     assert!(m.map(1, HOLE, 0).is_ok());
     let set = |m: &mut Machine, dom: u16, gref: u32, mfn: u64| {
-        set_entry(
-            &mut m.core,
-            DomId::new(dom),
-            Gref::new(gref),
-            m.b.dom,
-            Mfn::new(mfn),
-        )
+        set_entry(&mut m.core, DomId::new(dom), Gref::new(gref), m.b.dom, Mfn::new(mfn))
     };
     assert_eq!(set(&mut m, 1, 512, 1), Err(Errno::EINVAL));
     assert_eq!(set(&mut m, 1, 2, 1 << 32), Err(Errno::EINVAL));
     assert_eq!(set(&mut m, 9, 2, 1), Err(Errno::ESRCH));
     let entry: u64 = m.core.frames.mem().read_u64(m.entry_at(m.a, 1));
     let [low, ..] = entry.to_le_bytes();
-    assert_eq!(
-        u16::from(low),
-        GTF_PERMIT_ACCESS | GTF_READING | GTF_WRITING
-    );
+    assert_eq!(u16::from(low), GTF_PERMIT_ACCESS | GTF_READING | GTF_WRITING);
     assert_eq!(size_of::<GrantEntryV1>(), size_of::<u64>());
 }
 
@@ -925,13 +698,7 @@ impl World {
             grow(&mut core, caller.dom, 1).unwrap();
             frames.extend((2..6).map(|n| (d, frame_at(&core, caller, page(n)))));
         }
-        Self {
-            core,
-            callers,
-            known: Vec::new(),
-            lives: [0; 3],
-            frames,
-        }
+        Self { core, callers, known: Vec::new(), lives: [0; 3], frames }
     }
 
     fn frame(&self, d: usize, gref: u64) -> Mfn {
@@ -940,30 +707,16 @@ impl World {
 
     fn entry_at(&self, d: usize, gref: u32) -> Maddr {
         let domain = self.core.domains.get(self.callers[d].dom).unwrap();
-        domain
-            .grants
-            .table
-            .as_deref()
-            .unwrap()
-            .entry_at(Gref::new(gref))
-            .unwrap()
+        domain.grants.table.as_deref().unwrap().entry_at(Gref::new(gref)).unwrap()
     }
 
     fn pte_at(&self, d: usize, va: u64) -> Maddr {
-        let root = self
-            .core
-            .vcpu(self.callers[d])
-            .unwrap()
-            .roots
-            .kernel
-            .unwrap();
+        let root = self.core.vcpu(self.callers[d]).unwrap().roots.kernel.unwrap();
         update::l1_entry_of(&self.core.frames, root, GuestVa::new(va)).unwrap()
     }
 
     fn nth(&self, by: usize, nth: usize) -> Option<usize> {
-        let mine: Vec<usize> = (0..self.known.len())
-            .filter(|&i| self.known[i].by == by)
-            .collect();
+        let mine: Vec<usize> = (0..self.known.len()).filter(|&i| self.known[i].by == by).collect();
         mine.get(nth % mine.len().max(1)).copied()
     }
 
@@ -977,15 +730,7 @@ impl World {
                 let at = self.entry_at(d, gref as u32);
                 // A well-behaved granter: not while it is in use.
                 if Entry(mem.read_u64(at)).marks() == 0 {
-                    mem.write_u64(
-                        at,
-                        table::Entry {
-                            flags,
-                            domid,
-                            frame,
-                        }
-                        .word(),
-                    );
+                    mem.write_u64(at, table::Entry { flags, domid, frame }.word());
                 }
             }
             Act::Revoke(d, gref) => {
@@ -994,29 +739,15 @@ impl World {
                     mem.write_u64(at, 0);
                 }
             }
-            Act::Map {
-                by,
-                of,
-                gref,
-                slot,
-                readonly,
-                by_pte,
-            } => {
+            Act::Map { by, of, gref, slot, readonly, by_pte } => {
                 let va = slot_va(slot);
                 let at = self.pte_at(by, va);
-                let (host_addr, kind) = if by_pte {
-                    (at.get(), GNTMAP_CONTAINS_PTE)
-                } else {
-                    (va, 0)
-                };
+                let (host_addr, kind) =
+                    if by_pte { (at.get(), GNTMAP_CONTAINS_PTE) } else { (va, 0) };
                 let flags = GNTMAP_HOST_MAP | kind | if readonly { GNTMAP_READONLY } else { 0 };
                 let granter = self.callers[of].dom;
-                let request = map::MapRequest {
-                    flags,
-                    host_addr,
-                    granter,
-                    gref: Gref::new(gref as u32),
-                };
+                let request =
+                    map::MapRequest { flags, host_addr, granter, gref: Gref::new(gref as u32) };
                 let before = Entry(mem.read_u64(self.entry_at(of, gref as u32)));
                 let result = map::map(&mut self.core, self.callers[by], &request);
                 let allowed = before.lets(self.callers[by].dom, !readonly);
@@ -1036,17 +767,8 @@ impl World {
             }
             Act::Unmap { by, nth } => {
                 let Some(i) = self.nth(by, nth) else { return };
-                let Known {
-                    handle,
-                    addr,
-                    frame,
-                    ..
-                } = self.known[i];
-                let at = if self.by_pte(addr) {
-                    Maddr::new(addr)
-                } else {
-                    self.pte_at(by, addr)
-                };
+                let Known { handle, addr, frame, .. } = self.known[i];
+                let at = if self.by_pte(addr) { Maddr::new(addr) } else { self.pte_at(by, addr) };
                 let entry = Pte::new(mem.read_u64(at));
                 let is_there = entry.is_present() && entry.mfn() == frame;
                 let result = map::unmap(&mut self.core, self.callers[by], addr, handle);
@@ -1069,22 +791,12 @@ impl World {
             Act::Clear(d, slot) => {
                 let at = self.pte_at(d, slot_va(slot));
                 let dom = self.callers[d].dom;
-                update::with_walk(
-                    &mut self.core,
-                    dom,
-                    &mut Budget::default(),
-                    |frames, walk| {
-                        update::write_entry(frames, Owners::only(dom), at, |_| 0, walk).unwrap();
-                    },
-                )
+                update::with_walk(&mut self.core, dom, &mut Budget::default(), |frames, walk| {
+                    update::write_entry(frames, Owners::only(dom), at, |_| 0, walk).unwrap();
+                })
                 .unwrap();
             }
-            Act::Copy {
-                by,
-                of,
-                gref,
-                write,
-            } => {
+            Act::Copy { by, of, gref, write } => {
                 let own = frame_at(&self.core, self.callers[by], page(PAGES - 1));
                 let own = copy::End {
                     dom: self.callers[by].dom,
@@ -1092,20 +804,12 @@ impl World {
                     offset: 3,
                 };
                 let what = copy::What::Grant(Gref::new(gref as u32));
-                let theirs = copy::End {
-                    dom: self.callers[of].dom,
-                    what,
-                    offset: 0,
-                };
+                let theirs = copy::End { dom: self.callers[of].dom, what, offset: 0 };
                 let (from, to) = if write { (own, theirs) } else { (theirs, own) };
                 let before = Entry(mem.read_u64(self.entry_at(of, gref as u32)));
                 let result = copy::copy(&mut self.core, self.callers[by].dom, from, to, 100);
                 let dom = self.callers[by].dom;
-                assert_eq!(
-                    result.is_ok(),
-                    before.lets(dom, write),
-                    "{act:?} {result:?}"
-                );
+                assert_eq!(result.is_ok(), before.lets(dom, write), "{act:?} {result:?}");
             }
             Act::Release(d) => {
                 let dom = self.callers[d].dom;
@@ -1144,11 +848,7 @@ impl World {
             let types = maps.filter(|entry| entry.is_writable()).count()
                 + uses.filter(|known| known.writable).count();
             let (has, has_types, _) = self.core.frames.counts(frame);
-            assert_eq!(
-                (has as usize, has_types as usize),
-                (refs, types),
-                "domain {d} {frame}"
-            );
+            assert_eq!((has as usize, has_types as usize), (refs, types), "domain {d} {frame}");
         }
         for d in 0..3 {
             for gref in 2..6u32 {

@@ -54,13 +54,7 @@ const END_OF_LIST: u32 = u32::MAX;
 
 impl Tracks {
     pub(super) const fn new() -> Self {
-        Self {
-            chunks: [const { None }; CHUNKS],
-            free: END_OF_LIST,
-            end: 0,
-            in_use: 0,
-            first: 0,
-        }
+        Self { chunks: [const { None }; CHUNKS], free: END_OF_LIST, end: 0, in_use: 0, first: 0 }
     }
 
     pub(super) const fn in_use(&self) -> u32 {
@@ -68,10 +62,7 @@ impl Tracks {
     }
 
     fn place_mut(&mut self, handle: u32) -> Option<&mut Place> {
-        let chunk = self
-            .chunks
-            .get_mut((handle / PER_CHUNK) as usize)?
-            .as_deref_mut()?;
+        let chunk = self.chunks.get_mut((handle / PER_CHUNK) as usize)?.as_deref_mut()?;
         chunk.get_mut((handle % PER_CHUNK) as usize)
     }
 

@@ -16,43 +16,19 @@ const DEVICE: Mfn = Mfn::new(0x1000);
 const CORE_SLOTS: [u64; 16] = [0xc0e; 16];
 
 fn walk<R>(budget: &mut Budget, f: impl FnOnce(&mut Walk) -> R) -> R {
-    f(&mut Walk {
-        budget,
-        io: &|mfn| mfn == DEVICE,
-    })
+    f(&mut Walk { budget, io: &|mfn| mfn == DEVICE })
 }
 
 /// What happens to the domain. Frames are named by position among the candidates.
 #[derive(Clone, Debug)]
 enum Op {
-    Write {
-        table: usize,
-        index: u16,
-        target: usize,
-        bits: u64,
-    },
-    Map {
-        root: usize,
-        va: u64,
-        target: usize,
-        bits: u64,
-    },
-    Pin {
-        frame: usize,
-        level: usize,
-    },
-    Unpin {
-        frame: usize,
-    },
-    NewRoot {
-        frame: usize,
-    },
-    DropRoot {
-        root: usize,
-    },
-    Decrease {
-        frame: usize,
-    },
+    Write { table: usize, index: u16, target: usize, bits: u64 },
+    Map { root: usize, va: u64, target: usize, bits: u64 },
+    Pin { frame: usize, level: usize },
+    Unpin { frame: usize },
+    NewRoot { frame: usize },
+    DropRoot { root: usize },
+    Decrease { frame: usize },
     Populate,
 }
 
@@ -112,9 +88,8 @@ impl World {
     fn new(budget: u32, patience: u32) -> Self {
         let mut frames = fake::table(FRAMES);
         frames.set_core_slots(CORE_SLOTS);
-        let mut candidates: Vec<Mfn> = (0..24)
-            .map(|_| frames.alloc_domain(DOM, 0).unwrap())
-            .collect();
+        let mut candidates: Vec<Mfn> =
+            (0..24).map(|_| frames.alloc_domain(DOM, 0).unwrap()).collect();
         let allocated = candidates.iter().map(|mfn| mfn.get()).collect();
         candidates.push(frames.alloc_domain(OTHER, 0).unwrap());
         candidates.push(frames.alloc_core(1).unwrap());
@@ -149,9 +124,7 @@ impl World {
         ];
         for (table, index, target) in links {
             let at = validate::entry_at(c[table], index);
-            self.frames
-                .mem()
-                .write_u64(at, c[target].maddr().get() | rw);
+            self.frames.mem().write_u64(at, c[target].maddr().get() | rw);
         }
         self.apply(&Op::NewRoot { frame: 0 });
     }
@@ -175,10 +148,7 @@ impl World {
     }
 
     fn write(&mut self, at: Maddr, target: usize, bits: u64) -> bool {
-        let entry = self.candidates[target % self.candidates.len()]
-            .maddr()
-            .get()
-            | bits;
+        let entry = self.candidates[target % self.candidates.len()].maddr().get() | bits;
         let owners = Owners::only(DOM);
         matches!(
             self.insist(|frames, w| write_entry(frames, owners, at, |_| entry, w)),
@@ -189,22 +159,10 @@ impl World {
     /// Whether the operation changed anything.
     fn apply(&mut self, op: &Op) -> bool {
         match *op {
-            Op::Write {
-                table,
-                index,
-                target,
-                bits,
-            } => self.write(
-                validate::entry_at(self.candidates[table], index),
-                target,
-                bits,
-            ),
-            Op::Map {
-                root,
-                va,
-                target,
-                bits,
-            } => {
+            Op::Write { table, index, target, bits } => {
+                self.write(validate::entry_at(self.candidates[table], index), target, bits)
+            }
+            Op::Map { root, va, target, bits } => {
                 // Pages 0 to 2 of the first L1; the last and two more of the second.
                 let va =
                     GuestVa::new([0, 0x1000, 0x2000, 0x3f_f000, 0x20_0000, 0x20_1000][va as usize]);
@@ -305,10 +263,7 @@ impl World {
         queue: &mut Vec<(u64, Level)>,
     ) {
         for index in 0..512 {
-            let raw = self
-                .frames
-                .mem()
-                .read_u64(Maddr::new((table.get() << 12) + 8 * index));
+            let raw = self.frames.mem().read_u64(Maddr::new((table.get() << 12) + 8 * index));
             if level == Level::L4 && (256..272).contains(&index) {
                 assert_eq!(
                     raw,
@@ -341,10 +296,7 @@ impl World {
     fn check(&self) {
         let expected = self.recount();
         let known: BTreeSet<u64> = (0..FRAMES as u64).collect();
-        assert!(
-            expected.keys().all(|mfn| known.contains(mfn)),
-            "something maps no memory"
-        );
+        assert!(expected.keys().all(|mfn| known.contains(mfn)), "something maps no memory");
         for mfn in known {
             let frame = expected.get(&mfn).copied().unwrap_or_default();
             let (refs, types, kind) = self.frames.counts(Mfn::new(mfn));
@@ -470,9 +422,7 @@ fn the_mapper_may_clear_a_granted_entry_but_not_copy_it_nor_make_it_writable_aga
     let elsewhere = validate::entry_at(world.candidates[3], 6);
     let mut set = |at, value| {
         let mut budget = Budget::default();
-        walk(&mut budget, |w| {
-            write_entry(&mut world.frames, Owners::only(DOM), at, |_| value, w)
-        })
+        walk(&mut budget, |w| write_entry(&mut world.frames, Owners::only(DOM), at, |_| value, w))
     };
     assert!(set(elsewhere, entry).is_err());
     assert!(set(at, entry & !Pte::RW).is_ok());
@@ -505,17 +455,9 @@ fn an_unmap_and_the_taking_apart_of_the_table_drop_the_entrys_references_once() 
         world.apply(&Op::DropRoot { root: 0 });
         world.frames.drain(DOM, &mut Budget::new(steps));
         let _ = grant_unmap(&mut world.frames, DOM, at, frame);
-        assert_eq!(
-            world.frames.counts(frame),
-            (2, 1, FrameType::Writable),
-            "after {steps} steps"
-        );
+        assert_eq!(world.frames.counts(frame), (2, 1, FrameType::Writable), "after {steps} steps");
         world.drain();
-        assert_eq!(
-            world.frames.counts(frame),
-            (2, 1, FrameType::Writable),
-            "after {steps} steps"
-        );
+        assert_eq!(world.frames.counts(frame), (2, 1, FrameType::Writable), "after {steps} steps");
     }
 }
 
@@ -551,10 +493,7 @@ fn a_granted_page_outlives_its_owner_until_it_is_unmapped() {
 fn preserving_accessed_and_dirty_bits_keeps_what_the_processor_set() {
     let mut world = World::new(9999, 9);
     let at = validate::entry_at(world.candidates[3], 0);
-    let old = world
-        .frames
-        .mem()
-        .fetch_or_u64(at, Pte::DIRTY | Pte::ACCESSED);
+    let old = world.frames.mem().fetch_or_u64(at, Pte::DIRTY | Pte::ACCESSED);
     let mut budget = Budget::default();
     let keep = Pte::ACCESSED | Pte::DIRTY;
     let result = walk(&mut budget, |w| {
@@ -574,21 +513,12 @@ fn preserving_accessed_and_dirty_bits_keeps_what_the_processor_set() {
 #[test]
 fn dom0_maps_a_page_of_another_domain_only_by_its_name() {
     let mut world = World::new(9999, 9);
-    let (at, frame) = (
-        validate::entry_at(world.candidates[3], 9),
-        world.candidates[24],
-    );
+    let (at, frame) = (validate::entry_at(world.candidates[3], 9), world.candidates[24]);
     let value = frame.maddr().get() | Pte::PRESENT | Pte::RW;
     let mut set = |pages| {
         let mut budget = Budget::default();
         walk(&mut budget, |w| {
-            write_entry(
-                &mut world.frames,
-                Owners { tables: DOM, pages },
-                at,
-                |_| value,
-                w,
-            )
+            write_entry(&mut world.frames, Owners { tables: DOM, pages }, at, |_| value, w)
         })
     };
     assert!(set(DOM).is_err());
@@ -601,17 +531,7 @@ fn an_address_without_an_l1_has_no_entry() {
     let world = World::new(9999, 9);
     let l4 = world.candidates[0];
     assert!(l1_entry_of(&world.frames, l4, GuestVa::new(0x1000)).is_some());
-    for va in [
-        1 << 22,
-        1 << 30,
-        1 << 39,
-        0xffff_8000_0000_0000,
-        0x8000_0000_0000,
-    ] {
-        assert_eq!(
-            l1_entry_of(&world.frames, l4, GuestVa::new(va)),
-            None,
-            "{va:#x}"
-        );
+    for va in [1 << 22, 1 << 30, 1 << 39, 0xffff_8000_0000_0000, 0x8000_0000_0000] {
+        assert_eq!(l1_entry_of(&world.frames, l4, GuestVa::new(va)), None, "{va:#x}");
     }
 }

@@ -146,22 +146,13 @@ fn extended_state(
         return;
     }
     let size = |state: u64| {
-        (2..63)
-            .filter(|n| state >> n & 1 != 0)
-            .fold(576, |size: u32, n| {
-                let [bytes, offset, ..] = native(0xd, n);
-                size.max(bytes.saturating_add(offset))
-            })
+        (2..63).filter(|n| state >> n & 1 != 0).fold(576, |size: u32, n| {
+            let [bytes, offset, ..] = native(0xd, n);
+            size.max(bytes.saturating_add(offset))
+        })
     };
     match subleaf {
-        0 => {
-            *out = [
-                offered as u32,
-                size(view.xcr0),
-                size(offered),
-                (offered >> 32) as u32,
-            ]
-        }
+        0 => *out = [offered as u32, size(view.xcr0), size(offered), (offered >> 32) as u32],
         // XSAVEOPT and XGETBV(1); no compacted form, no supervisor state.
         1 => *out = [out[0] & bits([0, 2]), 0, 0, 0],
         n if n < 63 && offered >> n & 1 != 0 => {}
@@ -185,12 +176,7 @@ fn time_leaf(view: &View, subleaf: u32) -> [u32; 4] {
     let khz = view.tsc_khz as u32;
     match subleaf {
         // The TSC is native; mode 2 says so.
-        0 => [
-            u32::from(view.features.rdtscp) << 2,
-            2,
-            khz,
-            view.incarnation,
-        ],
+        0 => [u32::from(view.features.rdtscp) << 2, 2, khz, view.incarnation],
         1 => {
             let (mul, shift) = scale_of(view.tsc_khz.max(1));
             [0, 0, mul, shift as u32]
@@ -209,17 +195,8 @@ mod tests {
     }
 
     fn view(xcr0: u64) -> View {
-        let features = Features {
-            xcr0,
-            physical_bits: 40,
-            rdtscp: true,
-        };
-        View {
-            features,
-            xcr0: 3,
-            tsc_khz: 2_000_000,
-            incarnation: 1,
-        }
+        let features = Features { xcr0, physical_bits: 40, rdtscp: true };
+        View { features, xcr0: 3, tsc_khz: 2_000_000, incarnation: 1 }
     }
 
     /// `(leaf, subleaf, register, bit)` that must never show, by the ABI notes.
@@ -288,11 +265,7 @@ mod tests {
     #[test]
     fn the_size_of_the_state_follows_xcr0() {
         let native = |number, sub| {
-            if (number, sub) == (0xd, 2) {
-                [256, 576, 0, 0]
-            } else {
-                [u32::MAX; 4]
-            }
+            if (number, sub) == (0xd, 2) { [256, 576, 0, 0] } else { [u32::MAX; 4] }
         };
         let mut view = view(7);
         assert_eq!(leaf(native, &view, 0xd, 0), [7, 576, 832, 0]);

@@ -120,10 +120,7 @@ impl<'a> Decoder<'a> {
         let reg = modrm >> 3 & 7 | prefixes.rex << 1 & 8;
         let rex_b = prefixes.rex << 3 & 8;
         if mode == 3 {
-            return Some(ModRm {
-                reg,
-                operand: Operand::Register(low | rex_b),
-            });
+            return Some(ModRm { reg, operand: Operand::Register(low | rex_b) });
         }
         let mut rip_relative = false;
         let base = match low {
@@ -141,29 +138,20 @@ impl<'a> Decoder<'a> {
         };
         let mut address = base.wrapping_add(displacement as u64);
         if rip_relative {
-            address = address
-                .wrapping_add(regs.rip)
-                .wrapping_add(self.length())
-                .wrapping_add(immediate);
+            address =
+                address.wrapping_add(regs.rip).wrapping_add(self.length()).wrapping_add(immediate);
         }
         if prefixes.address32 {
             address &= 0xffff_ffff;
         }
-        Some(ModRm {
-            reg,
-            operand: Operand::Memory(address),
-        })
+        Some(ModRm { reg, operand: Operand::Memory(address) })
     }
 
     fn sib(&mut self, prefixes: Prefixes, regs: &UserRegs, mode: u8) -> Option<u64> {
         let sib = self.byte()?;
         let index = sib >> 3 & 7 | prefixes.rex << 2 & 8;
         // Index 4 without REX.X is "none".
-        let scaled = if index == 4 {
-            0
-        } else {
-            register(regs, index) << (sib >> 6)
-        };
+        let scaled = if index == 4 { 0 } else { register(regs, index) << (sib >> 6) };
         let base = match sib & 7 {
             5 if mode == 0 => self.signed(4)? as u64,
             low => register(regs, low | prefixes.rex << 3 & 8),
@@ -245,11 +233,7 @@ const fn is_high_byte(number: u8, width: u32, prefixes: Prefixes) -> bool {
 
 /// Ones in the low `width` bytes.
 pub const fn mask(width: u32) -> u64 {
-    if width >= 8 {
-        u64::MAX
-    } else {
-        (1 << (8 * width)) - 1
-    }
+    if width >= 8 { u64::MAX } else { (1 << (8 * width)) - 1 }
 }
 
 #[cfg(test)]
@@ -277,44 +261,17 @@ mod tests {
         // xchg %rax,(%rdi)
         let (prefixes, opcode, modrm, length) = decode(&[0x48, 0x87, 0x07], &regs).unwrap();
         assert!(prefixes.rex_w() && opcode == 0x87 && length == 3);
-        assert_eq!(
-            modrm,
-            ModRm {
-                reg: 0,
-                operand: Operand::Memory(0x1000)
-            }
-        );
+        assert_eq!(modrm, ModRm { reg: 0, operand: Operand::Memory(0x1000) });
         // lock andb $..,0x10(%r13)
         let (prefixes, _, modrm, length) = decode(&[0xf0, 0x41, 0x80, 0x65, 0x10], &regs).unwrap();
         assert!(prefixes.lock && length == 5);
-        assert_eq!(
-            modrm,
-            ModRm {
-                reg: 4,
-                operand: Operand::Memory(0x2010)
-            }
-        );
+        assert_eq!(modrm, ModRm { reg: 4, operand: Operand::Memory(0x2010) });
         // mov %r9,-8(%rsp,%rax,4)
         let (.., modrm, length) = decode(&[0x4c, 0x89, 0x4c, 0x84, 0xf8], &regs).unwrap();
-        assert_eq!(
-            (modrm, length),
-            (
-                ModRm {
-                    reg: 9,
-                    operand: Operand::Memory(0x3018)
-                },
-                5
-            )
-        );
+        assert_eq!((modrm, length), (ModRm { reg: 9, operand: Operand::Memory(0x3018) }, 5));
         // mov %rax,0x10(%rip)
         let (.., modrm, _) = decode(&[0x48, 0x89, 0x05, 0x10, 0, 0, 0], &regs).unwrap();
-        assert_eq!(
-            modrm,
-            ModRm {
-                reg: 0,
-                operand: Operand::Memory(0x4017)
-            }
-        );
+        assert_eq!(modrm, ModRm { reg: 0, operand: Operand::Memory(0x4017) });
     }
 
     #[test]
@@ -325,10 +282,7 @@ mod tests {
 
     #[test]
     fn byte_registers_without_rex_are_the_high_ones() {
-        let mut regs = UserRegs {
-            rax: 0x1234,
-            ..Default::default()
-        };
+        let mut regs = UserRegs { rax: 0x1234, ..Default::default() };
         assert_eq!(read(&regs, 4, 1, Prefixes::default()), 0x12);
         write(&mut regs, 4, 1, Prefixes::default(), 0xff);
         assert_eq!(regs.rax, 0xff34);

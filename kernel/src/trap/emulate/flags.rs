@@ -14,17 +14,9 @@ const ALL: u64 = CF | PF | AF | ZF | SF | OF;
 
 fn of_result(result: u64, width: u32) -> u64 {
     let result = result & mask(width);
-    let parity = if (result as u8).count_ones().is_multiple_of(2) {
-        PF
-    } else {
-        0
-    };
+    let parity = if (result as u8).count_ones().is_multiple_of(2) { PF } else { 0 };
     let zero = if result == 0 { ZF } else { 0 };
-    let sign = if result >> (8 * width - 1) & 1 != 0 {
-        SF
-    } else {
-        0
-    };
+    let sign = if result >> (8 * width - 1) & 1 != 0 { SF } else { 0 };
     parity | zero | sign
 }
 
@@ -40,11 +32,7 @@ pub fn compare(rflags: u64, a: u64, b: u64, width: u32) -> u64 {
     let carry = if a < b { CF } else { 0 };
     let adjust = if (a ^ b ^ result) & 0x10 != 0 { AF } else { 0 };
     let top = 8 * width - 1;
-    let overflow = if ((a ^ b) & (a ^ result)) >> top & 1 != 0 {
-        OF
-    } else {
-        0
-    };
+    let overflow = if ((a ^ b) & (a ^ result)) >> top & 1 != 0 { OF } else { 0 };
     rflags & !ALL | of_result(result, width) | carry | adjust | overflow
 }
 
@@ -54,6 +42,7 @@ pub fn bit(rflags: u64, was_set: bool) -> u64 {
 }
 
 #[cfg(all(test, target_arch = "x86_64", not(miri)))]
+#[allow(unsafe_code, reason = "the oracle is the host's processor")]
 mod tests {
     use super::*;
     use proptest::prelude::{any, prop_assert_eq, proptest};

@@ -33,12 +33,5 @@ fn fetch(core: &Core, caller: Caller, buffer: &mut [u8; MAX_INSTRUCTION]) -> usi
     }
     // The next page may not be there, and the instruction may not need it.
     let here = (0x1000 - (rip & 0xfff) as usize).min(MAX_INSTRUCTION);
-    if space
-        .read_bytes(GuestVa::new(rip), &mut buffer[..here])
-        .is_ok()
-    {
-        here
-    } else {
-        0
-    }
+    if space.read_bytes(GuestVa::new(rip), &mut buffer[..here]).is_ok() { here } else { 0 }
 }

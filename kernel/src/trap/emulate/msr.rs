@@ -42,10 +42,7 @@ pub fn read(core: &Core, caller: Caller, number: u32) -> Result<u64, Refused> {
 /// WRMSR, from guest-kernel mode.
 pub fn write(core: &mut Core, caller: Caller, number: u32, value: u64) -> Result<(), Refused> {
     let guest = &mut core.vcpu_mut(caller).ok_or(Refused)?.guest;
-    let canonical = GuestVa::new(value)
-        .is_canonical()
-        .then_some(value)
-        .ok_or(Refused);
+    let canonical = GuestVa::new(value).is_canonical().then_some(value).ok_or(Refused);
     match number {
         FS_BASE => {
             guest.fs_base = canonical?;
@@ -77,9 +74,7 @@ fn fill_for_guest(core: &mut Core, caller: Caller, value: u64) -> Result<(), Ref
         return Err(Refused);
     }
     let mfn = Maddr::new(value).mfn();
-    core.frames
-        .get_writable(mfn, caller.dom)
-        .map_err(|_| Refused)?;
+    core.frames.get_writable(mfn, caller.dom).map_err(|_| Refused)?;
     page::fill(core.frames.mem(), mfn);
     core.frames.put_writable(mfn);
     Ok(())

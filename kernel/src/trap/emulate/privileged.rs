@@ -90,9 +90,7 @@ pub fn privileged(core: &mut Core, caller: Caller) -> bool {
     if prefixes.lock {
         return false;
     }
-    let from_kernel = core
-        .vcpu(caller)
-        .is_some_and(|vcpu| vcpu.guest.mode == Mode::Kernel);
+    let from_kernel = core.vcpu(caller).is_some_and(|vcpu| vcpu.guest.mode == Mode::Kernel);
     let done = match opcode {
         0xe4..=0xe7 | 0xec..=0xef => port(core, caller, &mut decoder, prefixes, opcode),
         // CLI and STI: events are masked by the byte in vcpu_info, and only there.
@@ -130,13 +128,7 @@ fn two_byte(
         0x20 => {
             let (number, register) = control_operands(decoder, prefixes)?;
             let value = read_control(core, caller, number)?;
-            decode::write(
-                core.vcpu_mut(caller)?.regs_mut(),
-                register,
-                8,
-                prefixes,
-                value,
-            );
+            decode::write(core.vcpu_mut(caller)?.regs_mut(), register, 8, prefixes, value);
         }
         0x22 => {
             let (number, register) = control_operands(decoder, prefixes)?;
@@ -146,13 +138,7 @@ fn two_byte(
         0x21 => {
             let (number, register) = control_operands(decoder, prefixes)?;
             let value = debug::get(&core.vcpu(caller)?.guest, number.into()).ok()?;
-            decode::write(
-                core.vcpu_mut(caller)?.regs_mut(),
-                register,
-                8,
-                prefixes,
-                value,
-            );
+            decode::write(core.vcpu_mut(caller)?.regs_mut(), register, 8, prefixes, value);
         }
         0x23 => {
             let (number, register) = control_operands(decoder, prefixes)?;
@@ -172,10 +158,7 @@ fn two_byte(
 /// of ModRM is ignored.
 fn control_operands(decoder: &mut Decoder<'_>, prefixes: Prefixes) -> Option<(u8, u8)> {
     let modrm = decoder.byte()?;
-    Some((
-        modrm >> 3 & 7 | prefixes.rex << 1 & 8,
-        modrm & 7 | prefixes.rex << 3 & 8,
-    ))
+    Some((modrm >> 3 & 7 | prefixes.rex << 1 & 8, modrm & 7 | prefixes.rex << 3 & 8))
 }
 
 fn read_control(core: &Core, caller: Caller, number: u8) -> Option<u64> {
@@ -184,15 +167,7 @@ fn read_control(core: &Core, caller: Caller, number: u8) -> Option<u64> {
         0 => CR0_VALUE | if vcpu.guest.task_switched { CR0_TS } else { 0 },
         2 => bounce::fault_address(core, caller),
         3 => vcpu.roots.kernel?.maddr().get(),
-        4 => {
-            CR4_VALUE
-                | vcpu.guest.cr4
-                | if arch::features().xcr0 != 0 {
-                    CR4_OSXSAVE
-                } else {
-                    0
-                }
-        }
+        4 => CR4_VALUE | vcpu.guest.cr4 | if arch::features().xcr0 != 0 { CR4_OSXSAVE } else { 0 },
         _ => return None,
     })
 }
@@ -295,11 +270,7 @@ fn may_use_ports(core: &Core, caller: Caller) -> bool {
 /// What an absent device answers. The counters of the PIT read as zero: all ones would make a
 /// stock kernel poll them for seconds (ABI notes 0.7).
 fn absent(port: u16, width: u32) -> u64 {
-    if matches!(port, 0x40 | 0x42 | 0x61) {
-        0
-    } else {
-        decode::mask(width)
-    }
+    if matches!(port, 0x40 | 0x42 | 0x61) { 0 } else { decode::mask(width) }
 }
 
 fn port(
@@ -314,11 +285,7 @@ fn port(
         (_, true) => 2,
         _ => 4,
     };
-    let immediate = if opcode < 0xe8 {
-        Some(decoder.byte()?)
-    } else {
-        None
-    };
+    let immediate = if opcode < 0xe8 { Some(decoder.byte()?) } else { None };
     if !may_use_ports(core, caller) {
         return None;
     }

@@ -90,11 +90,8 @@ impl Store {
             Op::StoreString(_) => {
                 let step = u64::from(self.width);
                 let down = regs.rflags & flags::DF != 0;
-                regs.rdi = if down {
-                    regs.rdi.wrapping_sub(step)
-                } else {
-                    regs.rdi.wrapping_add(step)
-                };
+                regs.rdi =
+                    if down { regs.rdi.wrapping_sub(step) } else { regs.rdi.wrapping_add(step) };
             }
             Op::Exchange(_, register) => {
                 decode::write(regs, register, self.width, self.prefixes, old)
@@ -162,13 +159,7 @@ fn decode_store(bytes: &[u8], regs: &UserRegs) -> Option<Store> {
     if matches!(opcode, 0xaa | 0xab) && !prefixes.address32 {
         let width = if opcode == 0xaa { 1 } else { prefixes.width() };
         let op = Op::StoreString(regs.rax & mask(width));
-        return Some(Store {
-            address: regs.rdi,
-            width,
-            op,
-            length: decoder.length(),
-            prefixes,
-        });
+        return Some(Store { address: regs.rdi, width, op, length: decoder.length(), prefixes });
     }
     let (modrm, width, op) = if opcode == 0x0f {
         let opcode = decoder.byte()?;
@@ -179,13 +170,7 @@ fn decode_store(bytes: &[u8], regs: &UserRegs) -> Option<Store> {
     let Operand::Memory(address) = modrm.operand else {
         return None;
     };
-    Some(Store {
-        address,
-        width,
-        op,
-        length: decoder.length(),
-        prefixes,
-    })
+    Some(Store { address, width, op, length: decoder.length(), prefixes })
 }
 
 type Decoded = (ModRm, u32, Op);
@@ -282,54 +267,30 @@ mod tests {
 
     #[test]
     fn exchanging_a_register_with_an_entry_gives_back_the_old_entry() {
-        let mut regs = UserRegs {
-            rdi: 0x1000,
-            rax: 5,
-            rip: 0x100,
-            ..Default::default()
-        };
-        assert_eq!(
-            run(&[0x48, 0x87, 0x07], &mut regs, 0xabcd_0000_0000_1067),
-            5
-        );
+        let mut regs = UserRegs { rdi: 0x1000, rax: 5, rip: 0x100, ..Default::default() };
+        assert_eq!(run(&[0x48, 0x87, 0x07], &mut regs, 0xabcd_0000_0000_1067), 5);
         assert_eq!((regs.rax, regs.rip), (0xabcd_0000_0000_1067, 0x103));
     }
 
     #[test]
     fn a_locked_byte_and_clears_the_writable_bit_only() {
-        let mut regs = UserRegs {
-            r8: 0x2008,
-            rflags: 2,
-            ..Default::default()
-        };
+        let mut regs = UserRegs { r8: 0x2008, rflags: 2, ..Default::default() };
         assert_eq!(
-            run(
-                &[0xf0, 0x41, 0x80, 0x20, 0xfd],
-                &mut regs,
-                0x8000_0000_1234_5067
-            ),
+            run(&[0xf0, 0x41, 0x80, 0x20, 0xfd], &mut regs, 0x8000_0000_1234_5067),
             0x8000_0000_1234_5065
         );
     }
 
     #[test]
     fn clearing_a_bit_reports_what_it_was() {
-        let mut regs = UserRegs {
-            rbx: 0x3000,
-            ..Default::default()
-        };
+        let mut regs = UserRegs { rbx: 0x3000, ..Default::default() };
         assert_eq!(run(&[0xf0, 0x48, 0x0f, 0xba, 0x33, 5], &mut regs, 0x20), 0);
         assert_eq!(regs.rflags & flags::CF, flags::CF);
     }
 
     #[test]
     fn a_failed_compare_and_exchange_loads_the_accumulator() {
-        let mut regs = UserRegs {
-            rdi: 0x1000,
-            rax: 1,
-            rcx: 9,
-            ..Default::default()
-        };
+        let mut regs = UserRegs { rdi: 0x1000, rax: 1, rcx: 9, ..Default::default() };
         assert_eq!(run(&[0xf0, 0x48, 0x0f, 0xb1, 0x0f], &mut regs, 7), 7);
         assert_eq!((regs.rax, regs.rflags & flags::ZF), (7, 0));
         assert_eq!(run(&[0xf0, 0x48, 0x0f, 0xb1, 0x0f], &mut regs, 7), 9);

@@ -58,22 +58,12 @@ impl Env {
                 foreign = Some(Mfn::new(n));
             }
         }
-        Self {
-            spare,
-            canary,
-            path,
-            foreign,
-            core,
-            past_end: Mfn::new(max),
-        }
+        Self { spare, canary, path, foreign, core, past_end: Mfn::new(max) }
     }
 
     /// A frame of the core, somewhere in the middle of those it keeps.
     pub fn core_frame(&self) -> Mfn {
-        self.core
-            .get(self.core.len() / 2)
-            .copied()
-            .unwrap_or(Mfn::new(0))
+        self.core.get(self.core.len() / 2).copied().unwrap_or(Mfn::new(0))
     }
 
     /// Machine address of the entry of level `level` (1..=4) that maps the spare page.
@@ -96,10 +86,7 @@ impl Env {
 
     /// The same by `update_va_mapping`.
     pub fn map_va(&mut self, mfn: Mfn, flags: u64) -> i64 {
-        let rax = call(
-            UPDATE_VA_MAPPING,
-            [self.spare.va(), mfn.maddr().get() | flags, 2, 0, 0],
-        );
+        let rax = call(UPDATE_VA_MAPPING, [self.spare.va(), mfn.maddr().get() | flags, 2, 0, 0]);
         self.restore();
         rax
     }
@@ -118,24 +105,13 @@ impl Env {
     /// One `mmu_update` with command bits in `ptr` and a foreign domain.
     pub fn update_as(&self, ptr: u64, value: u64, domain: DomId) -> i64 {
         let request = [MmuUpdate { ptr, val: value }];
-        call(
-            MMU_UPDATE,
-            [request.as_ptr() as u64, 1, 0, domain.get().into(), 0],
-        )
+        call(MMU_UPDATE, [request.as_ptr() as u64, 1, 0, domain.get().into(), 0])
     }
 
     /// One `mmuext_op`.
     pub fn extended(&self, cmd: u32, arg1: u64, arg2: u64, domain: DomId) -> i64 {
-        let op = [MmuextOp {
-            cmd,
-            arg1,
-            arg2,
-            ..Default::default()
-        }];
-        call(
-            MMUEXT_OP,
-            [op.as_ptr() as u64, 1, 0, domain.get().into(), 0],
-        )
+        let op = [MmuextOp { cmd, arg1, arg2, ..Default::default() }];
+        call(MMUEXT_OP, [op.as_ptr() as u64, 1, 0, domain.get().into(), 0])
     }
 
     /// Makes the spare page read-only, runs `body`, makes it writable again.

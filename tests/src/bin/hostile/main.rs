@@ -40,11 +40,7 @@ pub type Attempt = (&'static str, fn(&mut Env) -> Verdict);
 
 /// Refused if RAX is a negated errno.
 pub fn expect_errno(rax: i64) -> Verdict {
-    if (-4095..0).contains(&rax) {
-        Verdict::Refused(rax)
-    } else {
-        Verdict::Broken(rax)
-    }
+    if (-4095..0).contains(&rax) { Verdict::Refused(rax) } else { Verdict::Broken(rax) }
 }
 
 fn main(boot: &'static Boot) {
@@ -53,12 +49,8 @@ fn main(boot: &'static Boot) {
         suicide::die(how);
     }
     let mut env = Env::new();
-    let groups: [&[Attempt]; 4] = [
-        mapping::ATTEMPTS,
-        tables::ATTEMPTS,
-        calls::ATTEMPTS,
-        machine::ATTEMPTS,
-    ];
+    let groups: [&[Attempt]; 4] =
+        [mapping::ATTEMPTS, tables::ATTEMPTS, calls::ATTEMPTS, machine::ATTEMPTS];
     println!("TAP version 13");
     println!("1..{}", groups.iter().map(|g| g.len()).sum::<usize>() + 1);
     let (mut number, mut broken) = (0, 0);
@@ -81,9 +73,5 @@ fn main(boot: &'static Boot) {
         number + 1
     );
     println!("hostile: {broken} of {} attempts got in", number + 1);
-    shutdown(if broken == 0 {
-        Shutdown::Poweroff
-    } else {
-        Shutdown::Crash
-    });
+    shutdown(if broken == 0 { Shutdown::Poweroff } else { Shutdown::Crash });
 }

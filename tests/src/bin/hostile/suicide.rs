@@ -21,14 +21,9 @@ pub fn die(how: &str) -> ! {
             // A root without its own text: the next instruction can not be fetched.
             let own = mem::alloc_pages(1).expect("a page");
             for index in 0..512 {
-                let request = [MmuUpdate {
-                    ptr: root() + index * 8,
-                    val: 0,
-                }];
-                let _ = call(
-                    MMU_UPDATE,
-                    [request.as_ptr() as u64, 1, 0, DomId::SELF.get().into(), 0],
-                );
+                let request = [MmuUpdate { ptr: root() + index * 8, val: 0 }];
+                let _ =
+                    call(MMU_UPDATE, [request.as_ptr() as u64, 1, 0, DomId::SELF.get().into(), 0]);
             }
             drop(own);
         }
@@ -71,10 +66,7 @@ fn root() -> u64 {
     cr3
 }
 
-#[expect(
-    unconditional_recursion,
-    reason = "overflowing the stack is the purpose"
-)]
+#[expect(unconditional_recursion, reason = "overflowing the stack is the purpose")]
 fn overflow(depth: u64) -> u64 {
     let frame = [depth; 128];
     core::hint::black_box(&frame);

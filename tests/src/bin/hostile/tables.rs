@@ -44,29 +44,17 @@ fn slot(env: &Env, slot: u64) -> i64 {
 }
 
 pub const ATTEMPTS: &[Attempt] = &[
-    ("make a 2 MiB mapping", |e| {
-        expect_errno(e.update(e.entry(2), 0x20_0000 | TABLE | PSE))
-    }),
-    ("make a 1 GiB mapping", |e| {
-        expect_errno(e.update(e.entry(3), TABLE | PSE))
-    }),
-    ("replace the core's first slot", |e| {
-        expect_errno(slot(e, 256))
-    }),
-    ("replace the core's map of memory", |e| {
-        expect_errno(slot(e, 262))
-    }),
-    ("replace the core's last slot", |e| {
-        expect_errno(slot(e, 271))
-    }),
+    ("make a 2 MiB mapping", |e| expect_errno(e.update(e.entry(2), 0x20_0000 | TABLE | PSE))),
+    ("make a 1 GiB mapping", |e| expect_errno(e.update(e.entry(3), TABLE | PSE))),
+    ("replace the core's first slot", |e| expect_errno(slot(e, 256))),
+    ("replace the core's map of memory", |e| expect_errno(slot(e, 262))),
+    ("replace the core's last slot", |e| expect_errno(slot(e, 271))),
     ("clear the core's own slot", |e| {
         let entry = bulkhead_abi::Maddr::new(e.path[0].maddr().get() + 260 * 8);
         expect_errno(e.update(entry, 0))
     }),
     ("link an L4 slot to another domain's frame", |e| {
-        foreign(e, |e, mfn| {
-            e.update(free_l4_entry(e), mfn.maddr().get() | TABLE)
-        })
+        foreign(e, |e, mfn| e.update(free_l4_entry(e), mfn.maddr().get() | TABLE))
     }),
     ("link an L4 slot to a core frame", |e| {
         expect_errno(e.update(free_l4_entry(e), e.core_frame().maddr().get() | TABLE))
@@ -86,38 +74,24 @@ pub const ATTEMPTS: &[Attempt] = &[
         let entry = bulkhead_abi::Maddr::new(e.path[1].maddr().get() + 511 * 8);
         expect_errno(e.update(entry, e.path[3].maddr().get() | TABLE))
     }),
-    ("pin its L1 as an L2", |e| {
-        expect_errno(pin(e, MMUEXT_PIN_L2_TABLE, e.path[3]))
-    }),
-    ("pin its L4 as an L1", |e| {
-        expect_errno(pin(e, MMUEXT_PIN_L1_TABLE, e.path[0]))
-    }),
-    ("pin a page it can write", |e| {
-        expect_errno(pin(e, MMUEXT_PIN_L1_TABLE, e.spare.mfn(0)))
-    }),
+    ("pin its L1 as an L2", |e| expect_errno(pin(e, MMUEXT_PIN_L2_TABLE, e.path[3]))),
+    ("pin its L4 as an L1", |e| expect_errno(pin(e, MMUEXT_PIN_L1_TABLE, e.path[0]))),
+    ("pin a page it can write", |e| expect_errno(pin(e, MMUEXT_PIN_L1_TABLE, e.spare.mfn(0)))),
     ("pin a page it can write as a root", |e| {
         expect_errno(pin(e, MMUEXT_PIN_L4_TABLE, e.spare.mfn(0)))
     }),
-    ("pin a core frame", |e| {
-        expect_errno(pin(e, MMUEXT_PIN_L1_TABLE, e.core_frame()))
-    }),
-    ("pin another domain's frame", |e| {
-        foreign(e, |e, mfn| pin(e, MMUEXT_PIN_L1_TABLE, mfn))
-    }),
+    ("pin a core frame", |e| expect_errno(pin(e, MMUEXT_PIN_L1_TABLE, e.core_frame()))),
+    ("pin another domain's frame", |e| foreign(e, |e, mfn| pin(e, MMUEXT_PIN_L1_TABLE, mfn))),
     ("pin a table of Dom0 by naming Dom0", |e| {
-        foreign(e, |e, mfn| {
-            e.extended(MMUEXT_PIN_L4_TABLE, mfn.get(), 0, DomId::DOM0)
-        })
+        foreign(e, |e, mfn| e.extended(MMUEXT_PIN_L4_TABLE, mfn.get(), 0, DomId::DOM0))
     }),
     ("pin an L1 that maps a core frame", |e| {
         let entry = e.core_frame().maddr().get() | RO;
         pin_filled(e, MMUEXT_PIN_L1_TABLE, 17, entry)
     }),
-    ("pin an L1 that maps another domain's frame", |e| {
-        match e.foreign {
-            Some(mfn) => pin_filled(e, MMUEXT_PIN_L1_TABLE, 511, mfn.maddr().get() | RO),
-            None => Verdict::Skipped("no frame of another domain in sight"),
-        }
+    ("pin an L1 that maps another domain's frame", |e| match e.foreign {
+        Some(mfn) => pin_filled(e, MMUEXT_PIN_L1_TABLE, 511, mfn.maddr().get() | RO),
+        None => Verdict::Skipped("no frame of another domain in sight"),
     }),
     ("pin an L1 that maps itself writable", |e| {
         let entry = e.spare.maddr(0).get() | RW;
@@ -127,9 +101,7 @@ pub const ATTEMPTS: &[Attempt] = &[
         let entry = e.path[0].maddr().get() | RW;
         pin_filled(e, MMUEXT_PIN_L1_TABLE, 3, entry)
     }),
-    ("pin an L2 with a large page", |e| {
-        pin_filled(e, MMUEXT_PIN_L2_TABLE, 1, TABLE | PSE)
-    }),
+    ("pin an L2 with a large page", |e| pin_filled(e, MMUEXT_PIN_L2_TABLE, 1, TABLE | PSE)),
     ("pin an L3 that links to a data page it can write", |e| {
         let other = domain_rt::mem::alloc_pages(1).expect("a page");
         pin_filled(e, MMUEXT_PIN_L3_TABLE, 1, other.maddr(0).get() | TABLE)
@@ -138,36 +110,20 @@ pub const ATTEMPTS: &[Attempt] = &[
         let entry = e.spare.maddr(0).get() | TABLE;
         pin_filled(e, MMUEXT_PIN_L4_TABLE, 0, entry)
     }),
-    ("unpin what is not pinned", |e| {
-        expect_errno(pin(e, MMUEXT_UNPIN_TABLE, e.spare.mfn(0)))
-    }),
-    ("unpin a core frame", |e| {
-        expect_errno(pin(e, MMUEXT_UNPIN_TABLE, e.core_frame()))
-    }),
-    ("unpin another domain's frame", |e| {
-        foreign(e, |e, mfn| pin(e, MMUEXT_UNPIN_TABLE, mfn))
-    }),
-    ("take a data page as root", |e| {
-        expect_errno(pin(e, MMUEXT_NEW_BASEPTR, e.spare.mfn(0)))
-    }),
-    ("take its own L1 as root", |e| {
-        expect_errno(pin(e, MMUEXT_NEW_BASEPTR, e.path[3]))
-    }),
+    ("unpin what is not pinned", |e| expect_errno(pin(e, MMUEXT_UNPIN_TABLE, e.spare.mfn(0)))),
+    ("unpin a core frame", |e| expect_errno(pin(e, MMUEXT_UNPIN_TABLE, e.core_frame()))),
+    ("unpin another domain's frame", |e| foreign(e, |e, mfn| pin(e, MMUEXT_UNPIN_TABLE, mfn))),
+    ("take a data page as root", |e| expect_errno(pin(e, MMUEXT_NEW_BASEPTR, e.spare.mfn(0)))),
+    ("take its own L1 as root", |e| expect_errno(pin(e, MMUEXT_NEW_BASEPTR, e.path[3]))),
     ("take another domain's frame as root", |e| {
         foreign(e, |e, mfn| pin(e, MMUEXT_NEW_BASEPTR, mfn))
     }),
     ("take a core frame as user root", |e| {
         expect_errno(pin(e, MMUEXT_NEW_USER_BASEPTR, e.core_frame()))
     }),
-    ("take a frame past the end as root", |e| {
-        expect_errno(pin(e, MMUEXT_NEW_BASEPTR, e.past_end))
-    }),
-    ("clear a core frame", |e| {
-        expect_errno(pin(e, MMUEXT_CLEAR_PAGE, e.core_frame()))
-    }),
-    ("clear its own L1", |e| {
-        expect_errno(pin(e, MMUEXT_CLEAR_PAGE, e.path[3]))
-    }),
+    ("take a frame past the end as root", |e| expect_errno(pin(e, MMUEXT_NEW_BASEPTR, e.past_end))),
+    ("clear a core frame", |e| expect_errno(pin(e, MMUEXT_CLEAR_PAGE, e.core_frame()))),
+    ("clear its own L1", |e| expect_errno(pin(e, MMUEXT_CLEAR_PAGE, e.path[3]))),
     ("copy a core frame to its own page", |e| {
         expect_errno(e.extended(
             MMUEXT_COPY_PAGE,
