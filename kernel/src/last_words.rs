@@ -85,11 +85,7 @@ pub fn fault(regs: &UserRegs) -> ! {
         let _ = writeln!(
             Uart,
             "\n*** {}: vector {} code {:#x} address {:016x}",
-            if regs.entry_vector == NMI {
-                "stopped by an NMI"
-            } else {
-                "core fault"
-            },
+            if regs.entry_vector == NMI { "stopped by an NMI" } else { "core fault" },
             regs.entry_vector,
             regs.error_code,
             arch::fault_address()

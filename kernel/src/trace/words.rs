@@ -38,11 +38,7 @@ pub fn registers(out: &mut impl Write, regs: &UserRegs) -> fmt::Result {
         "r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}",
         regs.r9, regs.r10, regs.r11, regs.r12
     )?;
-    writeln!(
-        out,
-        "r13 {:016x} r14 {:016x} r15 {:016x}",
-        regs.r13, regs.r14, regs.r15
-    )
+    writeln!(out, "r13 {:016x} r14 {:016x} r15 {:016x}", regs.r13, regs.r14, regs.r15)
 }
 
 /// Says why a domain is ended, with the registers of the vCPU that broke it.
@@ -52,11 +48,7 @@ pub fn guest_registers(caller: Caller, vcpu: &Vcpu, why: &str) {
         Mode::User => "user",
     };
     // The UART takes everything.
-    let _ = writeln!(
-        Uart,
-        "\n{}{} in {mode} mode: {why}",
-        caller.dom, caller.vcpu
-    );
+    let _ = writeln!(Uart, "\n{}{} in {mode} mode: {why}", caller.dom, caller.vcpu);
     let _ = registers(&mut Uart, vcpu.regs());
     let _ = writeln!(
         Uart,
@@ -77,9 +69,7 @@ pub fn events(out: &mut impl Write, trace: &Trace) -> fmt::Result {
         "last events, {} entries, longest stay {} ns:",
         trace.entries, trace.longest_stay_ns
     )?;
-    trace
-        .last()
-        .try_for_each(|(at, event)| writeln!(out, "  {:>12} {event}", at.get()))
+    trace.last().try_for_each(|(at, event)| writeln!(out, "  {:>12} {event}", at.get()))
 }
 
 /// Bytes of the core's symbols (see [`SymbolEntry`]), by offset; `None` past the end.
@@ -123,9 +113,7 @@ pub fn address(
     base: u64,
 ) -> fmt::Result {
     write!(out, "  {address:016x}")?;
-    let offset = address
-        .checked_sub(base)
-        .and_then(|offset| u32::try_from(offset).ok());
+    let offset = address.checked_sub(base).and_then(|offset| u32::try_from(offset).ok());
     if let (Some(table), Some(offset)) = (table, offset)
         && let Some((symbol, distance)) = find_symbol(table, offset)
     {
@@ -166,14 +154,7 @@ mod tests {
     fn table() -> Vec<u8> {
         let mut bytes = vec![3, 0, 0, 0, 0, 0, 0, 0];
         for (offset, name_offset, name_bytes) in [(0x10, 0, 5), (0x40, 5, 3), (0x100, 8, 4)] {
-            bytes.extend_from_slice(
-                SymbolEntry {
-                    offset,
-                    name_offset,
-                    name_bytes,
-                }
-                .as_bytes(),
-            );
+            bytes.extend_from_slice(SymbolEntry { offset, name_offset, name_bytes }.as_bytes());
         }
         bytes.extend_from_slice(b"firsttwolast");
         bytes

@@ -50,13 +50,7 @@ fn machine() -> (Core, Caller) {
 }
 
 fn set_trap(core: &mut Core, caller: Caller, number: u8, flags: u8) {
-    let trap = TrapInfo {
-        vector: number,
-        flags,
-        cs: 0xe033,
-        _pad: 0,
-        address: HANDLER,
-    };
+    let trap = TrapInfo { vector: number, flags, cs: 0xe033, _pad: 0, address: HANDLER };
     core.vcpu_mut(caller).unwrap().guest.traps[usize::from(number)] = trap;
 }
 
@@ -83,10 +77,7 @@ fn an_exception_of_the_kernel_pushes_its_frame_below_the_aligned_stack() {
     // RPL cleared, IF set because events are not masked, TF kept in the frame and off in the handler.
     let want = [0xc, 0xb, 0x10, 0x1000, 0xe030, 0x302, STACK - 3, 0xe02b];
     assert_eq!(words::<8>(&core, caller, regs.rsp), want);
-    assert_eq!(
-        (regs.rip, regs.cs, regs.ss, regs.rflags),
-        (HANDLER, 0xe033, 0xe02b, 0x202)
-    );
+    assert_eq!((regs.rip, regs.cs, regs.ss, regs.rflags), (HANDLER, 0xe033, 0xe02b, 0x202));
     assert!(!event::is_upcall_masked(&core, core.vcpu(caller).unwrap()));
 }
 
@@ -97,10 +88,7 @@ fn a_trap_from_user_mode_uses_the_kernel_stack_and_masks_events_if_asked() {
     bounce::set_mode(core.vcpu_mut(caller).unwrap(), Mode::User);
     exception::inject(&mut core, caller, vector::INVALID_OPCODE, None);
     let vcpu = core.vcpu(caller).unwrap();
-    assert_eq!(
-        (vcpu.guest.mode, vcpu.regs().rsp),
-        (Mode::Kernel, STACK - 64 - 56)
-    );
+    assert_eq!((vcpu.guest.mode, vcpu.regs().rsp), (Mode::Kernel, STACK - 64 - 56));
     assert_eq!(words::<5>(&core, caller, STACK - 120)[3..], [0xe033, 0x302]);
     assert!(event::is_upcall_masked(&core, vcpu));
 }
@@ -112,10 +100,7 @@ fn a_masked_kernel_shows_its_mask_and_no_interrupt_flag() {
     set_trap(&mut core, caller, vector::BREAKPOINT, 0);
     exception::inject(&mut core, caller, vector::BREAKPOINT, None);
     let rsp = core.vcpu(caller).unwrap().regs().rsp;
-    assert_eq!(
-        words::<5>(&core, caller, rsp)[3..],
-        [0xe030 | 1 << 32, 0x102]
-    );
+    assert_eq!(words::<5>(&core, caller, rsp)[3..], [0xe030 | 1 << 32, 0x102]);
 }
 
 #[test]
@@ -123,12 +108,7 @@ fn a_domain_without_handler_or_stack_is_ended() {
     let (mut core, caller) = machine();
     exception::inject(&mut core, caller, vector::INVALID_OPCODE, None);
     assert!(is_crashed(&core, caller));
-    for stack in [
-        0xffff_8000_0000_1000,
-        0,
-        0x7000_0000_0000,
-        fixture::HOLE + 64,
-    ] {
+    for stack in [0xffff_8000_0000_1000, 0, 0x7000_0000_0000, fixture::HOLE + 64] {
         let (mut core, caller) = machine();
         set_trap(&mut core, caller, vector::INVALID_OPCODE, 0);
         core.vcpu_mut(caller).unwrap().regs_mut().rsp = stack;
@@ -157,10 +137,7 @@ fn iret_loads_the_frame_and_switches_to_user_mode() {
     let vcpu = core.vcpu(caller).unwrap();
     let regs = vcpu.regs();
     assert_eq!(vcpu.guest.mode, Mode::User);
-    assert_eq!(
-        (regs.rax, regs.r11, regs.rcx, regs.rip, regs.rsp),
-        (1, 2, 3, 0x4000, 0x9000)
-    );
+    assert_eq!((regs.rax, regs.r11, regs.rcx, regs.rip, regs.rsp), (1, 2, 3, 0x4000, 0x9000));
     // No I/O privilege, interrupts on in the processor; masked by the flag that was clear.
     assert_eq!((regs.cs, regs.ss, regs.rflags), (0x33, 0x2b, 0x203));
     assert!(event::is_upcall_masked(&core, vcpu));
@@ -174,15 +151,7 @@ fn iret_without_frame_or_user_table_ends_the_domain() {
     assert!(is_crashed(&core, caller));
 
     let (mut core, caller) = machine();
-    put(
-        &core,
-        caller,
-        page(2),
-        &IretContext {
-            cs: 3,
-            ..Default::default()
-        },
-    );
+    put(&core, caller, page(2), &IretContext { cs: 3, ..Default::default() });
     let vcpu = core.vcpu_mut(caller).unwrap();
     vcpu.regs_mut().rsp = page(2);
     vcpu.roots.user = None;
@@ -193,12 +162,7 @@ fn iret_without_frame_or_user_table_ends_the_domain() {
 #[test]
 fn forced_cpuid_and_msr_writes_are_done_for_the_kernel() {
     let (mut core, caller) = machine();
-    put(
-        &core,
-        caller,
-        0x1000,
-        &[0x0fu8, 0x0b, 0x78, 0x65, 0x6e, 0x0f, 0xa2],
-    );
+    put(&core, caller, 0x1000, &[0x0fu8, 0x0b, 0x78, 0x65, 0x6e, 0x0f, 0xa2]);
     core.vcpu_mut(caller).unwrap().regs_mut().rax = 0x4000_0000;
     assert!(emulate::forced(&mut core, caller));
     let regs = *core.vcpu(caller).unwrap().regs();
@@ -209,10 +173,7 @@ fn forced_cpuid_and_msr_writes_are_done_for_the_kernel() {
     let regs = core.vcpu_mut(caller).unwrap().regs_mut();
     (regs.rcx, regs.rax, regs.rdx) = (0xc000_0101, 0x1234, 0);
     assert!(emulate::privileged(&mut core, caller));
-    assert_eq!(
-        (arch::read_gs_base(), core.vcpu(caller).unwrap().regs().rip),
-        (0x1234, 0x1009)
-    );
+    assert_eq!((arch::read_gs_base(), core.vcpu(caller).unwrap().regs().rip), (0x1234, 0x1009));
 }
 
 #[test]
@@ -275,10 +236,8 @@ fn a_system_call_without_callback_is_an_invalid_opcode() {
 #[test]
 fn an_event_is_delivered_on_the_way_out_and_masks() {
     let (mut core, caller) = machine();
-    core.vcpu_mut(caller).unwrap().guest.event = context::Callback {
-        address: HANDLER,
-        mask_events: true,
-    };
+    core.vcpu_mut(caller).unwrap().guest.event =
+        context::Callback { address: HANDLER, mask_events: true };
     event::mark_everything(&core, core.cpus[0].current.unwrap());
     core.vcpu_mut(caller).unwrap().regs_mut().entry_vector = super::ENTRY_SYSCALL;
     core.vcpu_mut(caller).unwrap().regs_mut().rax = nr::XEN_VERSION;
@@ -293,11 +252,7 @@ fn an_event_is_delivered_on_the_way_out_and_masks() {
 #[test]
 fn a_batch_goes_on_after_errors_and_does_not_nest() {
     let (mut core, caller) = machine();
-    let entry = |op, arg| MulticallEntry {
-        op,
-        args: [arg, 0, 0, 0, 0, 0],
-        ..Default::default()
-    };
+    let entry = |op, arg| MulticallEntry { op, args: [arg, 0, 0, 0, 0, 0], ..Default::default() };
     let calls = [
         entry(nr::XEN_VERSION, 7),
         entry(99, 0),
@@ -305,83 +260,38 @@ fn a_batch_goes_on_after_errors_and_does_not_nest() {
         entry(nr::XEN_VERSION, 0),
     ];
     put(&core, caller, page(4), &calls);
-    assert_eq!(
-        call(&mut core, caller, nr::MULTICALL, [page(4), 4, 0]),
-        Outcome::Done(0)
-    );
+    assert_eq!(call(&mut core, caller, nr::MULTICALL, [page(4), 4, 0]), Outcome::Done(0));
     let results = calls
         .iter()
         .enumerate()
         .map(|(n, _)| get::<MulticallEntry>(&core, caller, page(4) + 64 * n as u64).result as i64);
     assert!(results.eq([4096, -38, -22, (4 << 16) | 17]));
-    assert_eq!(
-        call(&mut core, caller, nr::MULTICALL, [fixture::HOLE, 1, 0]),
-        Errno::EFAULT.into()
-    );
+    assert_eq!(call(&mut core, caller, nr::MULTICALL, [fixture::HOLE, 1, 0]), Errno::EFAULT.into());
 }
 
 #[test]
 fn a_long_batch_stops_for_others_and_goes_on() {
     let (mut core, caller) = machine();
-    let entry = MulticallEntry {
-        op: nr::XEN_VERSION,
-        ..Default::default()
-    };
+    let entry = MulticallEntry { op: nr::XEN_VERSION, ..Default::default() };
     put(&core, caller, page(4), &[entry; 100]);
     let Outcome::Again([at, left, ..]) = call(&mut core, caller, nr::MULTICALL, [page(4), 100, 0])
     else {
         panic!("a hundred calls are more than one stay")
     };
     assert_eq!(at - page(4), 64 * (100 - left));
-    assert_eq!(
-        call(&mut core, caller, nr::MULTICALL, [at, left, 0]),
-        Outcome::Done(0)
-    );
+    assert_eq!(call(&mut core, caller, nr::MULTICALL, [at, left, 0]), Outcome::Done(0));
 }
 
 #[test]
 fn tables_and_callbacks_in_the_hole_are_refused() {
     let (mut core, caller) = machine();
     let hole = 0xffff_8000_0000_0000;
-    put(
-        &core,
-        caller,
-        page(2),
-        &TrapInfo {
-            vector: 3,
-            flags: 0,
-            cs: 0,
-            _pad: 0,
-            address: hole,
-        },
-    );
-    assert_eq!(
-        call(&mut core, caller, nr::SET_TRAP_TABLE, [page(2), 0, 0]),
-        Errno::EINVAL.into()
-    );
-    put(
-        &core,
-        caller,
-        page(2),
-        &CallbackRegister {
-            kind: 0,
-            flags: 0,
-            _pad: 0,
-            address: hole,
-        },
-    );
-    assert_eq!(
-        call(&mut core, caller, nr::CALLBACK_OP, [0, page(2), 0]),
-        Errno::EINVAL.into()
-    );
-    assert_eq!(
-        call(&mut core, caller, nr::SET_CALLBACKS, [0, hole, 0]),
-        Errno::EINVAL.into()
-    );
-    assert_eq!(
-        call(&mut core, caller, nr::SET_TRAP_TABLE, [hole, 0, 0]),
-        Errno::EFAULT.into()
-    );
+    put(&core, caller, page(2), &TrapInfo { vector: 3, flags: 0, cs: 0, _pad: 0, address: hole });
+    assert_eq!(call(&mut core, caller, nr::SET_TRAP_TABLE, [page(2), 0, 0]), Errno::EINVAL.into());
+    put(&core, caller, page(2), &CallbackRegister { kind: 0, flags: 0, _pad: 0, address: hole });
+    assert_eq!(call(&mut core, caller, nr::CALLBACK_OP, [0, page(2), 0]), Errno::EINVAL.into());
+    assert_eq!(call(&mut core, caller, nr::SET_CALLBACKS, [0, hole, 0]), Errno::EINVAL.into());
+    assert_eq!(call(&mut core, caller, nr::SET_TRAP_TABLE, [hole, 0, 0]), Errno::EFAULT.into());
 }
 
 #[test]
@@ -390,11 +300,7 @@ fn a_gdt_holds_its_frame_until_it_is_replaced() {
     let frame = fixture::frame_at(&core, caller, page(5));
     put(&core, caller, page(6), &frame.get());
     let set = |core: &mut Core, entries| call(core, caller, nr::SET_GDT, [page(6), entries, 0]);
-    assert_eq!(
-        set(&mut core, 16),
-        Errno::EINVAL.into(),
-        "it is mapped writable"
-    );
+    assert_eq!(set(&mut core, 16), Errno::EINVAL.into(), "it is mapped writable");
     assert_eq!(set(&mut core, 7169), Errno::EINVAL.into());
     assert_eq!(set(&mut core, 0), Outcome::Done(0));
 
@@ -406,18 +312,9 @@ fn a_gdt_holds_its_frame_until_it_is_replaced() {
     assert_eq!(core.frames.mem().read_u64(at), 0x00af_fb00_0000_ffff);
     assert!(core.frames.get_writable(spare, caller.dom).is_err());
     let update = |core: &mut Core, value| {
-        call(
-            core,
-            caller,
-            nr::UPDATE_DESCRIPTOR,
-            [at.get() + 8, value, 0],
-        )
+        call(core, caller, nr::UPDATE_DESCRIPTOR, [at.get() + 8, value, 0])
     };
-    assert_eq!(
-        update(&mut core, 0x0000_8900_0000_0067),
-        Errno::EINVAL.into(),
-        "a task state"
-    );
+    assert_eq!(update(&mut core, 0x0000_8900_0000_0067), Errno::EINVAL.into(), "a task state");
     assert_eq!(update(&mut core, 0x00cf_9300_0000_ffff), Outcome::Done(0));
     assert_eq!(set(&mut core, 0), Outcome::Done(0));
     assert!(core.frames.get_writable(spare, caller.dom).is_ok());
