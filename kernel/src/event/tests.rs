@@ -389,7 +389,7 @@ fn reset_closes_everything_of_the_caller_in_steps() {
 #[test]
 fn what_is_not_offered_or_not_mapped_is_refused() {
     let (mut core, a, _) = machine();
-    for op in [EVTCHNOP_INIT_CONTROL, 12, 13, 14, 99, u64::MAX] {
+    for op in [EVTCHNOP_INIT_CONTROL, 12, 13, 14, 99, u64::MAX, 1 << 31] {
         let done = event_channel_op(&mut core, a, [op, page(1), 0, 0, 0, 0]);
         assert_eq!(done, Outcome::Done(Errno::ENOSYS.to_rax()), "{op}");
     }

@@ -29,7 +29,8 @@ const RESET_BUDGET: u32 = 256;
 pub fn event_channel_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     let [op, at, ..] = args;
     let at = GuestVa::new(at);
-    match op {
+    // An int: the upper half of the register says nothing.
+    match op & 0xffff_ffff {
         EVTCHNOP_RESET => return reset(core, caller, args),
         EVTCHNOP_SEND => send(core, caller, at),
         EVTCHNOP_UNMASK => unmask(core, caller, at),

@@ -37,7 +37,8 @@ const BATCH: u64 = 32;
 /// before in the array is done then.
 pub fn grant_table_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     let [op, at, count, ..] = args;
-    // The count is an unsigned int, and one that looks negative is refused.
+    // Both are ints: the upper half says nothing. A count that looks negative is refused.
+    let op = op & 0xffff_ffff;
     let count = count as u32;
     if count > i32::MAX as u32 {
         return Outcome::Done(Errno::EINVAL.to_rax());

@@ -27,7 +27,8 @@ const INSTEAD_NS: u64 = 100_000_000;
 pub fn sched_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     let [op, at, ..] = args;
     let at = GuestVa::new(at);
-    let done = match op {
+    // An int: the upper half of the register says nothing.
+    let done = match op & 0xffff_ffff {
         SCHEDOP_YIELD => {
             sched::yield_(core, caller);
             Ok(())

@@ -28,7 +28,7 @@ use bulkhead_abi::{
 /// operation's own.
 pub fn vcpu_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     let [op, vcpu, at, ..] = args;
-    // The argument is an int: the upper half of the register says nothing.
+    // Both are ints: the upper half of the register says nothing.
     let id = VcpuId::new(vcpu as u32);
     let at = GuestVa::new(at);
     let Some(incarnation) = core
@@ -40,7 +40,7 @@ pub fn vcpu_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
         return Outcome::Done(Errno::ENOENT.to_rax());
     };
     let who = VcpuRef { dom: caller.dom, vcpu: id, incarnation };
-    match op {
+    match op & 0xffff_ffff {
         VCPUOP_IS_UP => return Outcome::Done(is_up(core, who).into()),
         VCPUOP_INITIALISE => initialise(core, caller, who, at),
         VCPUOP_UP => up(core, who),

@@ -15,6 +15,8 @@ pub mod time;
 pub mod timer;
 
 #[cfg(test)]
+mod guest_tests;
+#[cfg(test)]
 mod tests;
 
 use crate::{
@@ -229,10 +231,11 @@ pub fn stop_timers(core: &mut Core, dom: DomId, vcpu: VcpuId) {
     set_periodic(core, dom, vcpu, None);
 }
 
-/// The run state as the guest sees it.
+/// The run state as the guest asks for it: with the time in the present state up to now.
 pub fn runstate_info(core: &mut Core, who: VcpuRef) -> Option<RunstateInfo> {
     let id = slot_of(core, who)?;
-    core.sched.slot(id).map(|slot| slot.times.info())
+    let times = &core.sched.slot(id)?.times;
+    Some(RunstateInfo { time: times.times_at(arch::now()), ..times.info() })
 }
 
 /// `SET_SCHED`: one vCPU, or all of a domain for `u32::MAX`.

@@ -22,6 +22,8 @@ pub mod table;
 pub mod track;
 
 #[cfg(test)]
+mod recount;
+#[cfg(test)]
 mod tests;
 
 use crate::{
