@@ -19,6 +19,9 @@ use kernel::{
 };
 use zerocopy::FromZeros;
 
+/// The vector by which somebody asks the core where it is.
+const NMI: u32 = 2;
+
 /// Frames of the backtrace.
 const DEPTH: usize = 32;
 
@@ -81,7 +84,8 @@ pub fn fault(regs: &UserRegs) -> ! {
     if is_first() {
         let _ = writeln!(
             Uart,
-            "\n*** core fault: vector {} code {:#x} address {:016x}",
+            "\n*** {}: vector {} code {:#x} address {:016x}",
+            if regs.entry_vector == NMI { "stopped by an NMI" } else { "core fault" },
             regs.entry_vector,
             regs.error_code,
             arch::fault_address()

@@ -12,6 +12,10 @@
 //!    another domain's frame (besides Dom0's foreign maps and device memory).
 //! 3. A frame goes back to the free list when its last general reference goes, never
 //!    before. Owning it counts as one (`ALLOCATED`).
+//! 4. A table that is half validated or half taken apart holds one reference to itself,
+//!    and its entries below a mark hold theirs; no live table refers to it.
+//! 5. A frame that changes its type or its owner is flushed from the TLB before any
+//!    guest runs again ([`frame::FrameTable::take_flush`]).
 //!
 //! The core never dereferences a guest's linear address: guest memory is reached by
 //! walking its tables in software ([`guest`]) and through the map of physical memory.

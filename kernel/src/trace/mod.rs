@@ -5,6 +5,7 @@
 pub mod words;
 
 use bulkhead_abi::{DomId, Ns, VcpuId};
+use core::fmt;
 
 /// Events kept.
 const KEPT: usize = 64;
@@ -33,6 +34,22 @@ pub enum Event {
     Interrupt {
         vector: u8,
     },
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Switch { dom, vcpu } => write!(f, "{dom}{vcpu} runs"),
+            Self::Idle => f.write_str("idle"),
+            Self::Hypercall { dom, number, first } => {
+                write!(f, "{dom} calls {number} ({first:#x}, ..)")
+            }
+            Self::Exception { dom, vector, rip } => {
+                write!(f, "{dom} exception {vector} at {rip:#x}")
+            }
+            Self::Interrupt { vector } => write!(f, "interrupt {vector:#x}"),
+        }
+    }
 }
 
 /// Counters and the last events.

@@ -69,7 +69,7 @@ pub fn events(out: &mut impl Write, trace: &Trace) -> fmt::Result {
         "last events, {} entries, longest stay {} ns:",
         trace.entries, trace.longest_stay_ns
     )?;
-    trace.last().try_for_each(|(at, event)| writeln!(out, "  {:>12} {event:?}", at.get()))
+    trace.last().try_for_each(|(at, event)| writeln!(out, "  {:>12} {event}", at.get()))
 }
 
 /// Bytes of the core's symbols (see [`SymbolEntry`]), by offset; `None` past the end.

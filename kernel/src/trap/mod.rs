@@ -14,6 +14,9 @@ pub mod emulate;
 pub mod entry;
 pub mod exception;
 
+#[cfg(test)]
+mod tests;
+
 /// DR6 with nothing reported.
 pub const DR6_RESET: u64 = 0xffff_0ff0;
 /// DR7 with nothing armed.

@@ -28,6 +28,7 @@ const REG_INITIAL: usize = 0x380;
 const REG_CURRENT: usize = 0x390;
 const REG_DIVIDE: usize = 0x3e0;
 const MASKED: u32 = 1 << 16;
+const DELIVER_NMI: u32 = 4 << 8;
 const TIMER_TSC_DEADLINE: u32 = 2 << 17;
 const DIVIDE_BY_1: u32 = 0b1011;
 
@@ -96,9 +97,10 @@ pub fn init() -> Result<(), &'static str> {
     unsafe { Msr::new(APIC_BASE).write(LOCAL_AT | 1 << 11 | 1 << 8) };
     local_write(REG_SPURIOUS, 1 << 8 | u32::from(SPURIOUS_VECTOR));
     local_write(REG_TPR, 0);
-    for register in [REG_LINT0, REG_LINT1, REG_ERROR] {
-        local_write(register, MASKED);
-    }
+    local_write(REG_LINT0, MASKED);
+    local_write(REG_ERROR, MASKED);
+    // The machine's NMI button makes the core say where it is, and stop.
+    local_write(REG_LINT1, DELIVER_NMI);
     start_timer();
 
     let io = DeviceWindow::map(Maddr::new(IO_AT), 0x1000).ok_or("window for the IOAPIC")?;
