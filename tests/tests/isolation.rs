@@ -147,13 +147,16 @@ fn the_death_of_a_driver_domain_under_load_stops_only_its_own_guests() {
     let text = r#"
 [driver.disk]
 kernel = "disk"
+[disk.tiny]
+image = "tiny.raw"
+size = "1M"
 [disk.large]
 image = "large.raw"
 size = "1G"
 [guest.victim]
 kernel = "disk-check"
 cmdline = "list=off"
-disks = ["large", { disk = "large", offset = "1M", size = "1000M" }]
+disks = ["tiny", "large"]
 [guest.spinner]
 kernel = "spin"
 memory = "16M"

@@ -54,7 +54,7 @@ pub enum EventError {
     NoMemory,
     /// Not the caller's to bind.
     NotYours { pirq: u32 },
-    /// Only Dom0 may do this for another domain.
+    /// Only Dom0 may do this.
     NotPermitted,
 }
 

@@ -285,10 +285,10 @@ fn a_virq_reaches_its_own_vcpu_until_the_port_is_closed() {
     quiet(&mut core, a);
     assert_eq!(raise_virq(&mut core, a.dom, Some(V1), VIRQ_TIMER), Wake::Nobody);
     assert_eq!(bind_virq(&mut core, a.dom, VIRQ_TIMER, V1), Ok(port));
-    let global = bind_virq(&mut core, a.dom, VIRQ_DOM_EXC, V0).unwrap();
-    let _ = raise_virq(&mut core, a.dom, None, VIRQ_DOM_EXC);
+    let global = bind_virq(&mut core, a.dom, VIRQ_CONSOLE, V0).unwrap();
+    let _ = raise_virq(&mut core, a.dom, None, VIRQ_CONSOLE);
     assert!(is_pending(&core, a.dom, global));
-    assert_eq!(raise_virq(&mut core, DomId::new(9), None, VIRQ_DOM_EXC), Wake::Nobody);
+    assert_eq!(raise_virq(&mut core, DomId::new(9), None, VIRQ_CONSOLE), Wake::Nobody);
 }
 
 #[test]
@@ -332,6 +332,9 @@ fn a_pirq_that_is_not_the_callers_is_refused_and_costs_no_port() {
 fn only_dom0_acts_for_others() {
     let (mut core, a, b) = machine();
     let dom0 = fixture::domain(&mut core, 0, 1);
+    let news = |core: &mut Core, dom| bind_virq(core, dom, VIRQ_DOM_EXC, V0).map(drop);
+    assert_eq!(news(&mut core, a.dom), Err(EventError::NotPermitted));
+    assert_eq!(news(&mut core, dom0.dom), Ok(()));
     let asked = AllocUnbound { dom: b.dom.get(), remote_dom: a.dom.get(), port: 0 };
     assert_eq!(call(&mut core, a, EVTCHNOP_ALLOC_UNBOUND, &asked), Err(Errno::EPERM));
     assert_eq!(call(&mut core, dom0, EVTCHNOP_ALLOC_UNBOUND, &asked), Ok(()));
