@@ -487,6 +487,7 @@ fn play(model: &mut Model, act: &Act) -> Result<u32, Errno> {
         Act::Ipi(_, v) if v >= 2 => Err(Errno::ENOENT),
         Act::Ipi(d, _) => Ok(open_in(model, d, Binding::Ipi) as u32),
         Act::Virq(_, q, v) if q > 1 && v > 0 => Err(Errno::EINVAL),
+        Act::Virq(_, VIRQ_DOM_EXC, _) => Err(Errno::EPERM),
         Act::Virq(_, _, v) if v >= 2 => Err(Errno::ENOENT),
         Act::Virq(..) => unreachable!("decided with the vCPUs, in the test"),
         Act::Close(d, p) => match at(model, d, p) {
@@ -537,7 +538,7 @@ proptest! {
         let mut virqs: Vec<(usize, u32, u32, u32)> = Vec::new();
         for act in &acts {
             let expected = match *act {
-                Act::Virq(d, q, v) if (q <= 1 || v == 0) && v < 2 => {
+                Act::Virq(d, q, v) if q != VIRQ_DOM_EXC && (q <= 1 || v == 0) && v < 2 => {
                     virqs.retain(|&(d, q, _, p)| model[d].get(p as usize) == Some(&Binding::Virq(q)));
                     if virqs.iter().any(|&(vd, vq, vv, _)| (vd, vq, vv) == (d, q, v)) {
                         Err(Errno::EEXIST)
