@@ -311,7 +311,8 @@ impl From<FrameError> for Errno {
     fn from(error: FrameError) -> Self {
         match error {
             FrameError::Busy { .. } => Self::EAGAIN,
-            FrameError::TooManyReferences { .. } => Self::EBUSY,
+            FrameError::TooManyReferences { .. } | FrameError::NotMappable { .. } => Self::EBUSY,
+            FrameError::NotDevice { .. } => Self::EPERM,
             FrameError::NoFrame { .. }
             | FrameError::NotOwner { .. }
             | FrameError::WrongType { .. }
