@@ -1,6 +1,8 @@
 //! Grants between test domains: marks and references, each refusal, and random sequences
 //! against an oracle that recounts everything from a list of mappings and the page tables.
 
+mod recount;
+
 use super::*;
 use crate::{
     domain::Incarnation,
