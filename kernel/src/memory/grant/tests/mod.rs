@@ -3,6 +3,8 @@
 
 mod recount;
 
+mod recount;
+
 use super::*;
 use crate::{
     domain::Incarnation,
@@ -161,6 +163,17 @@ fn a_mapped_frame_is_the_granters_frame() {
     assert_eq!(m.refs(m.granted(5)), before);
     assert!(m.core.guest(m.b).read::<u64>(GuestVa::new(HOLE)).is_err());
     assert_eq!(m.unmap(handle, HOLE), GNTST_BAD_HANDLE);
+}
+
+#[test]
+fn a_map_over_a_page_makes_the_processor_forget_the_page() {
+    let mut m = machine();
+    let gref = m.grant(5, 0);
+    m.core.cpus[0].flush = Default::default();
+    m.map(gref, HOLE, 0).unwrap();
+    assert_eq!(m.core.cpus[0].flush, crate::memory::flush::Flush::None);
+    m.map(gref, page(9), 0).unwrap();
+    assert_eq!(m.core.cpus[0].flush, crate::memory::flush::Flush::All);
 }
 
 #[test]
