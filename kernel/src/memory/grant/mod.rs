@@ -145,23 +145,13 @@ pub fn set_entry(
 /// still hold entries; they go with them, and no vCPU of it runs any more. Each mapping takes a step
 /// of `budget`.
 pub fn release_maps(core: &mut Core, dom: DomId, budget: &mut u32) -> Progress {
-    loop {
-        let Some(domain) = core.domains.get_mut(dom) else {
-            return Progress::Done;
-        };
-        let Some(tracks) = domain.grants.tracks.as_deref_mut() else {
-            return Progress::Done;
-        };
-        let Some(handle) = tracks.first_used() else {
-            break;
-        };
+    while let Some(handle) = map::tracks_mut(core, dom).and_then(Tracks::first_used) {
         if *budget == 0 {
             return Progress::More;
         }
         *budget -= 1;
-        if map::release(core, dom, handle).is_err() {
-            break;
-        }
+        // The handle is in use: there is nothing to refuse.
+        let _ = map::release(core, dom, handle);
     }
     if let Some(domain) = core.domains.get_mut(dom)
         && let Some(tracks) = domain.grants.tracks.take()
@@ -185,13 +175,13 @@ pub fn free_table(core: &mut Core, dom: DomId) {
     }
 }
 
-/// A frame of a granter that is in use: what must be given back.
+/// A frame that is in use: what must be given back.
 #[derive(Clone, Copy, Debug)]
 struct Use {
-    granter: DomId,
-    gref: Gref,
-    writable: bool,
     frame: Mfn,
+    writable: bool,
+    /// The entry that is marked, unless the frame is the user's own.
+    grant: Option<(DomId, Gref)>,
 }
 
 /// Takes a use of `gref` for `by`: entry marked, references held.
@@ -207,19 +197,35 @@ fn acquire(
     let domain = domain.ok_or(GrantError::NoDomain { dom: granter })?;
     let table = domain.grants.table.as_deref_mut().ok_or(GrantError::BadGref { gref })?;
     let frame = table.acquire(mem, gref, by, writable)?;
-    match take_frame(core, granter, frame, writable) {
-        Ok(()) => Ok(Use { granter, gref, writable, frame }),
-        Err(refused) => {
-            unmark(core, granter, gref, writable);
-            Err(refused)
+    let taken = take_frame(core, granter, frame, writable);
+    if taken.is_err() {
+        unmark(core, granter, gref, writable);
+    }
+    Ok(Use { grant: Some((granter, gref)), ..taken? })
+}
+
+/// Takes a use of a frame of `owner` by number.
+fn take_frame(
+    core: &mut Core,
+    owner: DomId,
+    frame: Mfn,
+    writable: bool,
+) -> Result<Use, GrantError> {
+    match core.frames.get_mapped(frame, owner, writable) {
+        Ok(()) => Ok(Use { frame, writable, grant: None }),
+        Err(FrameError::NoFrame { mfn } | FrameError::NotOwner { mfn, .. }) => {
+            Err(GrantError::BadFrame { mfn })
         }
+        Err(_) => Err(GrantError::NotWritable { mfn: frame }),
     }
 }
 
 /// Gives a use back.
 fn release_use(core: &mut Core, used: Use) {
-    drop_frame(core, used.frame, used.writable);
-    unmark(core, used.granter, used.gref, used.writable);
+    core.frames.put_mapped(used.frame, used.writable);
+    if let Some((granter, gref)) = used.grant {
+        unmark(core, granter, gref, used.writable);
+    }
 }
 
 fn unmark(core: &mut Core, granter: DomId, gref: Gref, writable: bool) {
@@ -227,27 +233,5 @@ fn unmark(core: &mut Core, granter: DomId, gref: Gref, writable: bool) {
     let table = core.domains.get_mut(granter).and_then(|domain| domain.grants.table.as_deref_mut());
     if let Some(table) = table {
         table.release(mem, gref, writable);
-    }
-}
-
-fn take_frame(core: &mut Core, owner: DomId, mfn: Mfn, writable: bool) -> Result<(), GrantError> {
-    let taken = if writable {
-        core.frames.get_writable(mfn, owner)
-    } else {
-        core.frames.get_page(mfn, owner)
-    };
-    taken.map_err(|refused| match refused {
-        FrameError::NoFrame { mfn } | FrameError::NotOwner { mfn, .. } => {
-            GrantError::BadFrame { mfn }
-        }
-        _ => GrantError::NotWritable { mfn },
-    })
-}
-
-fn drop_frame(core: &mut Core, mfn: Mfn, writable: bool) {
-    if writable {
-        core.frames.put_writable(mfn);
-    } else {
-        core.frames.put_page(mfn);
     }
 }

@@ -2,7 +2,11 @@
 //! own count of the uses of each entry, which it can not reach.
 
 use super::GrantError;
-use crate::memory::{frame::FrameTable, frame_box::FrameBox, phys::PhysMem};
+use crate::memory::{
+    frame::FrameTable,
+    frame_box::{FrameBox, frames_for},
+    phys::PhysMem,
+};
 use bulkhead_abi::{
     DomId, Gref, Maddr, Mfn, PAGE_SIZE,
     grant::{
@@ -61,17 +65,17 @@ impl Active {
     }
 }
 
-const ACTIVE_PER_CHUNK: usize = 256;
-type Chunk = FrameBox<[Active; ACTIVE_PER_CHUNK]>;
-const CHUNKS_PER_FRAME: usize = ENTRIES_PER_FRAME as usize / ACTIVE_PER_CHUNK;
+/// What the core knows of the entries in one frame.
+type Chunk = [Active; ENTRIES_PER_FRAME as usize];
+/// Frames that one more frame of entries takes.
+const FRAMES_PER_FRAME: u64 = 1 + frames_for::<Chunk>() as u64;
 
 /// A domain's table.
 pub struct Table {
-    frames: heapless::Vec<(Mfn, [Chunk; CHUNKS_PER_FRAME]), { MAX_FRAMES as usize }>,
+    frames: heapless::Vec<(Mfn, FrameBox<Chunk>), { MAX_FRAMES as usize }>,
 }
 
 const _: () = assert!(size_of::<Table>() <= PAGE_SIZE);
-const _: () = assert!(size_of::<[Active; ACTIVE_PER_CHUNK]>() <= PAGE_SIZE);
 
 impl Table {
     pub(super) const fn new() -> Self {
@@ -92,19 +96,14 @@ impl Table {
         if self.frames.is_full() {
             return None;
         }
-        let first = Chunk::new(frames, [Active::NONE; ACTIVE_PER_CHUNK])?;
-        let Some(second) = Chunk::new(frames, [Active::NONE; ACTIVE_PER_CHUNK]) else {
-            first.free(frames);
-            return None;
-        };
+        let chunk = FrameBox::new(frames, [Active::NONE; ENTRIES_PER_FRAME as usize])?;
         let Some(mfn) = frames.alloc_shared(dom) else {
-            first.free(frames);
-            second.free(frames);
+            chunk.free(frames);
             return None;
         };
         // There is room: looked at above.
-        let _ = self.frames.push((mfn, [first, second]));
-        Some(1 + CHUNKS_PER_FRAME as u64)
+        let _ = self.frames.push((mfn, chunk));
+        Some(FRAMES_PER_FRAME)
     }
 
     /// Where an entry is; `None` beyond the table.
@@ -115,9 +114,8 @@ impl Table {
     }
 
     fn active_mut(&mut self, gref: Gref) -> Option<&mut Active> {
-        let (_, chunks) = self.frames.get_mut((gref.get() / ENTRIES_PER_FRAME) as usize)?;
-        let n = (gref.get() % ENTRIES_PER_FRAME) as usize;
-        chunks.get_mut(n / ACTIVE_PER_CHUNK)?.get_mut(n % ACTIVE_PER_CHUNK)
+        let (_, chunk) = self.frames.get_mut((gref.get() / ENTRIES_PER_FRAME) as usize)?;
+        chunk.get_mut((gref.get() % ENTRIES_PER_FRAME) as usize)
     }
 
     /// Notes one more use of an entry by `by` and marks it; gives the frame, of which nothing is
@@ -158,10 +156,8 @@ impl Table {
     /// Takes one use back and clears the marks that the last one leaves. A use that is not
     /// there (the table is a new one) is none of ours.
     pub(super) fn release(&mut self, mem: PhysMem, gref: Gref, writable: bool) {
-        let Some(at) = self.entry_at(gref) else {
-            return;
-        };
-        let Some(active) = self.active_mut(gref) else {
+        let at = self.entry_at(gref);
+        let (Some(at), Some(active)) = (at, self.active_mut(gref)) else {
             return;
         };
         let count = if writable { &mut active.writers } else { &mut active.readers };
@@ -169,16 +165,9 @@ impl Table {
             return;
         };
         *count = less;
-        let mut cleared = 0;
-        if writable && less == 0 {
-            cleared |= GTF_WRITING;
-        }
-        if !active.is_used() {
-            cleared |= GTF_READING;
-        }
-        if cleared != 0 {
-            mem.fetch_and_u64(at, !u64::from(cleared));
-        }
+        let writing = if writable && less == 0 { GTF_WRITING } else { 0 };
+        let reading = if active.is_used() { 0 } else { GTF_READING };
+        mem.fetch_and_u64(at, !u64::from(reading | writing));
     }
 }
 
@@ -200,12 +189,10 @@ fn mark(mem: PhysMem, at: Maddr, check: impl Fn(Entry) -> bool, marks: u16) -> O
 /// Gives a table back; how many frames that was.
 pub(super) fn free(mut table: FrameBox<Table>, frames: &mut FrameTable) -> u64 {
     let mut given = 1;
-    while let Some((mfn, chunks)) = table.frames.pop() {
+    while let Some((mfn, chunk)) = table.frames.pop() {
         frames.free_shared(mfn);
-        given += 1 + CHUNKS_PER_FRAME as u64;
-        for chunk in chunks {
-            chunk.free(frames);
-        }
+        chunk.free(frames);
+        given += FRAMES_PER_FRAME;
     }
     table.free(frames);
     given
