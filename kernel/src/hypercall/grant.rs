@@ -7,10 +7,7 @@ use crate::{
     memory::grant::{self, GrantError, copy::copy, map, table::MAX_FRAMES},
     state::Caller,
 };
-use bulkhead_abi::{
-    DomId, Errno, GuestVa, Mfn,
-    grant::{self as nr, GNTST_OKAY},
-};
+use bulkhead_abi::{DomId, Errno, GuestVa, Mfn, grant as nr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Elements of a batch done in one stay in ring 0.
@@ -105,13 +102,13 @@ fn single<T: FromBytes + IntoBytes + Immutable>(
 }
 
 fn status_of<T>(result: Result<T, GrantError>) -> i16 {
-    result.map_or_else(GrantError::status, |_| GNTST_OKAY)
+    result.map_or_else(GrantError::status, |_| nr::GNTST_OKAY)
 }
 
 fn map_one(core: &mut Core, caller: Caller, asked: nr::MapGrantRef) -> nr::MapGrantRef {
     match map::map(core, caller, &asked) {
         Ok(map::Mapped { handle, frame }) => nr::MapGrantRef {
-            status: GNTST_OKAY,
+            status: nr::GNTST_OKAY,
             handle,
             dev_bus_addr: frame.maddr().get(),
             ..asked
@@ -165,7 +162,7 @@ fn set_up(core: &mut Core, caller: Caller, dom: DomId, asked: &nr::SetupTable) -
             return nr::GNTST_BAD_VIRT_ADDR;
         }
     }
-    GNTST_OKAY
+    nr::GNTST_OKAY
 }
 
 fn query_size(
@@ -177,7 +174,7 @@ fn query_size(
         Ok(dom) => nr::QuerySize {
             nr_frames: core.domains.get(dom).map_or(0, |domain| domain.grants.nr_frames()).max(1),
             max_nr_frames: MAX_FRAMES,
-            status: GNTST_OKAY,
+            status: nr::GNTST_OKAY,
             ..asked
         },
         Err(status) => nr::QuerySize { status, ..asked },
