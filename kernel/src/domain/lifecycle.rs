@@ -272,5 +272,5 @@ fn overhead(domain: &Domain) -> u64 {
     use crate::memory::frame_box::frames_for;
     let vcpus = domain.vcpus.iter().flatten().count();
     let own = frames_for::<Domain>() + vcpus * frames_for::<Vcpu>();
-    own as u64 + domain.memory.overhead_pages
+    own as u64 + domain.memory.overhead_pages + domain.grants.overhead()
 }

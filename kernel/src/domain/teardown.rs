@@ -11,6 +11,7 @@ use super::{
 use crate::{
     Core, arch, event,
     memory::{
+        frame::table::Budget,
         grant,
         teardown::{Progress, relinquish},
         update,
@@ -94,7 +95,10 @@ fn run(core: &mut Core, dom: DomId, wanted: Ending) -> Result<Progress, Errno> {
             }
             Phase::Ports => done(event::close_all(core, dom, &mut { BUDGET }), Phase::Maps),
             Phase::Maps => done(grant::release_maps(core, dom, &mut { BUDGET }), Phase::Memory),
-            Phase::Memory => done(relinquish(core, dom, usize::MAX), Phase::Structures),
+            Phase::Memory => {
+                let progress = relinquish(&mut core.frames, dom, &mut Budget::default());
+                done(progress, Phase::Structures)
+            }
             Phase::Structures => {
                 match state.ending {
                     Ending::Destroy => bury(core, dom),

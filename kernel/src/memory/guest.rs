@@ -12,6 +12,7 @@ use super::{
 };
 use crate::state::{Caller, Core};
 use bulkhead_abi::{Errno, GuestVa, Maddr, Mfn, PAGE_SIZE};
+use core::ops::Range;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// What is to be done with the memory.
@@ -128,33 +129,33 @@ impl<'a> GuestSpace<'a> {
 
     /// Copies from the guest.
     pub fn read_bytes(&self, va: GuestVa, out: &mut [u8]) -> Result<(), Fault> {
-        let mut done = 0;
-        while let Some(left) = out.get_mut(done..).filter(|left| !left.is_empty()) {
-            let (at, room) = self.span(va, done, Access::Read)?;
-            let count = left.len().min(room);
-            self.frames.mem().read_bytes(at, &mut left[..count]);
-            done += count;
-        }
-        Ok(())
+        let mem = self.frames.mem();
+        self.each_page(va, out.len(), Access::Read, |at, part| mem.read_bytes(at, &mut out[part]))
     }
 
     /// Copies to the guest. On a fault, pages before the faulting one have been written.
     pub fn write_bytes(&self, va: GuestVa, bytes: &[u8]) -> Result<(), Fault> {
-        let mut done = 0;
-        while let Some(left) = bytes.get(done..).filter(|left| !left.is_empty()) {
-            let (at, room) = self.span(va, done, Access::Write)?;
-            let count = left.len().min(room);
-            self.frames.mem().write_bytes(at, &left[..count]);
-            done += count;
-        }
-        Ok(())
+        let mem = self.frames.mem();
+        self.each_page(va, bytes.len(), Access::Write, |at, part| mem.write_bytes(at, &bytes[part]))
     }
 
-    /// Where `va + offset` is, and how many bytes of that page follow.
-    fn span(&self, va: GuestVa, offset: usize, access: Access) -> Result<(Maddr, usize), Fault> {
-        let at = va.get().checked_add(offset as u64).ok_or(Fault::NotGuest(va))?;
-        let at = GuestVa::new(at);
-        Ok((self.translate(at, access)?, PAGE_SIZE - at.offset()))
+    /// Runs `f` on where each page's part of `len` bytes from `va` on is.
+    fn each_page(
+        &self,
+        va: GuestVa,
+        len: usize,
+        access: Access,
+        mut f: impl FnMut(Maddr, Range<usize>),
+    ) -> Result<(), Fault> {
+        let mut done = 0;
+        while done < len {
+            let at = va.get().checked_add(done as u64).ok_or(Fault::NotGuest(va))?;
+            let at = GuestVa::new(at);
+            let end = len.min(done + PAGE_SIZE - at.offset());
+            f(self.translate(at, access)?, done..end);
+            done = end;
+        }
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use bulkhead_abi::{DomId, Errno, Mfn, memory::MAX_ORDER, mmu::M2P_INVALID};
 pub struct Reservation {
     /// Most frames it may own.
     pub max_pages: u64,
-    /// Frames of the core that hold its structures.
+    /// Frames of the core that hold its event channels.
     pub overhead_pages: u64,
 }
 

@@ -69,12 +69,9 @@ fn reserve_handle(core: &mut Core, dom: DomId) -> Result<(), GrantError> {
     if domain.grants.tracks.is_none() {
         let tracks = FrameBox::new(&mut core.frames, Tracks::new()).ok_or(GrantError::NoHandle)?;
         domain.grants.tracks = Some(tracks);
-        domain.memory.overhead_pages += 1;
     }
     let tracks = domain.grants.tracks.as_deref_mut().ok_or(GrantError::NoHandle)?;
-    let taken = tracks.reserve(&mut core.frames).ok_or(GrantError::NoHandle)?;
-    domain.memory.overhead_pages += taken;
-    Ok(())
+    tracks.reserve(&mut core.frames).ok_or(GrantError::NoHandle)
 }
 
 /// Undoes a map: the entry at `host_addr` (the same kind of address as the map was given) must still

@@ -47,6 +47,12 @@ impl GrantTable {
         self.tracks.as_deref().map_or(0, Tracks::in_use)
     }
 
+    /// Frames that both take, those that it shares with the domain included.
+    pub fn overhead(&self) -> u64 {
+        self.table.as_deref().map_or(0, Table::overhead)
+            + self.tracks.as_deref().map_or(0, Tracks::overhead)
+    }
+
     /// Frames of its table.
     pub fn nr_frames(&self) -> u32 {
         self.table.as_deref().map_or(0, Table::nr_frames)
@@ -107,11 +113,10 @@ pub fn grow(core: &mut Core, dom: DomId, nr_frames: u32) -> Result<u32, Errno> {
     if domain.grants.table.is_none() {
         let table = FrameBox::new(&mut core.frames, Table::new()).ok_or(Errno::ENOMEM)?;
         domain.grants.table = Some(table);
-        domain.memory.overhead_pages += 1;
     }
     let table = domain.grants.table.as_deref_mut().ok_or(Errno::ENOMEM)?;
     while table.nr_frames() < nr_frames {
-        domain.memory.overhead_pages += table.grow(&mut core.frames, dom).ok_or(Errno::ENOMEM)?;
+        table.grow(&mut core.frames, dom).ok_or(Errno::ENOMEM)?;
     }
     Ok(table.nr_frames())
 }
@@ -136,8 +141,9 @@ pub fn set_entry(
     grow(core, dom, 1)?;
     let table = core.domains.get(dom).and_then(|domain| domain.grants.table.as_deref());
     let at = table.and_then(|table| table.entry_at(gref)).ok_or(Errno::EINVAL)?;
-    let entry = table::Entry { flags: grant::GTF_PERMIT_ACCESS, domid: grantee.get(), frame };
-    core.frames.mem().write_u64(at, entry.word());
+    let flags = grant::GTF_PERMIT_ACCESS;
+    let entry = grant::GrantEntryV1 { flags, domid: grantee.get(), frame };
+    core.frames.mem().write_u64(at, zerocopy::transmute!(entry));
     Ok(())
 }
 
@@ -156,8 +162,7 @@ pub fn release_maps(core: &mut Core, dom: DomId, budget: &mut u32) -> Progress {
     if let Some(domain) = core.domains.get_mut(dom)
         && let Some(tracks) = domain.grants.tracks.take()
     {
-        let given = track::free(tracks, &mut core.frames);
-        domain.memory.overhead_pages = domain.memory.overhead_pages.saturating_sub(given);
+        track::free(tracks, &mut core.frames);
     }
     Progress::Done
 }
@@ -170,8 +175,7 @@ pub fn free_table(core: &mut Core, dom: DomId) {
     if let Some(domain) = core.domains.get_mut(dom)
         && let Some(table) = domain.grants.table.take()
     {
-        let given = table::free(table, &mut core.frames);
-        domain.memory.overhead_pages = domain.memory.overhead_pages.saturating_sub(given);
+        table::free(table, &mut core.frames);
     }
 }
 

@@ -10,7 +10,8 @@ use crate::memory::{
 use bulkhead_abi::{
     DomId, Gref, Maddr, Mfn, PAGE_SIZE,
     grant::{
-        ENTRIES_PER_FRAME, GTF_PERMIT_ACCESS, GTF_READING, GTF_READONLY, GTF_TYPE_MASK, GTF_WRITING,
+        ENTRIES_PER_FRAME, GTF_PERMIT_ACCESS, GTF_READING, GTF_READONLY, GTF_TYPE_MASK,
+        GTF_WRITING, GrantEntryV1,
     },
 };
 
@@ -19,29 +20,11 @@ pub const MAX_FRAMES: u32 = 64;
 /// How often an entry may change under our eyes before it is refused.
 const MAX_TRIES: u32 = 5;
 
-/// An entry as one word: read, checked and marked in one piece.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Entry {
-    pub flags: u16,
-    pub domid: u16,
-    pub frame: u32,
-}
-
-impl Entry {
-    pub const fn word(self) -> u64 {
-        self.flags as u64 | (self.domid as u64) << 16 | (self.frame as u64) << 32
-    }
-
-    const fn of(word: u64) -> Self {
-        Self { flags: word as u16, domid: (word >> 16) as u16, frame: (word >> 32) as u32 }
-    }
-
-    /// Whether it lets `by` use the frame so.
-    fn permits(self, by: DomId, writable: bool) -> bool {
-        self.flags & GTF_TYPE_MASK == GTF_PERMIT_ACCESS
-            && self.domid == by.get()
-            && !(writable && self.flags & GTF_READONLY != 0)
-    }
+/// Whether an entry lets `by` use the frame so.
+fn permits(entry: GrantEntryV1, by: DomId, writable: bool) -> bool {
+    entry.flags & GTF_TYPE_MASK == GTF_PERMIT_ACCESS
+        && entry.domid == by.get()
+        && !(writable && entry.flags & GTF_READONLY != 0)
 }
 
 const fn marks(writable: bool) -> u16 {
@@ -67,8 +50,6 @@ impl Active {
 
 /// What the core knows of the entries in one frame.
 type Chunk = [Active; ENTRIES_PER_FRAME as usize];
-/// Frames that one more frame of entries takes.
-const FRAMES_PER_FRAME: u64 = 1 + frames_for::<Chunk>() as u64;
 
 /// A domain's table.
 pub struct Table {
@@ -90,9 +71,13 @@ impl Table {
         self.frames.get(index as usize).map(|(mfn, _)| *mfn)
     }
 
-    /// Adds a frame of entries. Gives how many frames that took; `None`, with nothing taken,
-    /// without memory or room.
-    pub(super) fn grow(&mut self, frames: &mut FrameTable, dom: DomId) -> Option<u64> {
+    /// Frames of memory it takes.
+    pub(super) fn overhead(&self) -> u64 {
+        1 + u64::from(self.nr_frames()) * (1 + frames_for::<Chunk>() as u64)
+    }
+
+    /// Adds a frame of entries; `None`, with nothing taken, without memory or room.
+    pub(super) fn grow(&mut self, frames: &mut FrameTable, dom: DomId) -> Option<()> {
         if self.frames.is_full() {
             return None;
         }
@@ -103,7 +88,7 @@ impl Table {
         };
         // There is room: looked at above.
         let _ = self.frames.push((mfn, chunk));
-        Some(FRAMES_PER_FRAME)
+        Some(())
     }
 
     /// Where an entry is; `None` beyond the table.
@@ -139,9 +124,9 @@ impl Table {
         let count = if writable { &mut active.writers } else { &mut active.readers };
         let more = count.checked_add(1).ok_or(refused)?;
         if !is_used || (writable && active.writers == 0) {
-            let same = |entry: Entry| !is_used || entry.frame == frame;
+            let same = |entry: GrantEntryV1| !is_used || entry.frame == frame;
             let entry =
-                mark(mem, at, |entry| entry.permits(by, writable) && same(entry), marks(writable));
+                mark(mem, at, |entry| permits(entry, by, writable) && same(entry), marks(writable));
             active.frame = entry.ok_or(refused)?.frame;
             active.by = by.get();
         }
@@ -171,11 +156,17 @@ impl Table {
     }
 }
 
-/// Sets `marks` in an entry that passes `check`, unless it keeps changing meanwhile.
-fn mark(mem: PhysMem, at: Maddr, check: impl Fn(Entry) -> bool, marks: u16) -> Option<Entry> {
+/// Sets `marks` in an entry that passes `check`, unless it keeps changing meanwhile. It is read,
+/// checked and marked as one word.
+fn mark(
+    mem: PhysMem,
+    at: Maddr,
+    check: impl Fn(GrantEntryV1) -> bool,
+    marks: u16,
+) -> Option<GrantEntryV1> {
     for _ in 0..MAX_TRIES {
         let word = mem.read_u64(at);
-        let entry = Entry::of(word);
+        let entry = zerocopy::transmute!(word);
         if !check(entry) {
             return None;
         }
@@ -186,14 +177,11 @@ fn mark(mem: PhysMem, at: Maddr, check: impl Fn(Entry) -> bool, marks: u16) -> O
     None
 }
 
-/// Gives a table back; how many frames that was.
-pub(super) fn free(mut table: FrameBox<Table>, frames: &mut FrameTable) -> u64 {
-    let mut given = 1;
+/// Gives a table back.
+pub(super) fn free(mut table: FrameBox<Table>, frames: &mut FrameTable) {
     while let Some((mfn, chunk)) = table.frames.pop() {
         frames.free_shared(mfn);
         chunk.free(frames);
-        given += FRAMES_PER_FRAME;
     }
     table.free(frames);
-    given
 }

@@ -8,9 +8,8 @@ use crate::{
 use bulkhead_abi::{DomId, Gref, Maddr, Mfn, PAGE_SIZE};
 
 const PER_CHUNK: u32 = 102;
+/// A domain may have 25500 mappings at once.
 const CHUNKS: usize = 250;
-/// Most mappings a domain may have at once.
-pub const MAX_HANDLES: u32 = PER_CHUNK * CHUNKS as u32;
 
 /// One mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,11 +71,15 @@ impl Tracks {
         }
     }
 
-    /// Makes sure that the next [`Self::insert`] succeeds. Gives how many frames that took; `None` without
-    /// memory or with all handles in use.
-    pub(super) fn reserve(&mut self, frames: &mut FrameTable) -> Option<u64> {
+    /// Frames of memory they take.
+    pub(super) fn overhead(&self) -> u64 {
+        1 + self.chunks.len() as u64
+    }
+
+    /// Makes sure that the next [`Self::insert`] succeeds; `None` without memory or with all handles in use.
+    pub(super) fn reserve(&mut self, frames: &mut FrameTable) -> Option<()> {
         if self.free != END_OF_LIST {
-            return Some(0);
+            return Some(());
         }
         if self.chunks.is_full() {
             return None;
@@ -89,7 +92,7 @@ impl Tracks {
         // There is room: looked at above.
         let _ = self.chunks.push(FrameBox::new(frames, places)?);
         self.free = first;
-        Some(1)
+        Some(())
     }
 
     /// Handles that have memory.
@@ -131,14 +134,11 @@ impl Tracks {
     }
 }
 
-/// Gives the memory of the mappings back, of which none is left; how many frames that was.
-pub(super) fn free(mut tracks: FrameBox<Tracks>, frames: &mut FrameTable) -> u64 {
+/// Gives the memory of the mappings back, of which none is left.
+pub(super) fn free(mut tracks: FrameBox<Tracks>, frames: &mut FrameTable) {
     debug_assert_eq!(tracks.in_use, 0, "a mapping in use holds references");
-    let mut given = 1;
     while let Some(chunk) = tracks.chunks.pop() {
         chunk.free(frames);
-        given += 1;
     }
     tracks.free(frames);
-    given
 }

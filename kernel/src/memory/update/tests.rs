@@ -385,7 +385,7 @@ proptest! {
             world.frames.put_table(root);
         }
         let steps = u32::try_from(slice).unwrap();
-        while teardown::relinquish_frames(&mut world.frames, DOM, &mut Budget::new(steps)) == Progress::More {}
+        while teardown::relinquish(&mut world.frames, DOM, &mut Budget::new(steps)) == Progress::More {}
         prop_assert_eq!(world.frames.tot_pages(DOM), 0);
         prop_assert_eq!(world.frames.free_frames(), free);
     }
@@ -479,9 +479,7 @@ fn a_grant_goes_only_into_a_live_l1_of_the_mapper() {
 fn a_granted_page_outlives_its_owner_until_it_is_unmapped() {
     let mut world = World::new(9999, 9);
     let (at, frame) = granted(&mut world);
-    while teardown::relinquish_frames(&mut world.frames, OTHER, &mut Budget::new(3))
-        == Progress::More
-    {}
+    while teardown::relinquish(&mut world.frames, OTHER, &mut Budget::new(3)) == Progress::More {}
     assert_eq!(world.frames.owner(frame), Owner::Orphan);
     assert!(world.frames.get_page(frame, OTHER).is_err());
     let _ = grant_unmap(&mut world.frames, DOM, at, frame);

@@ -17,7 +17,7 @@ use bulkhead_abi::{
     grant::{
         CopyPtr, GNTCOPY_DEST_GREF, GNTCOPY_SOURCE_GREF, GNTMAP_CONTAINS_PTE, GNTMAP_HOST_MAP,
         GNTMAP_READONLY, GTF_PERMIT_ACCESS, GTF_READING, GTF_READONLY, GTF_WRITING, GrantCopy,
-        MapGrantRef,
+        GrantEntryV1, MapGrantRef,
     },
 };
 use proptest::prelude::*;
@@ -141,7 +141,8 @@ impl World {
                 let at = self.entry_at(d, gref as u32);
                 // A well-behaved granter: not while it is in use.
                 if Entry(mem.read_u64(at)).marks() == 0 {
-                    mem.write_u64(at, table::Entry { flags, domid, frame }.word());
+                    let entry = GrantEntryV1 { flags, domid, frame };
+                    mem.write_u64(at, zerocopy::transmute!(entry));
                 }
             }
             Act::Revoke(d, gref) => {
