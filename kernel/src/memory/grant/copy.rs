@@ -1,20 +1,20 @@
 //! Copying between a granted frame and one's own, or between two grants, without mapping.
 
-use super::{GrantError, Use, acquire, release_use, take_frame};
+use super::{Refusal, Use, acquire, release_use, take_frame};
 use crate::Core;
 use bulkhead_abi::{
     DomId, Gref, Maddr, Mfn, PAGE_SIZE,
-    grant::{CopyPtr, GNTCOPY_DEST_GREF, GNTCOPY_SOURCE_GREF, GrantCopy},
+    grant::{self as nr, CopyPtr, GrantCopy},
 };
 
 /// Copies `len` bytes within one frame each: one element of a `copy`.
 ///
-/// Errors: `BadRange`, `NotPermitted`, `NoDomain`, `BadGref`, `NotGranted`, `BadFrame`, `NotWritable`;
-/// on error nothing was copied.
-pub fn copy(core: &mut Core, caller: DomId, asked: &GrantCopy) -> Result<(), GrantError> {
+/// Errors: `BAD_COPY_ARG`, `PERMISSION_DENIED`, `BAD_DOMAIN`, `BAD_GNTREF`, `BAD_PAGE`,
+/// `GENERAL_ERROR`; on error nothing was copied.
+pub fn copy(core: &mut Core, caller: DomId, asked: &GrantCopy) -> Result<(), Refusal> {
     let GrantCopy { source, dest, len, flags, .. } = asked;
-    let from = End { ptr: source, is_gref: flags & GNTCOPY_SOURCE_GREF != 0 };
-    let to = End { ptr: dest, is_gref: flags & GNTCOPY_DEST_GREF != 0 };
+    let from = End { ptr: source, is_gref: flags & nr::GNTCOPY_SOURCE_GREF != 0 };
+    let to = End { ptr: dest, is_gref: flags & nr::GNTCOPY_DEST_GREF != 0 };
     from.check(*len)?;
     to.check(*len)?;
     let source = from.hold(core, caller, false)?;
@@ -41,18 +41,18 @@ struct End<'a> {
 }
 
 impl End<'_> {
-    fn check(&self, len: u16) -> Result<(), GrantError> {
+    fn check(&self, len: u16) -> Result<(), Refusal> {
         // A frame by number is the caller's, and that only as SELF.
         if !self.is_gref && DomId::new(self.ptr.domid) != DomId::SELF {
-            return Err(GrantError::NotPermitted);
+            return Err(nr::GNTST_PERMISSION_DENIED);
         }
         if usize::from(self.ptr.offset) + usize::from(len) > PAGE_SIZE {
-            return Err(GrantError::BadRange);
+            return Err(nr::GNTST_BAD_COPY_ARG);
         }
         Ok(())
     }
 
-    fn hold(&self, core: &mut Core, caller: DomId, writable: bool) -> Result<Use, GrantError> {
+    fn hold(&self, core: &mut Core, caller: DomId, writable: bool) -> Result<Use, Refusal> {
         if !self.is_gref {
             return take_frame(core, caller, Mfn::new(self.ptr.gref_or_gmfn), writable);
         }

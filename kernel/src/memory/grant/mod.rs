@@ -29,7 +29,7 @@ use crate::{
     domain::Life,
     memory::{frame::FrameError, frame_box::FrameBox, teardown::Progress},
 };
-use bulkhead_abi::{DomId, Errno, Gref, Mfn, grant};
+use bulkhead_abi::{DomId, Errno, Gref, Mfn, grant as nr};
 use table::{MAX_FRAMES, Table};
 use track::Tracks;
 
@@ -59,48 +59,16 @@ impl GrantTable {
     }
 }
 
-/// Why one grant operation of a batch is refused.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum GrantError {
-    /// No such domain, or it is going.
-    NoDomain { dom: DomId },
-    /// Beyond the granter's table, or flags that ask for nothing.
-    BadGref { gref: Gref },
-    /// The entry does not permit this, or keeps changing, or is in use by somebody else.
-    NotGranted { gref: Gref },
-    /// No such mapping.
-    BadHandle { handle: u32 },
-    /// The frame in the entry is not the granter's memory.
-    BadFrame { mfn: Mfn },
-    /// The frame is in use as something that may not be written.
-    NotWritable { mfn: Mfn },
-    /// The entry to be written or cleared is not there, or does not map the frame.
-    BadAddress,
-    /// No memory for more handles, or too many of them.
-    NoHandle,
-    /// The range leaves the page.
-    BadRange,
-    /// A frame by number must be the caller's own.
-    NotPermitted,
-}
-
-impl GrantError {
-    /// `GNTST_*`, as Xen 4.17 chooses it.
-    pub const fn status(self) -> i16 {
-        match self {
-            Self::NoDomain { .. } => grant::GNTST_BAD_DOMAIN,
-            Self::BadGref { .. } => grant::GNTST_BAD_GNTREF,
-            Self::NotGranted { .. } | Self::NotWritable { .. } | Self::BadAddress => {
-                grant::GNTST_GENERAL_ERROR
-            }
-            Self::BadHandle { .. } => grant::GNTST_BAD_HANDLE,
-            Self::BadFrame { .. } => grant::GNTST_BAD_PAGE,
-            Self::NoHandle => grant::GNTST_NO_DEVICE_SPACE,
-            Self::BadRange => grant::GNTST_BAD_COPY_ARG,
-            Self::NotPermitted => grant::GNTST_PERMISSION_DENIED,
-        }
-    }
-}
+/// Why one grant operation of a batch is refused: `GNTST_*`, as Xen 4.17 chooses it.
+///
+/// `BAD_DOMAIN`: no such domain, or it is going. `BAD_GNTREF`: beyond the granter's table, or
+/// flags that ask for nothing. `BAD_HANDLE`: no such mapping. `BAD_PAGE`: the frame in the entry
+/// is not the granter's memory. `NO_DEVICE_SPACE`: no memory for more handles, or too many of
+/// them. `BAD_COPY_ARG`: the range leaves the page. `PERMISSION_DENIED`: a frame by number must be
+/// the caller's own. `GENERAL_ERROR`: the entry does not permit this, keeps changing, or is in use
+/// by somebody else; the frame is in use as something that may not be written; the entry to be
+/// written or cleared is not there, or does not map the frame.
+pub type Refusal = i16;
 
 /// Makes the table of `dom` at least `nr_frames` large and gives its size.
 ///
@@ -141,8 +109,8 @@ pub fn set_entry(
     grow(core, dom, 1)?;
     let table = core.domains.get(dom).and_then(|domain| domain.grants.table.as_deref());
     let at = table.and_then(|table| table.entry_at(gref)).ok_or(Errno::EINVAL)?;
-    let flags = grant::GTF_PERMIT_ACCESS;
-    let entry = grant::GrantEntryV1 { flags, domid: grantee.get(), frame };
+    let flags = nr::GTF_PERMIT_ACCESS;
+    let entry = nr::GrantEntryV1 { flags, domid: grantee.get(), frame };
     core.frames.mem().write_u64(at, zerocopy::transmute!(entry));
     Ok(())
 }
@@ -159,9 +127,8 @@ pub fn release_maps(core: &mut Core, dom: DomId, budget: &mut u32) -> Progress {
         // The handle is in use: there is nothing to refuse.
         let _ = map::release(core, dom, handle);
     }
-    if let Some(domain) = core.domains.get_mut(dom)
-        && let Some(tracks) = domain.grants.tracks.take()
-    {
+    let tracks = core.domains.get_mut(dom).and_then(|domain| domain.grants.tracks.take());
+    if let Some(tracks) = tracks {
         track::free(tracks, &mut core.frames);
     }
     Progress::Done
@@ -172,9 +139,8 @@ pub fn release_maps(core: &mut Core, dom: DomId, budget: &mut u32) -> Progress {
 ///
 /// Cost: a few steps per frame of the table, of which there are at most [`MAX_FRAMES`].
 pub fn free_table(core: &mut Core, dom: DomId) {
-    if let Some(domain) = core.domains.get_mut(dom)
-        && let Some(table) = domain.grants.table.take()
-    {
+    let table = core.domains.get_mut(dom).and_then(|domain| domain.grants.table.take());
+    if let Some(table) = table {
         table::free(table, &mut core.frames);
     }
 }
@@ -195,11 +161,11 @@ fn acquire(
     gref: Gref,
     by: DomId,
     writable: bool,
-) -> Result<Use, GrantError> {
+) -> Result<Use, Refusal> {
     let mem = core.frames.mem();
     let domain = core.domains.get_mut(granter).filter(|d| d.life != Life::Dying);
-    let domain = domain.ok_or(GrantError::NoDomain { dom: granter })?;
-    let table = domain.grants.table.as_deref_mut().ok_or(GrantError::BadGref { gref })?;
+    let domain = domain.ok_or(nr::GNTST_BAD_DOMAIN)?;
+    let table = domain.grants.table.as_deref_mut().ok_or(nr::GNTST_BAD_GNTREF)?;
     let frame = table.acquire(mem, gref, by, writable)?;
     let taken = take_frame(core, granter, frame, writable);
     if taken.is_err() {
@@ -209,18 +175,11 @@ fn acquire(
 }
 
 /// Takes a use of a frame of `owner` by number.
-fn take_frame(
-    core: &mut Core,
-    owner: DomId,
-    frame: Mfn,
-    writable: bool,
-) -> Result<Use, GrantError> {
+fn take_frame(core: &mut Core, owner: DomId, frame: Mfn, writable: bool) -> Result<Use, Refusal> {
     match core.frames.get_mapped(frame, owner, writable) {
         Ok(()) => Ok(Use { frame, writable, grant: None }),
-        Err(FrameError::NoFrame { mfn } | FrameError::NotOwner { mfn, .. }) => {
-            Err(GrantError::BadFrame { mfn })
-        }
-        Err(_) => Err(GrantError::NotWritable { mfn: frame }),
+        Err(FrameError::NoFrame { .. } | FrameError::NotOwner { .. }) => Err(nr::GNTST_BAD_PAGE),
+        Err(_) => Err(nr::GNTST_GENERAL_ERROR),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The granter's side: the frames of its table, which it writes at any time, and the core's
 //! own count of the uses of each entry, which it can not reach.
 
-use super::GrantError;
+use super::Refusal;
 use crate::memory::{
     frame::FrameTable,
     frame_box::{FrameBox, frames_for},
@@ -9,10 +9,7 @@ use crate::memory::{
 };
 use bulkhead_abi::{
     DomId, Gref, Maddr, Mfn, PAGE_SIZE,
-    grant::{
-        ENTRIES_PER_FRAME, GTF_PERMIT_ACCESS, GTF_READING, GTF_READONLY, GTF_TYPE_MASK,
-        GTF_WRITING, GrantEntryV1,
-    },
+    grant::{self as nr, ENTRIES_PER_FRAME, GTF_READING, GTF_WRITING, GrantEntryV1},
 };
 
 /// Most frames of one table: 32768 entries.
@@ -22,9 +19,9 @@ const MAX_TRIES: u32 = 5;
 
 /// Whether an entry lets `by` use the frame so.
 fn permits(entry: GrantEntryV1, by: DomId, writable: bool) -> bool {
-    entry.flags & GTF_TYPE_MASK == GTF_PERMIT_ACCESS
+    entry.flags & nr::GTF_TYPE_MASK == nr::GTF_PERMIT_ACCESS
         && entry.domid == by.get()
-        && !(writable && entry.flags & GTF_READONLY != 0)
+        && !(writable && entry.flags & nr::GTF_READONLY != 0)
 }
 
 const fn marks(writable: bool) -> u16 {
@@ -106,17 +103,17 @@ impl Table {
     /// Notes one more use of an entry by `by` and marks it; gives the frame, of which nothing is
     /// known but that the entry names it.
     ///
-    /// Errors: `BadGref`, `NotGranted`; nothing has changed then.
+    /// Errors: `BAD_GNTREF`, `GENERAL_ERROR`; nothing has changed then.
     pub(super) fn acquire(
         &mut self,
         mem: PhysMem,
         gref: Gref,
         by: DomId,
         writable: bool,
-    ) -> Result<Mfn, GrantError> {
-        let at = self.entry_at(gref).ok_or(GrantError::BadGref { gref })?;
-        let active = self.active_mut(gref).ok_or(GrantError::BadGref { gref })?;
-        let refused = GrantError::NotGranted { gref };
+    ) -> Result<Mfn, Refusal> {
+        let at = self.entry_at(gref).ok_or(nr::GNTST_BAD_GNTREF)?;
+        let active = self.active_mut(gref).ok_or(nr::GNTST_BAD_GNTREF)?;
+        let refused = nr::GNTST_GENERAL_ERROR;
         let (is_used, frame) = (active.is_used(), active.frame);
         if is_used && active.by != by.get() {
             return Err(refused);
