@@ -3,7 +3,6 @@
 
 use super::{
     bvt::{Account, Params, VirtTime},
-    line::Order,
     runstate::RunTimes,
 };
 use crate::{
@@ -11,7 +10,7 @@ use crate::{
     memory::{frame::FrameTable, frame_box::FrameBox},
     state::CpuId,
 };
-use bulkhead_abi::{Errno, Ns, PAGE_SIZE, Port};
+use bulkhead_abi::{Errno, Ns, PAGE_SIZE};
 
 const PER_CHUNK: usize = 16;
 const CHUNKS: usize = 63;
@@ -21,15 +20,6 @@ pub const MAX_SLOTS: usize = PER_CHUNK * CHUNKS - 8;
 /// A slot's number. Only the scheduler makes them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SlotId(u16);
-
-/// What a vCPU in `SCHEDOP_poll` waits for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Polling {
-    /// One port.
-    Port(Port),
-    /// Several: any event of its domain wakes it, and it looks for itself.
-    Any,
-}
 
 /// A timer that fires again and again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,12 +41,12 @@ pub struct Slot {
     pub(super) blocked: bool,
     /// Asked to let another go first, once.
     pub(super) yielded: bool,
-    pub(super) polling: Option<Polling>,
     pub(super) times: RunTimes,
     pub(super) dispatches: u64,
     pub(super) singleshot: Option<Ns>,
     pub(super) periodic: Option<Periodic>,
-    pub(super) poll_until: Option<Ns>,
+    /// When it wakes though nothing has happened.
+    pub(super) wake_at: Option<Ns>,
 }
 
 const _: () = assert!(size_of::<[Slot; PER_CHUNK]>() <= PAGE_SIZE);
@@ -70,12 +60,11 @@ impl Slot {
         eligible: false,
         blocked: false,
         yielded: false,
-        polling: None,
         times: RunTimes::new(Ns::new(0)),
         dispatches: 0,
         singleshot: None,
         periodic: None,
-        poll_until: None,
+        wake_at: None,
     };
 
     /// Whether it may be given the CPU.
@@ -90,25 +79,18 @@ impl Slot {
     /// The earliest of its timers.
     pub(super) fn deadline(&self) -> Option<Ns> {
         let periodic = self.periodic.map(|periodic| periodic.next);
-        [self.singleshot, periodic, self.poll_until].into_iter().flatten().min()
+        [self.singleshot, periodic, self.wake_at].into_iter().flatten().min()
     }
-}
 
-/// Least effective virtual time first.
-pub struct ByEffective;
-/// Earliest deadline first; those without one last.
-pub struct ByDeadline;
-
-impl Order for ByEffective {
-    fn before(a: &Slot, b: &Slot) -> bool {
-        a.effective_vt().before(b.effective_vt())
+    /// The order of a run queue: least effective virtual time first.
+    pub(super) fn runs_before(&self, other: &Self) -> bool {
+        self.effective_vt().before(other.effective_vt())
     }
-}
 
-impl Order for ByDeadline {
-    fn before(a: &Slot, b: &Slot) -> bool {
-        let key = |slot: &Slot| slot.deadline().map_or(u64::MAX, Ns::get);
-        key(a) < key(b)
+    /// The order of timers: earliest deadline first.
+    pub(super) fn due_before(&self, other: &Self) -> bool {
+        let key = |slot: &Self| slot.deadline().map_or(u64::MAX, Ns::get);
+        key(self) < key(other)
     }
 }
 
@@ -117,12 +99,13 @@ pub struct Slots {
     chunks: [Option<FrameBox<[Slot; PER_CHUNK]>>; CHUNKS],
 }
 
-impl Slots {
-    #[allow(clippy::new_without_default, reason = "a constant is what its users need")]
-    pub const fn new() -> Self {
+impl Default for Slots {
+    fn default() -> Self {
         Self { chunks: [const { None }; CHUNKS] }
     }
+}
 
+impl Slots {
     /// The slot, free or not; `None` if no frame holds it yet.
     pub fn get(&self, id: SlotId) -> Option<&Slot> {
         let index = usize::from(id.0);
