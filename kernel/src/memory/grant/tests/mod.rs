@@ -3,8 +3,6 @@
 
 mod recount;
 
-mod recount;
-
 use super::*;
 use crate::{
     domain::Incarnation,
