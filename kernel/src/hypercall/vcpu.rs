@@ -1,6 +1,6 @@
 //! `vcpu_op`: RDI = operation, RSI = vCPU of the caller's domain, RDX = its structure.
 
-use super::{Outcome, carry_out, sched::arm};
+use super::{Outcome, sched::arm};
 use crate::{
     Core, arch, domain::lifecycle, event, sched, sched::timer::MIN_PERIOD, state::Caller,
     trap::context,
@@ -23,46 +23,23 @@ pub fn vcpu_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
         return Errno::ENOENT.into();
     };
     match op & 0xffff_ffff {
-        nr::VCPUOP_IS_UP => Ok(is_up.into()),
-        op => operate(core, caller, op, whom, at).map(|()| 0),
-    }
-    .into()
-}
-
-fn operate(
-    core: &mut Core,
-    caller: Caller,
-    op: u64,
-    whom: Caller,
-    at: GuestVa,
-) -> Result<(), Errno> {
-    match op {
+        nr::VCPUOP_IS_UP => return Outcome::Done(is_up.into()),
         nr::VCPUOP_INITIALISE => initialise(core, caller, whom, at),
         nr::VCPUOP_UP => up(core, whom),
         nr::VCPUOP_DOWN => down(core, whom),
-        nr::VCPUOP_GET_RUNSTATE_INFO => {
-            let info = sched::runstate_info(core, whom)?;
-            Ok(core.guest(caller).write(at, &info)?)
-        }
-        nr::VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA => carry_out(core, caller, at, |core, area| {
-            register_runstate(core, caller, whom, GuestVa::new(area))
-        }),
-        nr::VCPUOP_REGISTER_VCPU_INFO => {
-            carry_out(core, caller, at, |core, asked| register_info(core, caller, whom, &asked))
-        }
-        nr::VCPUOP_SET_PERIODIC_TIMER => {
-            carry_out(core, caller, at, |core, period| set_periodic(core, whom, Ns::new(period)))
-        }
+        nr::VCPUOP_GET_RUNSTATE_INFO => get_runstate(core, caller, whom, at),
+        nr::VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA => show_runstate(core, caller, whom, at),
+        nr::VCPUOP_REGISTER_VCPU_INFO => move_info(core, caller, whom, at),
+        nr::VCPUOP_SET_PERIODIC_TIMER => set_periodic(core, caller, whom, at),
         nr::VCPUOP_STOP_PERIODIC_TIMER => sched::set_periodic(core, whom, None),
         nr::VCPUOP_SET_SINGLESHOT_TIMER | nr::VCPUOP_STOP_SINGLESHOT_TIMER if whom != caller => {
             Err(Errno::EINVAL)
         }
-        nr::VCPUOP_SET_SINGLESHOT_TIMER => {
-            carry_out(core, caller, at, |core, asked| set_singleshot(core, caller, &asked))
-        }
+        nr::VCPUOP_SET_SINGLESHOT_TIMER => set_singleshot(core, caller, at),
         nr::VCPUOP_STOP_SINGLESHOT_TIMER => sched::set_singleshot(core, caller, None),
         _ => Err(Errno::ENOSYS),
     }
+    .into()
 }
 
 /// Gives a vCPU its first context. Once only.
@@ -96,12 +73,14 @@ fn down(core: &mut Core, whom: Caller) -> Result<(), Errno> {
     Ok(())
 }
 
-fn register_runstate(
-    core: &mut Core,
-    caller: Caller,
-    whom: Caller,
-    area: GuestVa,
-) -> Result<(), Errno> {
+fn get_runstate(core: &mut Core, caller: Caller, whom: Caller, at: GuestVa) -> Result<(), Errno> {
+    let info = sched::runstate_info(core, whom)?;
+    Ok(core.guest(caller).write(at, &info)?)
+}
+
+/// Notes where a vCPU's run state is to be written from now on, and writes it.
+fn show_runstate(core: &mut Core, caller: Caller, whom: Caller, at: GuestVa) -> Result<(), Errno> {
+    let area = GuestVa::new(core.guest(caller).read(at)?);
     if !context::is_guest_address(area.get()) {
         return Err(Errno::EFAULT);
     }
@@ -114,13 +93,8 @@ fn register_runstate(
 }
 
 /// Moves a vCPU's `vcpu_info` to where the guest wants it. Once only; nothing pending is lost.
-fn register_info(
-    core: &mut Core,
-    caller: Caller,
-    whom: Caller,
-    asked: &nr::RegisterVcpuInfo,
-) -> Result<(), Errno> {
-    let new = info_address(asked)?;
+fn move_info(core: &mut Core, caller: Caller, whom: Caller, at: GuestVa) -> Result<(), Errno> {
+    let new = info_address(&core.guest(caller).read(at)?)?;
     let vcpu = core.vcpu(whom).ok_or(Errno::ENOENT)?;
     if vcpu.info_registered || (whom != caller && vcpu.online) {
         return Err(Errno::EINVAL);
@@ -152,20 +126,17 @@ fn info_address(asked: &nr::RegisterVcpuInfo) -> Result<Maddr, Errno> {
     Ok(Mfn::new(asked.mfn).maddr().plus(offset))
 }
 
-fn set_periodic(core: &mut Core, whom: Caller, period: Ns) -> Result<(), Errno> {
+fn set_periodic(core: &mut Core, caller: Caller, whom: Caller, at: GuestVa) -> Result<(), Errno> {
+    let period = Ns::new(core.guest(caller).read(at)?);
     if period < MIN_PERIOD || period.get() > i64::MAX as u64 {
         return Err(Errno::EINVAL);
     }
     sched::set_periodic(core, whom, Some(period))
 }
 
-fn set_singleshot(
-    core: &mut Core,
-    caller: Caller,
-    asked: &nr::SetSingleshotTimer,
-) -> Result<(), Errno> {
-    let now = arch::now();
-    let deadline = Ns::new(asked.timeout_abs_ns);
+fn set_singleshot(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
+    let asked: nr::SetSingleshotTimer = core.guest(caller).read(at)?;
+    let (deadline, now) = (Ns::new(asked.timeout_abs_ns), arch::now());
     if asked.flags & nr::VCPU_SSHOTTMR_FUTURE != 0 && deadline < now {
         return Err(Errno::ETIME);
     }

@@ -3,9 +3,8 @@
 //! the machine.
 
 use super::{
-    bvt::{Account, Params, VirtTime},
+    bvt::{Params, VirtTime},
     line::Line,
-    runstate::RunTimes,
     slot::{Slot, SlotId, Slots},
 };
 use crate::{
@@ -14,7 +13,7 @@ use crate::{
     state::{CpuId, MAX_CPUS},
 };
 use bulkhead_abi::{
-    DomId, Errno, Ns,
+    Errno, Ns,
     control::VcpuTimes,
     vcpu::{RUNSTATE_BLOCKED, RUNSTATE_OFFLINE, RUNSTATE_RUNNABLE, RUNSTATE_RUNNING},
 };
@@ -110,7 +109,7 @@ impl RunQueue {
         let rival = self.rival_of(slots, next).map(|(_, vt)| vt);
         let slot = slots.get(next)?;
         self.slice_end = slot.account.slice(&slot.params, rival).map(|slice| now.plus(slice));
-        Some(Decision { next: slot.owner, until: self.slice_end })
+        Some(Decision { next: Some(slot.owner), until: self.slice_end })
     }
 }
 
@@ -136,18 +135,10 @@ impl Scheduler {
     ///
     /// Errors: `ENOSPC` above [`super::slot::MAX_SLOTS`] vCPUs, `ENOMEM` without a frame for its slot.
     pub fn add(&mut self, frames: &mut FrameTable, who: VcpuRef, now: Ns) -> Result<SlotId, Errno> {
-        let id = self.slots.take(frames, who)?;
         // One CPU runs guests so far; with more, the least loaded one is chosen here.
         let cpu = CpuId(0);
-        if let (Some(slot), Some(queue)) = (self.slots.get_mut(id), self.queues.get(cpu.0)) {
-            slot.cpu = cpu;
-            slot.account = Account::new(queue.svt);
-            slot.times = RunTimes::new(now);
-            if who.dom == DomId::DOM0 {
-                slot.params = Params::DOM0;
-            }
-        }
-        Ok(id)
+        let svt = self.queues[cpu.0].svt;
+        self.slots.take(frames, Slot::new(who, cpu, svt, now))
     }
 
     /// Forgets a vCPU, its timers too. Like all that follow, gives the CPU that must choose anew.
@@ -257,10 +248,9 @@ impl Scheduler {
     pub fn times(&mut self, id: SlotId, now: Ns) -> Option<VcpuTimes> {
         let (_, _, slots) = self.queue_of(id, now)?;
         let slot = slots.get(id)?;
-        let owner = slot.owner?;
         Some(VcpuTimes {
-            domid: owner.dom.get(),
-            vcpu: owner.vcpu.get(),
+            domid: slot.owner.dom.get(),
+            vcpu: slot.owner.vcpu.get(),
             state: slot.times.info().state,
             time: slot.times.times_at(now),
             actual_vt: slot.account.actual_vt().get(),

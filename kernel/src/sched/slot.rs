@@ -10,12 +10,11 @@ use crate::{
     memory::{frame::FrameTable, frame_box::FrameBox},
     state::CpuId,
 };
-use bulkhead_abi::{Errno, Ns, PAGE_SIZE};
+use bulkhead_abi::{DomId, Errno, Ns, PAGE_SIZE};
 
+/// Most vCPUs on the machine.
+pub const MAX_SLOTS: usize = 1024;
 const PER_CHUNK: usize = 16;
-const CHUNKS: usize = 63;
-/// Most vCPUs on the machine: what lets a run queue fit one frame.
-pub const MAX_SLOTS: usize = PER_CHUNK * CHUNKS - 8;
 
 /// A slot's number. Only the scheduler makes them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,8 +29,7 @@ pub struct Periodic {
 
 /// One vCPU's share of the scheduler.
 pub struct Slot {
-    /// `None`: the slot is free.
-    pub(super) owner: Option<VcpuRef>,
+    pub(super) owner: VcpuRef,
     /// Where it runs.
     pub(super) cpu: CpuId,
     pub(super) params: Params,
@@ -49,23 +47,28 @@ pub struct Slot {
     pub(super) wake_at: Option<Ns>,
 }
 
-const _: () = assert!(size_of::<[Slot; PER_CHUNK]>() <= PAGE_SIZE);
+/// Slots in one frame; `None` where one is free.
+type Chunk = [Option<Slot>; PER_CHUNK];
+const _: () = assert!(size_of::<Chunk>() <= PAGE_SIZE);
 
 impl Slot {
-    const FREE: Self = Self {
-        owner: None,
-        cpu: CpuId(0),
-        params: Params::DEFAULT,
-        account: Account::new(VirtTime::new(0)),
-        eligible: false,
-        blocked: false,
-        yielded: false,
-        times: RunTimes::new(Ns::new(0)),
-        dispatches: 0,
-        singleshot: None,
-        periodic: None,
-        wake_at: None,
-    };
+    /// Of an offline vCPU that stands where the others are. Dom0 has parameters of its own.
+    pub(super) fn new(owner: VcpuRef, cpu: CpuId, svt: VirtTime, now: Ns) -> Self {
+        Self {
+            owner,
+            cpu,
+            params: if owner.dom == DomId::DOM0 { Params::DOM0 } else { Params::DEFAULT },
+            account: Account::new(svt),
+            eligible: false,
+            blocked: false,
+            yielded: false,
+            times: RunTimes::new(now),
+            dispatches: 0,
+            singleshot: None,
+            periodic: None,
+            wake_at: None,
+        }
+    }
 
     /// Whether it may be given the CPU.
     pub(super) const fn is_runnable(&self) -> bool {
@@ -96,48 +99,49 @@ impl Slot {
 
 /// All slots, in frames of the core taken on demand and kept.
 pub struct Slots {
-    chunks: [Option<FrameBox<[Slot; PER_CHUNK]>>; CHUNKS],
+    chunks: [Option<FrameBox<Chunk>>; MAX_SLOTS / PER_CHUNK],
 }
 
 impl Default for Slots {
     fn default() -> Self {
-        Self { chunks: [const { None }; CHUNKS] }
+        Self { chunks: [const { None }; MAX_SLOTS / PER_CHUNK] }
     }
 }
 
 impl Slots {
-    /// The slot, free or not; `None` if no frame holds it yet.
+    /// The slot, unless it is free.
     pub fn get(&self, id: SlotId) -> Option<&Slot> {
-        let index = usize::from(id.0);
-        self.chunks.get(index / PER_CHUNK)?.as_ref()?.get(index % PER_CHUNK)
+        let n = usize::from(id.0);
+        self.chunks.get(n / PER_CHUNK)?.as_ref()?.get(n % PER_CHUNK)?.as_ref()
     }
 
     pub fn get_mut(&mut self, id: SlotId) -> Option<&mut Slot> {
-        let index = usize::from(id.0);
-        self.chunks.get_mut(index / PER_CHUNK)?.as_mut()?.get_mut(index % PER_CHUNK)
+        self.place(id)?.as_mut()
     }
 
-    /// Takes a free slot for `owner`.
+    fn place(&mut self, id: SlotId) -> Option<&mut Option<Slot>> {
+        let n = usize::from(id.0);
+        self.chunks.get_mut(n / PER_CHUNK)?.as_mut()?.get_mut(n % PER_CHUNK)
+    }
+
+    /// Takes a free slot.
     ///
     /// Errors: `ENOSPC` when all are taken, `ENOMEM` when there is no frame for more.
-    pub fn take(&mut self, frames: &mut FrameTable, owner: VcpuRef) -> Result<SlotId, Errno> {
-        let id = (0..MAX_SLOTS as u16)
-            .map(SlotId)
-            .find(|&id| self.get(id).is_none_or(|slot| slot.owner.is_none()))
-            .ok_or(Errno::ENOSPC)?;
+    pub fn take(&mut self, frames: &mut FrameTable, slot: Slot) -> Result<SlotId, Errno> {
+        let mut free = (0..MAX_SLOTS as u16).map(SlotId).filter(|&id| self.get(id).is_none());
+        let id = free.next().ok_or(Errno::ENOSPC)?;
         let chunk = self.chunks.get_mut(usize::from(id.0) / PER_CHUNK).ok_or(Errno::ENOSPC)?;
         if chunk.is_none() {
-            *chunk = Some(FrameBox::new(frames, [Slot::FREE; PER_CHUNK]).ok_or(Errno::ENOMEM)?);
+            *chunk = FrameBox::new(frames, [const { None }; PER_CHUNK]);
         }
-        let slot = self.get_mut(id).ok_or(Errno::ENOMEM)?;
-        *slot = Slot { owner: Some(owner), ..Slot::FREE };
+        *self.place(id).ok_or(Errno::ENOMEM)? = Some(slot);
         Ok(id)
     }
 
     /// Makes a slot free. It must be in no line any more.
     pub fn release(&mut self, id: SlotId) {
-        if let Some(slot) = self.get_mut(id) {
-            *slot = Slot::FREE;
+        if let Some(place) = self.place(id) {
+            *place = None;
         }
     }
 }

@@ -64,7 +64,7 @@ impl Scheduler {
             periodic.next = now.plus(periodic.period.minus(Ns::new(late)));
             timer = true;
         }
-        let who = slot.owner?;
+        let who = slot.owner;
         self.arm(id);
         Some(Fired { who, timer, poll })
     }

@@ -366,7 +366,9 @@ proptest! {
     ) {
         let mut table = frames::table(64);
         let mut slots = Slots::default();
-        let ids: Vec<SlotId> = (0..40).map(|n| slots.take(&mut table, who(n)).unwrap()).collect();
+        let slot = |n| Slot::new(who(n), CPU, VirtTime::new(0), Ns::new(0));
+        let ids: Vec<SlotId> =
+            (0..40).map(|n| slots.take(&mut table, slot(n)).unwrap()).collect();
         let mut line = Line::new(Slot::due_before);
         let mut list = [None; 40];
         for (n, key) in ops {
