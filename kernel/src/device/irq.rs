@@ -15,7 +15,8 @@ use bulkhead_abi::{DomId, device::INTX};
 pub const FIRST_VECTOR: u8 = 0x30;
 /// Last of them.
 pub const LAST_VECTOR: u8 = 0xdf;
-const SLOTS: usize = (LAST_VECTOR - FIRST_VECTOR) as usize + 1;
+/// How many pirqs there are: each is its vector minus [`FIRST_VECTOR`].
+pub const SLOTS: usize = (LAST_VECTOR - FIRST_VECTOR) as usize + 1;
 /// pirqs below this are for ISA lines, by their number.
 const FIRST_FREE: usize = 16;
 /// The second serial port's line, Dom0's.
