@@ -15,8 +15,8 @@ use crate::{
     hypercall::page,
     memory::{
         frame::{
-            FrameTable,
-            table::{Budget, TableError, Walk},
+            self, FrameTable,
+            table::{Budget, Walk},
         },
         validate::Level,
     },
@@ -241,7 +241,7 @@ fn start(core: &mut Core, archive: &Archive, layout: &Layout, root: Mfn) -> Resu
 }
 
 /// Dom0 starts with a pinned root, as any domain does (ABI notes 1.6).
-fn pin(frames: &mut FrameTable, root: Mfn) -> Result<(), TableError> {
+fn pin(frames: &mut FrameTable, root: Mfn) -> frame::Result {
     let mut walk = Walk { budget: &mut Budget::default(), io: &|_| false };
     frames.pin(root, DOM0, Level::L4, &mut walk)
 }

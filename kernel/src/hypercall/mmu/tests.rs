@@ -157,7 +157,7 @@ fn dom0_fills_and_pins_the_tables_of_a_domain_it_builds() {
     assert_eq!(update(&mut core, dom0, &[(hole, 0)], SELF), 0);
     assert_eq!(extended(&mut core, dom0, &pin, SELF), no(Errno::EINVAL), "not Dom0's own");
     assert_eq!(extended(&mut core, dom0, &pin, 5), 0);
-    assert_eq!(core.frames.frame_type(table), FrameType::L1);
+    assert_eq!(core.frames.frame_type(table), FrameType::Table(Level::L1));
     assert_eq!(
         update(&mut core, dom0, &[(table.maddr().get() | nr::MMU_MACHPHYS_UPDATE, 99)], 5),
         0
@@ -272,9 +272,10 @@ fn a_long_batch_continues_and_counts_on() {
     assert_eq!(stays, 1);
     // Twenty empty tables take more than one stay to pin, and to unpin.
     let tables: Vec<Mfn> = (0..20).map(|_| spare(&mut core, caller.dom)).collect();
-    for (command, stop) in
-        [(nr::MMUEXT_PIN_L1_TABLE, FrameType::L1), (nr::MMUEXT_UNPIN_TABLE, FrameType::None)]
-    {
+    for (command, stop) in [
+        (nr::MMUEXT_PIN_L1_TABLE, FrameType::Table(Level::L1)),
+        (nr::MMUEXT_UNPIN_TABLE, FrameType::None),
+    ] {
         for (n, table) in tables.iter().enumerate() {
             let op = nr::MmuextOp { cmd: command, _pad: 0, arg1: table.get(), arg2: 0 };
             put(&core, caller, LIST + 24 * n as u64, &op);

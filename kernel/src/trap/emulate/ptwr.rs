@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Core,
-    memory::{frame::FrameType, update},
+    memory::{frame::FrameType, update, validate::Level},
     state::Caller,
 };
 use bulkhead_abi::{GuestVa, Maddr, Mfn, vcpu::UserRegs};
@@ -146,7 +146,7 @@ fn table_entry(core: &Core, caller: Caller, address: u64) -> Option<Maddr> {
     let at = update::l1_entry_of(&core.frames, root, GuestVa::new(address))?;
     let pte = core.frames.mem().read_u64(at);
     let mfn = Mfn::new(pte >> 12 & 0xff_ffff_ffff);
-    let is_table = pte & 1 != 0 && core.frames.frame_type(mfn) == FrameType::L1;
+    let is_table = pte & 1 != 0 && core.frames.frame_type(mfn) == FrameType::Table(Level::L1);
     is_table.then(|| Maddr::new(mfn.maddr().get() + (address & 0xff8)))
 }
 
