@@ -166,6 +166,13 @@ impl Line {
         Channel::notify(&self.channel);
     }
 
+    /// What the ring says when no answer came.
+    fn silence(&self) -> String {
+        let word = |offset| self.ring.load(offset);
+        let (events, answered) = (word(REQ_EVENT), word(RSP_PROD));
+        format!("no answer to {}: req_event {events}, rsp_prod {answered}", self.sent)
+    }
+
     fn slot(&self) -> usize {
         SLOTS + SLOT_BYTES * (self.sent % RING_SLOTS) as usize
     }
@@ -187,7 +194,7 @@ impl Line {
         let slot = self.slot();
         self.send(request);
         if !self.wait_for(self.sent).await {
-            return Err("no answer".into());
+            return Err(self.silence());
         }
         let mut response = RawResponse::new_zeroed();
         self.ring.copy_out(slot, response.as_mut_bytes());
@@ -342,7 +349,7 @@ async fn double_fetch(line: &mut Line) -> Found {
             line.ring.store(slot + 24, line.gref());
         }
         if !line.wait_for(line.sent).await {
-            return Err(format!("no answer in round {round}"));
+            return Err(format!("round {round}: {}", line.silence()));
         }
         let mut response = RawResponse::new_zeroed();
         line.ring.copy_out(slot, response.as_mut_bytes());
@@ -370,7 +377,7 @@ async fn double_fetch_indirect(line: &mut Line) -> Found {
             line.data.store(page + 12, 0x0700);
         }
         if !line.wait_for(line.sent).await {
-            return Err(format!("no answer in round {round}"));
+            return Err(format!("round {round}: {}", line.silence()));
         }
         let mut response = RawResponse::new_zeroed();
         line.ring.copy_out(slot, response.as_mut_bytes());
