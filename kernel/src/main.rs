@@ -10,18 +10,13 @@ use core::{fmt::Write, ops::Range};
 use kernel::{
     Core, arch,
     arch::machine::{apic, boot, boot::Handover, cpu, entry as stubs, paging, serial, tables},
-    device::Devices,
-    domain::{
-        DomainTable,
-        dom0::{self, Archive},
-    },
+    domain::dom0::{self, Archive},
     memory::{
         frame::{Frame, FrameTable},
         phys::PhysMem,
     },
-    sched::Scheduler,
-    state::{CpuId, CpuState},
-    trace::{Trace, words::Uart},
+    state::CpuId,
+    trace::words::Uart,
     trap::entry,
 };
 
@@ -123,15 +118,7 @@ fn build(handover: &Handover) -> Core {
         frames.free_frames() >> 8,
         arch::tsc_khz()
     );
-    Core {
-        frames,
-        domains: DomainTable::new(),
-        sched: Scheduler::default(),
-        devices: Devices::default(),
-        trace: Trace::new(),
-        console: Default::default(),
-        cpus: [const { CpuState::new() }; kernel::state::MAX_CPUS],
-    }
+    Core::new(frames)
 }
 
 /// Puts all RAM that is not in use on the free list.

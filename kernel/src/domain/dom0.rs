@@ -4,7 +4,7 @@
 //! validates the tables. What the header says is checked; what the pages hold is Dom0's affair.
 #![deny(unsafe_code)]
 
-use super::lifecycle::{self, Plan};
+use super::lifecycle;
 use crate::{
     Core,
     device::irq::COM2,
@@ -21,6 +21,7 @@ use crate::{
 use bulkhead_abi::{
     DomId, Errno, Maddr, Mfn, PAGE_SIZE, VcpuId,
     archive::{Header, MAGIC, Run, VERSION},
+    control::CreateDomain,
     start_info::StartInfo,
     vcpu::{VGCF_IN_KERNEL, VcpuGuestContext},
 };
@@ -120,12 +121,12 @@ impl Archive {
 /// Errors: `BadHeader`, `OutOfMemory`, `Refused`; there is no way on from there.
 pub fn build(core: &mut Core, archive: &Archive) -> Result<(), BootError> {
     let max_pages = archive.header.dom0_frames;
-    let plan = Plan { id: DOM0, max_vcpus: 1, max_pages, is_driver: false };
-    lifecycle::new_domain(core, plan).map_err(|e| BootError::Refused("domain", e))?;
+    let asked = CreateDomain { max_vcpus: 1, max_pages, ..Default::default() };
+    lifecycle::new_domain(core, DOM0, &asked).map_err(|e| BootError::Refused("domain", e))?;
     populate(&mut core.frames, archive)?;
     relocate(core, archive);
     core.frames.free_core(archive.start.mfn(), 1);
-    core.devices.irqs().assign_isa(DOM0, COM2);
+    core.devices.assign_isa(DOM0, COM2);
     start(core, archive)
 }
 
@@ -192,7 +193,7 @@ fn until_done<E: Into<Errno>>(
     loop {
         match step().map_err(Into::into) {
             Ok(()) => return Ok(()),
-            Err(Errno::ERESTART | Errno::EAGAIN) => {}
+            Err(Errno::EAGAIN) => {}
             Err(refused) => return Err(BootError::Refused(what, refused)),
         }
     }

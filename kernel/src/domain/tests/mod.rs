@@ -52,15 +52,7 @@ const STACK: u64 = 0x309;
 const SCRATCH: u64 = BASE + 0x20_2000;
 
 fn core() -> Core {
-    Core {
-        frames: fake::table(FRAMES),
-        domains: Default::default(),
-        sched: Default::default(),
-        devices: Default::default(),
-        trace: Default::default(),
-        console: Default::default(),
-        cpus: Default::default(),
-    }
+    Core::new(fake::table(FRAMES))
 }
 
 /// A run of frames longer than the largest block of the free list.
@@ -110,7 +102,7 @@ fn archive(core: &mut Core, change: impl Fn(&mut Header)) -> (Maddr, u64) {
     mem.write_bytes(byte((2 + START_INFO) * PAGE), info.as_bytes());
     let entry = |table: u64, index: u64, target: u64, flags: u64| {
         let table = (2 + TABLES.first + table) * PAGE;
-        mem.write_u64(byte(table + index * 8), target * PAGE | flags);
+        mem.write_u64(byte(table + index * 8), (target * PAGE) | flags);
     };
     let table = |n: u64| TABLES.first + n;
     for (level, index, below) in [(0, 511, 1), (1, 510, 2), (2, 0, 3), (2, 1, 4)] {
