@@ -161,6 +161,9 @@ disks = ["tiny", "large"]
 kernel = "spin"
 memory = "16M"
 cmdline = "seconds=12"
+[guest.witness]
+kernel = "spin"
+memory = "16M"
 "#;
     let run = Background::start(folder.path(), text);
     run.wait_for(|l| l.disks.iter().any(|d| d.written_bytes > 1 << 20).then_some(()));
@@ -171,6 +174,7 @@ cmdline = "seconds=12"
     });
     run.kill("victim");
     run.wait_for(|l| (l.core.free_frames > before + (60 << 8)).then_some(()));
+    run.kill("witness");
     let ran = run.finish();
     assert_eq!(domain(&ran, "spinner").exit, Some("poweroff"), "{}", ran.story());
     assert_eq!(domain(&ran, "disk").exit, Some("killed"), "{}", ran.story());

@@ -71,6 +71,10 @@ pub enum FrameError {
     BadDescriptor { mfn: Mfn },
     /// Pinned when it must not be, or the other way round.
     Pin { mfn: Mfn },
+    /// Memory that may not be mapped like this: somebody else's, or in use as something else.
+    NotMappable { mfn: Mfn },
+    /// No memory, and no frame of a device of the domain's.
+    NotDevice { mfn: Mfn },
 }
 
 bitflags! {

@@ -2,7 +2,7 @@
 #![deny(unsafe_code)]
 
 use super::frame::{FrameError, FrameTable};
-use crate::state::Core;
+use crate::{domain::Life, state::Core};
 use bulkhead_abi::{DomId, Errno, Mfn, memory::MAX_ORDER, mmu::M2P_INVALID};
 
 /// How much memory a domain may have. How much it has is
@@ -18,13 +18,12 @@ pub struct Reservation {
 /// Why a domain gets no more memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ReserveError {
+    /// Not there, or going.
     NoDomain,
     /// More than [`MAX_ORDER`].
     Order,
     /// It would own more than it may.
-    Limit {
-        max_pages: u64,
-    },
+    Limit { max_pages: u64 },
     /// The machine has no such block left.
     OutOfMemory,
 }
@@ -47,7 +46,8 @@ pub fn populate(
     order: u32,
     first_pfn: Option<u64>,
 ) -> Result<Mfn, ReserveError> {
-    let max_pages = core.domains.get(dom).ok_or(ReserveError::NoDomain)?.memory.max_pages;
+    let domain = core.domains.get(dom).filter(|domain| domain.life != Life::Dying);
+    let max_pages = domain.ok_or(ReserveError::NoDomain)?.memory.max_pages;
     allocate(&mut core.frames, dom, order, max_pages, first_pfn)
 }
 
@@ -116,6 +116,15 @@ mod tests {
             allocate(&mut frames, DOM, 0, 5, None),
             Err(ReserveError::Limit { max_pages: 5 })
         );
+    }
+
+    #[test]
+    fn a_dying_domain_gets_nothing() {
+        let mut core = crate::fixture::core();
+        let dom = crate::fixture::domain(&mut core, 3, 1).dom;
+        assert!(populate(&mut core, dom, 0, None).is_ok());
+        core.domains.get_mut(dom).unwrap().life = Life::Dying;
+        assert_eq!(populate(&mut core, dom, 0, None), Err(ReserveError::NoDomain));
     }
 
     #[test]

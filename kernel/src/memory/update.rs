@@ -231,7 +231,8 @@ pub enum PteTarget {
 const GNTMAP_AVAIL_SHIFT: u32 = 16;
 
 /// Makes an L1 entry of `mapper` map `frame`, which somebody granted it; gives the
-/// entry. It takes references of its own; whatever was mapped there before is dropped.
+/// entry. It takes references of its own; whatever was mapped there before is dropped, and
+/// the flush makes the processor forget it.
 ///
 /// The caller has checked the grant and holds references itself. `flags` are the
 /// `GNTMAP_*` of the call.
@@ -244,15 +245,15 @@ pub fn grant_map(
     frame: Mfn,
     writable: bool,
     flags: u32,
-) -> Result<Maddr, Errno> {
+) -> Result<(Maddr, Flush), Errno> {
     let frames = &mut core.frames;
     let at = match target {
         PteTarget::Va(va) => l1_entry_of(frames, l4, va).ok_or(Errno::EINVAL)?,
         PteTarget::Pte(at) if at.offset().is_multiple_of(8) => at,
         PteTarget::Pte(_) => return Err(Errno::EINVAL),
     };
-    map_granted(frames, mapper, at, frame, writable, flags)?;
-    Ok(at)
+    let flush = map_granted(frames, mapper, at, frame, writable, flags)?;
+    Ok((at, flush))
 }
 
 fn map_granted(
@@ -262,7 +263,7 @@ fn map_granted(
     frame: Mfn,
     writable: bool,
     flags: u32,
-) -> Result<(), Errno> {
+) -> Result<Flush, Errno> {
     if !is_live_l1_of(frames, at.mfn(), mapper) {
         return Err(Errno::EINVAL);
     }
@@ -270,9 +271,9 @@ fn map_granted(
     let avail = (u64::from(flags >> GNTMAP_AVAIL_SHIFT) << 9) & Pte::AVAIL;
     let rw = if writable { Pte::RW | Pte::DIRTY } else { 0 };
     let bits = Pte::PRESENT | Pte::ACCESSED | Pte::USER | Pte::GUEST_KERNEL | Pte::NX | rw | avail;
-    let old = store_plain(frames, at, |_| frame.maddr().get() | bits);
-    frames.drop_entry(Level::L1, Pte::new(old));
-    Ok(())
+    let old = Pte::new(store_plain(frames, at, |_| frame.maddr().get() | bits));
+    frames.drop_entry(Level::L1, old);
+    Ok(if old.is_present() { Flush::All } else { Flush::None })
 }
 
 /// Clears the entry that [`grant_map`] made, unless the mapper has put something else there, or
@@ -310,7 +311,8 @@ impl From<FrameError> for Errno {
     fn from(error: FrameError) -> Self {
         match error {
             FrameError::Busy { .. } => Self::EAGAIN,
-            FrameError::TooManyReferences { .. } => Self::EBUSY,
+            FrameError::TooManyReferences { .. } | FrameError::NotMappable { .. } => Self::EBUSY,
+            FrameError::NotDevice { .. } => Self::EPERM,
             FrameError::NoFrame { .. }
             | FrameError::NotOwner { .. }
             | FrameError::WrongType { .. }

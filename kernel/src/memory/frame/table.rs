@@ -195,14 +195,22 @@ impl FrameTable {
             Some(below) => self.get_table(mfn, owner, below, walk)?,
             None if !self.is_ram(mfn) => {
                 if !(walk.io)(mfn) {
-                    return Err(FrameError::NoFrame { mfn }.into());
+                    return Err(FrameError::NotDevice { mfn }.into());
                 }
             }
             None if stored.is_uncached() => return Err(broken(Rule::UncachedMemory)),
-            None if stored.is_writable() => self.get_writable(mfn, target)?,
-            None => self.get_page(mfn, target)?,
+            None => self.get_mapped(mfn, target, stored.is_writable())?,
         }
         Ok(stored)
+    }
+
+    /// Takes what an L1 entry holds of a page of `dom`.
+    fn get_mapped(&mut self, mfn: Mfn, dom: DomId, is_writable: bool) -> Result<(), FrameError> {
+        let taken = if is_writable { self.get_writable(mfn, dom) } else { self.get_page(mfn, dom) };
+        taken.map_err(|refused| match refused {
+            FrameError::Busy { .. } => refused,
+            _ => FrameError::NotMappable { mfn },
+        })
     }
 
     /// Drops what [`Self::take_entry`] took.

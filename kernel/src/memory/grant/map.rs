@@ -101,9 +101,12 @@ fn enter(
     used: &Use,
 ) -> Result<Maddr, GrantError> {
     let root = root_of(core, caller).ok_or(GrantError::BadAddress)?;
-    let target = asked.target();
-    update::grant_map(core, caller.dom, root, target, used.frame, used.writable, asked.flags)
-        .map_err(|_| GrantError::BadAddress)
+    let Use { frame, writable, .. } = *used;
+    let (pte, flush) =
+        update::grant_map(core, caller.dom, root, asked.target(), frame, writable, asked.flags)
+            .map_err(|_| GrantError::BadAddress)?;
+    core.request_flush(caller.cpu, flush);
+    Ok(pte)
 }
 
 fn root_of(core: &Core, caller: Caller) -> Option<Mfn> {

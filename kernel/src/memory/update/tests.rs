@@ -397,7 +397,7 @@ fn granted(world: &mut World) -> (Maddr, Mfn) {
     // What the grant table holds for the map itself.
     world.frames.get_writable(frame, OTHER).unwrap();
     let at = validate::entry_at(world.candidates[3], 250);
-    map_granted(&mut world.frames, DOM, at, frame, true, 0).unwrap();
+    assert_eq!(map_granted(&mut world.frames, DOM, at, frame, true, 0), Ok(Flush::None));
     (at, frame)
 }
 

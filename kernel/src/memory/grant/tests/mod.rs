@@ -164,6 +164,17 @@ fn a_mapped_frame_is_the_granters_frame() {
 }
 
 #[test]
+fn a_map_over_a_page_makes_the_processor_forget_the_page() {
+    let mut m = machine();
+    let gref = m.grant(5, 0);
+    m.core.cpus[0].flush = Default::default();
+    m.map(gref, HOLE, 0).unwrap();
+    assert_eq!(m.core.cpus[0].flush, crate::memory::flush::Flush::None);
+    m.map(gref, page(9), 0).unwrap();
+    assert_eq!(m.core.cpus[0].flush, crate::memory::flush::Flush::All);
+}
+
+#[test]
 fn a_map_says_where_the_frame_is() {
     let mut m = machine();
     let gref = m.grant(5, 0);
