@@ -3,8 +3,8 @@
 
 use super::CORE;
 use bulkhead_abi::{
-    Maddr, PAGE_SIZE,
-    archive::{CORE_BASE, EXIT_CORE_FAULT, Header},
+    Maddr,
+    archive::{CORE_BASE, EXIT_CORE_FAULT},
     vcpu::UserRegs,
 };
 use core::{
@@ -17,7 +17,6 @@ use kernel::{
     memory::phys::PhysMem,
     trace::words::{self, SymbolBytes, Uart},
 };
-use zerocopy::FromZeros;
 
 /// The vector by which somebody asks the core where it is.
 const NMI: u32 = 2;
@@ -51,26 +50,10 @@ fn read(mem: PhysMem, at: u64, out: &mut [u8]) {
     }
 }
 
-/// Remembers where the archive has the core's symbols; none if it says nonsense.
-pub fn find_symbols(mem: PhysMem, archive: &Range<u64>) {
-    let mut header = Header::new_zeroed();
-    if archive.end - archive.start < PAGE_SIZE as u64
-        || archive.end > mem.max_mfn() * PAGE_SIZE as u64
-    {
-        return;
-    }
-    read(mem, archive.start, zerocopy::IntoBytes::as_mut_bytes(&mut header));
-    let Some(end) = header.symbols_offset.checked_add(header.symbols_bytes) else {
-        return;
-    };
-    if header.symbols_bytes == 0 || end > archive.end - archive.start {
-        return;
-    }
-    *SYMBOLS.lock() = Some(Symbols {
-        mem,
-        at: archive.start + header.symbols_offset,
-        bytes: header.symbols_bytes,
-    });
+/// Remembers where the core's symbols are.
+pub fn set_symbols(mem: PhysMem, at: Range<Maddr>) {
+    let (at, end) = (at.start.get(), at.end.get());
+    *SYMBOLS.lock() = Some(Symbols { mem, at, bytes: end - at });
 }
 
 /// Whether somebody is speaking already: a fault in the last words ends them.

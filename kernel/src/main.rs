@@ -5,20 +5,18 @@
 
 mod last_words;
 
-use bulkhead_abi::{Maddr, Mfn, PAGE_SIZE, archive::Header, vcpu::UserRegs};
+use bulkhead_abi::{Maddr, Mfn, PAGE_SIZE, vcpu::UserRegs};
 use core::{fmt::Write, ops::Range};
 use kernel::{
     Core, arch,
     arch::machine::{apic, boot, boot::Handover, cpu, entry as stubs, paging, serial, tables},
-    device::Devices,
-    domain::{DomainTable, dom0},
+    domain::dom0::{self, Archive},
     memory::{
         frame::{Frame, FrameTable},
         phys::PhysMem,
     },
-    sched::Scheduler,
-    state::{CpuId, CpuState},
-    trace::{Trace, words::Uart},
+    state::CpuId,
+    trace::words::Uart,
     trap::entry,
 };
 
@@ -120,15 +118,7 @@ fn build(handover: &Handover) -> Core {
         frames.free_frames() >> 8,
         arch::tsc_khz()
     );
-    Core {
-        frames,
-        domains: DomainTable::new(),
-        sched: Scheduler::default(),
-        devices: Devices::default(),
-        trace: Trace::new(),
-        console: Default::default(),
-        cpus: [const { CpuState::new() }; kernel::state::MAX_CPUS],
-    }
+    Core::new(frames)
 }
 
 /// Puts all RAM that is not in use on the free list.
@@ -153,14 +143,17 @@ fn give_back(frames: &mut FrameTable, handover: &Handover, used: &[Range<u64>]) 
 fn start_dom0(core: &mut Core, handover: &Handover) {
     let devices = core.devices.scan();
     log::info!("{devices} PCI functions");
-    let Some(archive) = handover.archive.clone() else {
+    let Some(Range { start, end }) = handover.archive.clone() else {
         panic!("no boot archive: start with -initrd")
     };
-    last_words::find_symbols(core.frames.mem(), &archive);
-    if let Err(why) = dom0::build(core, Maddr::new(archive.start), archive.end - archive.start) {
+    let mem = core.frames.mem();
+    let built = Archive::open(mem, Maddr::new(start), end - start).and_then(|archive| {
+        last_words::set_symbols(mem, archive.symbols());
+        dom0::build(core, &archive)
+    });
+    if let Err(why) = built {
         panic!("no Dom0: {why:?}");
     }
-    const _: () = assert!(size_of::<Header>() <= PAGE_SIZE);
 }
 
 /// A trap from ring 3; the registers are saved. Gives those to go back with.
