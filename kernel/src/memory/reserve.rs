@@ -23,9 +23,7 @@ pub enum ReserveError {
     /// More than [`MAX_ORDER`].
     Order,
     /// It would own more than it may.
-    Limit {
-        max_pages: u64,
-    },
+    Limit { max_pages: u64 },
     /// The machine has no such block left.
     OutOfMemory,
 }

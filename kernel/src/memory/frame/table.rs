@@ -206,8 +206,7 @@ impl FrameTable {
 
     /// Takes what an L1 entry holds of a page of `dom`.
     fn get_mapped(&mut self, mfn: Mfn, dom: DomId, is_writable: bool) -> Result<(), FrameError> {
-        let taken =
-            if is_writable { self.get_writable(mfn, dom) } else { self.get_page(mfn, dom) };
+        let taken = if is_writable { self.get_writable(mfn, dom) } else { self.get_page(mfn, dom) };
         taken.map_err(|refused| match refused {
             FrameError::Busy { .. } => refused,
             _ => FrameError::NotMappable { mfn },

@@ -1,7 +1,6 @@
 //! Grants between test domains: marks and references, each refusal. [`recount`] has
 //! random sequences against an oracle.
 
-
 mod recount;
 
 use super::*;
