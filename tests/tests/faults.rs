@@ -44,7 +44,7 @@ fn run_with(script: &str) -> Ended {
     fs::write(&qemu, format!("#!/bin/sh\n{ARGUMENTS}{script}")).expect("written");
     fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).expect("ours");
     let set_up = folder.path().join("set-up.toml");
-    let text = "[machine]\nmemory = \"128M\"\n[guest.g]\nkernel = \"spin\"\nmemory = \"32M\"\n";
+    let text = "[machine]\nmemory = \"256M\"\n[guest.g]\nkernel = \"spin\"\nmemory = \"32M\"\n";
     fs::write(&set_up, text).expect("written");
     let mut path = OsString::from(folder.path());
     path.push(":");
@@ -62,7 +62,11 @@ fn run_with(script: &str) -> Ended {
     let report: serde_json::Value =
         serde_json::from_slice(&done.stdout).unwrap_or_else(|e| panic!("{e}\n{told}"));
     let text = |key: &str| report[key].as_str().unwrap_or_default().to_owned();
-    Ended { code: done.status.code(), outcome: text("outcome"), reason: text("reason") }
+    let reason = match text("reason") {
+        none if none.is_empty() => told.into_owned(),
+        reason => reason,
+    };
+    Ended { code: done.status.code(), outcome: text("outcome"), reason }
 }
 
 impl Ended {
