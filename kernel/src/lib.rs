@@ -17,6 +17,7 @@ pub mod device;
 pub mod domain;
 pub mod event;
 #[cfg(test)]
+#[path = "tests/fixture.rs"]
 pub mod fixture;
 pub mod hypercall;
 pub mod memory;

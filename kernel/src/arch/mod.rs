@@ -27,6 +27,7 @@ pub use machine::{
 };
 
 #[cfg(not(target_os = "none"))]
+#[path = "tests/fake.rs"]
 pub mod fake;
 #[cfg(not(target_os = "none"))]
 pub use fake::*;
