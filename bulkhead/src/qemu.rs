@@ -48,6 +48,9 @@ impl Options<'_> {
             add(flag, OsString::new());
         }
         add("-display", "none".into());
+        // Otherwise the firmware drives every disk to see whether it can boot from it, and
+        // the memory it takes for that may overlap the archive.
+        add("-boot", "strict=on".into());
         add("-kernel", self.core.into());
         add("-initrd", self.archive.into());
         add("-chardev", chardev("file,id=debug", self.debug_log));

@@ -30,9 +30,8 @@ type Failure = String;
 /// Serves the disk announced at `path` until it is over.
 pub async fn serve(context: &Context, path: &str) {
     let store = &context.store;
-    match serve_until_gone(context, path).await {
-        Ok(()) => log::info!("{path}: closed"),
-        Err(failure) => log::warn!("{path}: {failure}"),
+    if let Err(failure) = serve_until_gone(context, path).await {
+        log::warn!("{path}: {failure}");
     }
     if let Err(error) = say_closed(store, path).await {
         log::warn!("{path}: {error}");
@@ -65,9 +64,11 @@ async fn serve_until_gone(context: &Context, path: &str) -> Result<(), Failure> 
     };
     let mut goes_on = disk.announced.state == XENBUS_CONNECTED;
     loop {
-        let life = if goes_on { disk.take_up().await } else { disk.connect().await };
-        let Some(life) = life? else { return Ok(()) };
-        disk.stay(life).await?;
+        // What a front end did wrong ends this connection, not the disk.
+        match disk.serve_once(goes_on).await {
+            Ok(()) => log::info!("{path}: closed"),
+            Err(failure) => log::warn!("{path}: {failure}"),
+        }
         // The same folder may be used again, by a guest that boots anew.
         say_closed(store, path).await.map_err(text)?;
         if !disk.wait_for_return().await? {
@@ -109,6 +110,15 @@ struct Disk<'a> {
 }
 
 impl Disk<'_> {
+    /// One connection from its start, or from where an earlier life left it, to its end.
+    async fn serve_once(&self, goes_on: bool) -> Result<(), Failure> {
+        let life = if goes_on { self.take_up().await } else { self.connect().await };
+        match life? {
+            Some(life) => self.stay(life).await,
+            None => Ok(()),
+        }
+    }
+
     /// Offers the disk, waits for the front end and connects. `None` if that goes away.
     async fn connect(&self) -> Result<Option<Life>, Failure> {
         self.offer().await.map_err(text)?;

@@ -13,7 +13,7 @@ use bulkhead_abi::{
     DomId, Errno, Port, VcpuId,
     event::{
         EVTCHNSTAT_CLOSED, EVTCHNSTAT_INTERDOMAIN, EVTCHNSTAT_IPI, EVTCHNSTAT_PIRQ,
-        EVTCHNSTAT_UNBOUND, EVTCHNSTAT_VIRQ, NR_VIRQS, Status,
+        EVTCHNSTAT_UNBOUND, EVTCHNSTAT_VIRQ, NR_VIRQS, Status, VIRQ_DOM_EXC,
     },
 };
 
@@ -80,15 +80,19 @@ pub fn bind_interdomain(
     Ok((port, wake))
 }
 
-/// Binds a virtual interrupt. Global ones are bound on vCPU 0.
+/// Binds a virtual interrupt. Global ones are bound on vCPU 0; news of other domains is
+/// for Dom0 only.
 ///
-/// Errors: `BadVirq`, `NoVcpu`, `Exists`, `NoPort`, `NoMemory`.
+/// Errors: `BadVirq`, `NotPermitted`, `NoVcpu`, `Exists`, `NoPort`, `NoMemory`.
 pub fn bind_virq(core: &mut Core, dom: DomId, virq: u32, vcpu: VcpuId) -> Result<Port, EventError> {
     let is_per_vcpu = super::EventTable::is_per_vcpu(virq);
     if virq >= NR_VIRQS || (!is_per_vcpu && vcpu != VCPU0) {
         return Err(EventError::BadVirq { virq });
     }
     let caller = domain(core, dom)?;
+    if virq == VIRQ_DOM_EXC && !caller.is_privileged() {
+        return Err(EventError::NotPermitted);
+    }
     check_vcpu(caller, vcpu)?;
     if let Some(port) = caller.events.virq(Some(vcpu), virq) {
         return Err(EventError::Exists { port });

@@ -54,7 +54,7 @@ pub enum EventError {
     NoMemory,
     /// Not the caller's to bind.
     NotYours { pirq: u32 },
-    /// Only Dom0 may do this for another domain.
+    /// Only Dom0 may do this.
     NotPermitted,
 }
 
@@ -65,11 +65,12 @@ impl From<EventError> for bulkhead_abi::Errno {
             EventError::NoVcpu { .. } => Self::ENOENT,
             EventError::BadPort { .. }
             | EventError::NotOffered { .. }
-            | EventError::BadVirq { .. } => Self::EINVAL,
+            | EventError::BadVirq { .. }
+            | EventError::NotYours { .. } => Self::EINVAL,
             EventError::Exists { .. } => Self::EEXIST,
             EventError::NoPort => Self::ENOSPC,
             EventError::NoMemory => Self::ENOMEM,
-            EventError::NotYours { .. } | EventError::NotPermitted => Self::EPERM,
+            EventError::NotPermitted => Self::EPERM,
         }
     }
 }

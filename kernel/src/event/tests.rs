@@ -285,10 +285,10 @@ fn a_virq_reaches_its_own_vcpu_until_the_port_is_closed() {
     quiet(&mut core, a);
     assert_eq!(raise_virq(&mut core, a.dom, Some(V1), VIRQ_TIMER), Wake::Nobody);
     assert_eq!(bind_virq(&mut core, a.dom, VIRQ_TIMER, V1), Ok(port));
-    let global = bind_virq(&mut core, a.dom, VIRQ_DOM_EXC, V0).unwrap();
-    let _ = raise_virq(&mut core, a.dom, None, VIRQ_DOM_EXC);
+    let global = bind_virq(&mut core, a.dom, VIRQ_CONSOLE, V0).unwrap();
+    let _ = raise_virq(&mut core, a.dom, None, VIRQ_CONSOLE);
     assert!(is_pending(&core, a.dom, global));
-    assert_eq!(raise_virq(&mut core, DomId::new(9), None, VIRQ_DOM_EXC), Wake::Nobody);
+    assert_eq!(raise_virq(&mut core, DomId::new(9), None, VIRQ_CONSOLE), Wake::Nobody);
 }
 
 #[test]
@@ -323,7 +323,7 @@ fn an_ipi_goes_to_the_vcpu_it_was_bound_for() {
 fn a_pirq_that_is_not_the_callers_is_refused_and_costs_no_port() {
     let (mut core, a, _) = machine();
     let asked = bulkhead_abi::event::BindPirq { pirq: 3, ..Default::default() };
-    assert_eq!(call(&mut core, a, EVTCHNOP_BIND_PIRQ, &asked), Err(Errno::EPERM));
+    assert_eq!(call(&mut core, a, EVTCHNOP_BIND_PIRQ, &asked), Err(Errno::EINVAL));
     assert_eq!(core.domains.get(a.dom).unwrap().events.open_ports(), 0);
     assert_eq!(raise_pirq(&mut core, a.dom, 3), Wake::Nobody);
 }
@@ -332,6 +332,9 @@ fn a_pirq_that_is_not_the_callers_is_refused_and_costs_no_port() {
 fn only_dom0_acts_for_others() {
     let (mut core, a, b) = machine();
     let dom0 = fixture::domain(&mut core, 0, 1);
+    let news = |core: &mut Core, dom| bind_virq(core, dom, VIRQ_DOM_EXC, V0).map(drop);
+    assert_eq!(news(&mut core, a.dom), Err(EventError::NotPermitted));
+    assert_eq!(news(&mut core, dom0.dom), Ok(()));
     let asked = AllocUnbound { dom: b.dom.get(), remote_dom: a.dom.get(), port: 0 };
     assert_eq!(call(&mut core, a, EVTCHNOP_ALLOC_UNBOUND, &asked), Err(Errno::EPERM));
     assert_eq!(call(&mut core, dom0, EVTCHNOP_ALLOC_UNBOUND, &asked), Ok(()));
@@ -484,6 +487,7 @@ fn play(model: &mut Model, act: &Act) -> Result<u32, Errno> {
         Act::Ipi(_, v) if v >= 2 => Err(Errno::ENOENT),
         Act::Ipi(d, _) => Ok(open_in(model, d, Binding::Ipi) as u32),
         Act::Virq(_, q, v) if q > 1 && v > 0 => Err(Errno::EINVAL),
+        Act::Virq(_, VIRQ_DOM_EXC, _) => Err(Errno::EPERM),
         Act::Virq(_, _, v) if v >= 2 => Err(Errno::ENOENT),
         Act::Virq(..) => unreachable!("decided with the vCPUs, in the test"),
         Act::Close(d, p) => match at(model, d, p) {
@@ -534,7 +538,7 @@ proptest! {
         let mut virqs: Vec<(usize, u32, u32, u32)> = Vec::new();
         for act in &acts {
             let expected = match *act {
-                Act::Virq(d, q, v) if (q <= 1 || v == 0) && v < 2 => {
+                Act::Virq(d, q, v) if q != VIRQ_DOM_EXC && (q <= 1 || v == 0) && v < 2 => {
                     virqs.retain(|&(d, q, _, p)| model[d].get(p as usize) == Some(&Binding::Virq(q)));
                     if virqs.iter().any(|&(vd, vq, vv, _)| (vd, vq, vv) == (d, q, v)) {
                         Err(Errno::EEXIST)

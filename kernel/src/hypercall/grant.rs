@@ -15,16 +15,7 @@ use crate::{
     },
     state::Caller,
 };
-use bulkhead_abi::{
-    DomId, Errno, Gref, GuestVa, Mfn,
-    grant::{
-        CopyPtr, GNTCOPY_DEST_GREF, GNTCOPY_SOURCE_GREF, GNTST_BAD_DOMAIN, GNTST_BAD_VIRT_ADDR,
-        GNTST_GENERAL_ERROR, GNTST_OKAY, GNTST_PERMISSION_DENIED, GNTTABOP_COPY,
-        GNTTABOP_GET_VERSION, GNTTABOP_MAP_GRANT_REF, GNTTABOP_QUERY_SIZE, GNTTABOP_SET_VERSION,
-        GNTTABOP_SETUP_TABLE, GNTTABOP_UNMAP_GRANT_REF, GetVersion, GrantCopy, MapGrantRef,
-        QuerySize, SetVersion, SetupTable, UnmapGrantRef,
-    },
-};
+use bulkhead_abi::{DomId, Errno, Gref, GuestVa, Mfn, grant as nr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Elements of a batch done in one stay in ring 0.
@@ -41,18 +32,18 @@ pub fn grant_table_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcom
     let op = op & 0xffff_ffff;
     let count = count as u32;
     if count > i32::MAX as u32 {
-        return Outcome::Done(Errno::EINVAL.to_rax());
+        return Errno::EINVAL.into();
     }
     let batch = Batch { op, at, count: count.into() };
     match op {
-        GNTTABOP_MAP_GRANT_REF => batch.run(core, caller, map_one),
-        GNTTABOP_UNMAP_GRANT_REF => batch.run(core, caller, unmap_one),
-        GNTTABOP_COPY => batch.run(core, caller, copy_one),
-        GNTTABOP_SETUP_TABLE => single(core, caller, at, count, setup_table),
-        GNTTABOP_QUERY_SIZE => single(core, caller, at, count, query_size),
-        GNTTABOP_SET_VERSION => single(core, caller, at, count, set_version),
-        GNTTABOP_GET_VERSION => single(core, caller, at, count, get_version),
-        _ => Outcome::Done(Errno::ENOSYS.to_rax()),
+        nr::GNTTABOP_MAP_GRANT_REF => batch.run(core, caller, map_one),
+        nr::GNTTABOP_UNMAP_GRANT_REF => batch.run(core, caller, unmap_one),
+        nr::GNTTABOP_COPY => batch.run(core, caller, copy_one),
+        nr::GNTTABOP_SETUP_TABLE => single(core, caller, at, count, setup_table),
+        nr::GNTTABOP_QUERY_SIZE => single(core, caller, at, count, query_size),
+        nr::GNTTABOP_SET_VERSION => single(core, caller, at, count, set_version),
+        nr::GNTTABOP_GET_VERSION => single(core, caller, at, count, get_version),
+        _ => Errno::ENOSYS.into(),
     }
 }
 
@@ -74,17 +65,17 @@ impl Batch {
         let now = self.count.min(BATCH);
         for n in 0..now {
             let Some(at) = self.element::<T>(n) else {
-                return Outcome::Done(Errno::EFAULT.to_rax());
+                return Errno::EFAULT.into();
             };
             if let Err(fault) = done_at(core, caller, at, one) {
-                return Outcome::Done(Errno::from(fault).to_rax());
+                return Errno::from(fault).into();
             }
         }
         let left = self.count - now;
         match self.element::<T>(now) {
             _ if left == 0 => Outcome::Done(0),
             Some(at) => Outcome::Again([self.op, at.get(), left, 0, 0]),
-            None => Outcome::Done(Errno::EFAULT.to_rax()),
+            None => Errno::EFAULT.into(),
         }
     }
 
@@ -113,19 +104,19 @@ fn single<T: FromBytes + IntoBytes + Immutable>(
     one: fn(&mut Core, Caller, T) -> Result<T, Errno>,
 ) -> Outcome {
     if count != 1 {
-        return Outcome::Done(Errno::EINVAL.to_rax());
+        return Errno::EINVAL.into();
     }
     let at = GuestVa::new(at);
     let asked = core.guest(caller).read(at).map_err(Errno::from);
     let told = asked.and_then(|asked| one(core, caller, asked));
-    told.and_then(|told| Ok(core.guest(caller).write(at, &told)?)).map(|()| 0).into()
+    told.and_then(|told| Ok(core.guest(caller).write(at, &told)?)).into()
 }
 
 fn status_of<T>(result: Result<T, GrantError>) -> i16 {
-    result.map_or_else(GrantError::status, |_| GNTST_OKAY)
+    result.map_or_else(GrantError::status, |_| nr::GNTST_OKAY)
 }
 
-fn map_one(core: &mut Core, caller: Caller, asked: MapGrantRef) -> MapGrantRef {
+fn map_one(core: &mut Core, caller: Caller, asked: nr::MapGrantRef) -> nr::MapGrantRef {
     let request = MapRequest {
         flags: asked.flags,
         host_addr: asked.host_addr,
@@ -133,29 +124,29 @@ fn map_one(core: &mut Core, caller: Caller, asked: MapGrantRef) -> MapGrantRef {
         gref: Gref::new(asked.gref),
     };
     match map(core, caller, &request) {
-        Ok(mapped) => MapGrantRef {
-            status: GNTST_OKAY,
+        Ok(mapped) => nr::MapGrantRef {
+            status: nr::GNTST_OKAY,
             handle: mapped.handle,
             dev_bus_addr: mapped.frame.maddr().get(),
             ..asked
         },
-        Err(refused) => MapGrantRef { status: refused.status(), ..asked },
+        Err(refused) => nr::MapGrantRef { status: refused.status(), ..asked },
     }
 }
 
-fn unmap_one(core: &mut Core, caller: Caller, asked: UnmapGrantRef) -> UnmapGrantRef {
+fn unmap_one(core: &mut Core, caller: Caller, asked: nr::UnmapGrantRef) -> nr::UnmapGrantRef {
     let result = unmap(core, caller, asked.host_addr, asked.handle);
-    UnmapGrantRef { status: status_of(result), ..asked }
+    nr::UnmapGrantRef { status: status_of(result), ..asked }
 }
 
-fn copy_one(core: &mut Core, caller: Caller, asked: GrantCopy) -> GrantCopy {
-    let from = end_of(caller, &asked.source, asked.flags & GNTCOPY_SOURCE_GREF != 0);
-    let to = end_of(caller, &asked.dest, asked.flags & GNTCOPY_DEST_GREF != 0);
+fn copy_one(core: &mut Core, caller: Caller, asked: nr::GrantCopy) -> nr::GrantCopy {
+    let from = end_of(caller, &asked.source, asked.flags & nr::GNTCOPY_SOURCE_GREF != 0);
+    let to = end_of(caller, &asked.dest, asked.flags & nr::GNTCOPY_DEST_GREF != 0);
     let result = copy(core, caller.dom, from, to, asked.len);
-    GrantCopy { status: status_of(result), ..asked }
+    nr::GrantCopy { status: status_of(result), ..asked }
 }
 
-fn end_of(caller: Caller, end: &CopyPtr, is_gref: bool) -> End {
+fn end_of(caller: Caller, end: &nr::CopyPtr, is_gref: bool) -> End {
     let dom = match DomId::new(end.domid) {
         DomId::SELF => caller.dom,
         // A frame by number is the caller's only as SELF.
@@ -174,51 +165,59 @@ fn end_of(caller: Caller, end: &CopyPtr, is_gref: bool) -> End {
 /// Whose table an operation is about; the status if the caller may not say so.
 fn subject(core: &Core, caller: Caller, raw: u16) -> Result<DomId, i16> {
     event::named(core, caller.dom, raw).map_err(|refused| match refused {
-        Errno::EPERM => GNTST_PERMISSION_DENIED,
-        _ => GNTST_BAD_DOMAIN,
+        Errno::EPERM => nr::GNTST_PERMISSION_DENIED,
+        _ => nr::GNTST_BAD_DOMAIN,
     })
 }
 
-fn setup_table(core: &mut Core, caller: Caller, asked: SetupTable) -> Result<SetupTable, Errno> {
+fn setup_table(
+    core: &mut Core,
+    caller: Caller,
+    asked: nr::SetupTable,
+) -> Result<nr::SetupTable, Errno> {
     let status = match subject(core, caller, asked.dom) {
         Ok(dom) => set_up(core, caller, dom, &asked),
         Err(status) => status,
     };
-    Ok(SetupTable { status, ..asked })
+    Ok(nr::SetupTable { status, ..asked })
 }
 
 /// Grows the table and lists its frames.
-fn set_up(core: &mut Core, caller: Caller, dom: DomId, asked: &SetupTable) -> i16 {
+fn set_up(core: &mut Core, caller: Caller, dom: DomId, asked: &nr::SetupTable) -> i16 {
     if grant::grow(core, dom, asked.nr_frames).is_err() {
-        return GNTST_GENERAL_ERROR;
+        return nr::GNTST_GENERAL_ERROR;
     }
     for n in 0..asked.nr_frames {
         let at = asked.frame_list.checked_add(u64::from(n) * size_of::<u64>() as u64);
         let frame = grant::table_frame(core, dom, n).map(Mfn::get);
         let (Some(at), Some(frame)) = (at, frame) else {
-            return GNTST_BAD_VIRT_ADDR;
+            return nr::GNTST_BAD_VIRT_ADDR;
         };
         if core.guest(caller).write(GuestVa::new(at), &frame).is_err() {
-            return GNTST_BAD_VIRT_ADDR;
+            return nr::GNTST_BAD_VIRT_ADDR;
         }
     }
-    GNTST_OKAY
+    nr::GNTST_OKAY
 }
 
-fn query_size(core: &mut Core, caller: Caller, asked: QuerySize) -> Result<QuerySize, Errno> {
+fn query_size(
+    core: &mut Core,
+    caller: Caller,
+    asked: nr::QuerySize,
+) -> Result<nr::QuerySize, Errno> {
     Ok(match subject(core, caller, asked.dom) {
-        Ok(dom) => QuerySize {
+        Ok(dom) => nr::QuerySize {
             nr_frames: core.domains.get(dom).map_or(0, |domain| domain.grants.nr_frames()).max(1),
             max_nr_frames: MAX_FRAMES,
-            status: GNTST_OKAY,
+            status: nr::GNTST_OKAY,
             ..asked
         },
-        Err(status) => QuerySize { status, ..asked },
+        Err(status) => nr::QuerySize { status, ..asked },
     })
 }
 
 /// Only version 1 exists.
-fn set_version(_: &mut Core, _: Caller, asked: SetVersion) -> Result<SetVersion, Errno> {
+fn set_version(_: &mut Core, _: Caller, asked: nr::SetVersion) -> Result<nr::SetVersion, Errno> {
     match asked.version {
         1 => Ok(asked),
         2 => Err(Errno::ENOSYS),
@@ -226,7 +225,11 @@ fn set_version(_: &mut Core, _: Caller, asked: SetVersion) -> Result<SetVersion,
     }
 }
 
-fn get_version(core: &mut Core, caller: Caller, asked: GetVersion) -> Result<GetVersion, Errno> {
+fn get_version(
+    core: &mut Core,
+    caller: Caller,
+    asked: nr::GetVersion,
+) -> Result<nr::GetVersion, Errno> {
     event::named(core, caller.dom, asked.dom)?;
-    Ok(GetVersion { version: 1, ..asked })
+    Ok(nr::GetVersion { version: 1, ..asked })
 }

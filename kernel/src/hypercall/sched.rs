@@ -41,7 +41,7 @@ pub fn sched_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
         SCHEDOP_POLL => poll(core, caller, at),
         _ => Err(Errno::ENOSYS),
     };
-    done.map(|()| 0).into()
+    done.into()
 }
 
 /// Takes events again and waits for one, unless one is due at once.

@@ -10,16 +10,8 @@ use crate::{
     trap::context,
 };
 use bulkhead_abi::{
-    Errno, GuestVa, Maddr, Mfn, Ns, PAGE_SIZE, VcpuId,
-    sched::SHUTDOWN_POWEROFF,
-    shared_info::VcpuInfo,
-    vcpu::{
-        RegisterVcpuInfo, SetSingleshotTimer, VCPU_SSHOTTMR_FUTURE, VCPUOP_DOWN,
-        VCPUOP_GET_RUNSTATE_INFO, VCPUOP_INITIALISE, VCPUOP_IS_UP,
-        VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA, VCPUOP_REGISTER_VCPU_INFO, VCPUOP_SET_PERIODIC_TIMER,
-        VCPUOP_SET_SINGLESHOT_TIMER, VCPUOP_STOP_PERIODIC_TIMER, VCPUOP_STOP_SINGLESHOT_TIMER,
-        VCPUOP_UP, VcpuGuestContext,
-    },
+    Errno, GuestVa, Maddr, Mfn, Ns, PAGE_SIZE, VcpuId, sched::SHUTDOWN_POWEROFF,
+    shared_info::VcpuInfo, vcpu as nr,
 };
 
 /// `vcpu_op`.
@@ -37,34 +29,33 @@ pub fn vcpu_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
         .filter(|domain| domain.vcpu(id).is_some())
         .map(|domain| domain.incarnation)
     else {
-        return Outcome::Done(Errno::ENOENT.to_rax());
+        return Errno::ENOENT.into();
     };
     let who = VcpuRef { dom: caller.dom, vcpu: id, incarnation };
     match op & 0xffff_ffff {
-        VCPUOP_IS_UP => return Outcome::Done(is_up(core, who).into()),
-        VCPUOP_INITIALISE => initialise(core, caller, who, at),
-        VCPUOP_UP => up(core, who),
-        VCPUOP_DOWN => {
+        nr::VCPUOP_IS_UP => return Outcome::Done(is_up(core, who).into()),
+        nr::VCPUOP_INITIALISE => initialise(core, caller, who, at),
+        nr::VCPUOP_UP => up(core, who),
+        nr::VCPUOP_DOWN => {
             down(core, who);
             Ok(())
         }
-        VCPUOP_GET_RUNSTATE_INFO => get_runstate(core, caller, who, at),
-        VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA => register_runstate(core, caller, who, at),
-        VCPUOP_REGISTER_VCPU_INFO => register_info(core, caller, who, at),
-        VCPUOP_SET_PERIODIC_TIMER => set_periodic(core, caller, who, at),
-        VCPUOP_STOP_PERIODIC_TIMER => {
+        nr::VCPUOP_GET_RUNSTATE_INFO => get_runstate(core, caller, who, at),
+        nr::VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA => register_runstate(core, caller, who, at),
+        nr::VCPUOP_REGISTER_VCPU_INFO => register_info(core, caller, who, at),
+        nr::VCPUOP_SET_PERIODIC_TIMER => set_periodic(core, caller, who, at),
+        nr::VCPUOP_STOP_PERIODIC_TIMER => {
             sched::set_periodic(core, who.dom, who.vcpu, None);
             Ok(())
         }
-        VCPUOP_SET_SINGLESHOT_TIMER => set_singleshot(core, caller, who, at),
-        VCPUOP_STOP_SINGLESHOT_TIMER if who.vcpu != caller.vcpu => Err(Errno::EINVAL),
-        VCPUOP_STOP_SINGLESHOT_TIMER => {
+        nr::VCPUOP_SET_SINGLESHOT_TIMER => set_singleshot(core, caller, who, at),
+        nr::VCPUOP_STOP_SINGLESHOT_TIMER if who.vcpu != caller.vcpu => Err(Errno::EINVAL),
+        nr::VCPUOP_STOP_SINGLESHOT_TIMER => {
             sched::set_singleshot(core, who.dom, who.vcpu, None);
             Ok(())
         }
         _ => Err(Errno::ENOSYS),
     }
-    .map(|()| 0)
     .into()
 }
 
@@ -77,7 +68,7 @@ fn initialise(core: &mut Core, caller: Caller, who: VcpuRef, at: GuestVa) -> Res
     if core.domains.resolve(who).is_none_or(|vcpu| vcpu.initialised) {
         return Err(Errno::EEXIST);
     }
-    let wanted: VcpuGuestContext = core.guest(caller).read(at)?;
+    let wanted: nr::VcpuGuestContext = core.guest(caller).read(at)?;
     context::set_context(core, who.dom, who.vcpu, &wanted)?;
     if let Some(vcpu) = core.domains.resolve(who) {
         vcpu.initialised = true;
@@ -140,7 +131,7 @@ fn register_runstate(
 
 /// Moves a vCPU's `vcpu_info` to where the guest wants it. Once only; nothing pending is lost.
 fn register_info(core: &mut Core, caller: Caller, who: VcpuRef, at: GuestVa) -> Result<(), Errno> {
-    let asked: RegisterVcpuInfo = core.guest(caller).read(at)?;
+    let asked: nr::RegisterVcpuInfo = core.guest(caller).read(at)?;
     let new = info_address(&asked)?;
     let vcpu = core.domains.resolve(who).ok_or(Errno::ENOENT)?;
     if vcpu.info_registered || (who.vcpu != caller.vcpu && vcpu.online) {
@@ -157,11 +148,15 @@ fn register_info(core: &mut Core, caller: Caller, who: VcpuRef, at: GuestVa) -> 
 
 /// Where the structure is to be: aligned, since the core sets its bits atomically, and within one
 /// frame.
-fn info_address(asked: &RegisterVcpuInfo) -> Result<Maddr, Errno> {
+///
+/// Errors: `ENXIO` for the offset, `EINVAL` for a frame number beyond any machine.
+fn info_address(asked: &nr::RegisterVcpuInfo) -> Result<Maddr, Errno> {
     let offset = asked.offset as usize;
     let fits = offset.is_multiple_of(8) && offset <= PAGE_SIZE - size_of::<VcpuInfo>();
-    let is_frame = asked.mfn < 1 << 40;
-    if !fits || !is_frame {
+    if !fits {
+        return Err(Errno::ENXIO);
+    }
+    if asked.mfn >= 1 << 40 {
         return Err(Errno::EINVAL);
     }
     Ok(Maddr::new(Mfn::new(asked.mfn).maddr().get() + u64::from(asked.offset)))
@@ -180,10 +175,10 @@ fn set_singleshot(core: &mut Core, caller: Caller, who: VcpuRef, at: GuestVa) ->
     if who.vcpu != caller.vcpu {
         return Err(Errno::EINVAL);
     }
-    let asked: SetSingleshotTimer = core.guest(caller).read(at)?;
+    let asked: nr::SetSingleshotTimer = core.guest(caller).read(at)?;
     let now = arch::now();
     let deadline = Ns::new(asked.timeout_abs_ns);
-    if asked.flags & VCPU_SSHOTTMR_FUTURE != 0 && deadline < now {
+    if asked.flags & nr::VCPU_SSHOTTMR_FUTURE != 0 && deadline < now {
         return Err(Errno::ETIME);
     }
     super::sched::arm(core, caller, Some(deadline), now);

@@ -1,21 +1,19 @@
 //! Who runs next: Borrowed Virtual Time, run queues, timers, run states.
 //!
-//! [`bvt`] is arithmetic, [`heap`] and [`slot`] memory, [`runq`] and [`timer`] the decisions over
+//! [`bvt`] is arithmetic, [`line`] and [`slot`] memory, [`runq`] and [`timer`] the decisions over
 //! them, [`time`] what guests are shown. This file joins them to domains: the functions others
 //! call take the whole core, find the vCPU's slot and note which CPU must choose anew.
 //! No event is interpreted here: a wake-up arrives as a value.
 #![deny(unsafe_code)]
 
 pub mod bvt;
-pub mod heap;
+pub mod line;
 pub mod runq;
 pub mod runstate;
 pub mod slot;
 pub mod time;
 pub mod timer;
 
-#[cfg(test)]
-mod guest_tests;
 #[cfg(test)]
 mod tests;
 
@@ -223,12 +221,6 @@ pub fn set_periodic(core: &mut Core, dom: DomId, vcpu: VcpuId, period: Option<Ns
     if let Some(id) = slot_in(core, dom, vcpu) {
         core.sched.set_periodic(id, period, arch::now());
     }
-}
-
-/// Stops all timers of a vCPU.
-pub fn stop_timers(core: &mut Core, dom: DomId, vcpu: VcpuId) {
-    set_singleshot(core, dom, vcpu, None);
-    set_periodic(core, dom, vcpu, None);
 }
 
 /// The run state as the guest asks for it: with the time in the present state up to now.

@@ -4,9 +4,9 @@
 
 use super::{
     bvt::{Account, Params, VirtTime},
-    heap::Heap,
+    line::Line,
     runstate::RunState,
-    slot::{ByActual, ByDeadline, ByEffective, MAX_SLOTS, Polling, Slot, SlotId, Slots},
+    slot::{ByDeadline, ByEffective, Polling, Slot, SlotId, Slots},
 };
 use crate::{
     domain::VcpuRef,
@@ -27,23 +27,23 @@ pub struct Decision {
 
 /// One CPU's runnable vCPUs, the running one among them.
 struct RunQueue {
-    effective: Heap<ByEffective>,
-    actual: Heap<ByActual>,
-    /// The least actual virtual time of a runnable vCPU; the last one when there is none.
+    line: Line<ByEffective>,
+    /// The least actual virtual time of a runnable vCPU when it was last looked for; see
+    /// [`RunQueue::find_svt`].
     svt: VirtTime,
+    /// In line as long as it runs.
     running: Option<SlotId>,
     /// Up to when the running vCPU's time is accounted.
     accounted: Ns,
     slice_end: Option<Ns>,
 }
 
-const _: () = assert!(size_of::<RunQueue>() <= PAGE_SIZE && MAX_SLOTS >= 512);
+const _: () = assert!(size_of::<RunQueue>() <= PAGE_SIZE);
 
 impl RunQueue {
     const fn new() -> Self {
         Self {
-            effective: Heap::new(),
-            actual: Heap::new(),
+            line: Line::new(),
             svt: VirtTime::new(0),
             running: None,
             accounted: Ns::new(0),
@@ -51,24 +51,14 @@ impl RunQueue {
         }
     }
 
-    fn put(&mut self, slots: &mut Slots, id: SlotId) {
-        self.effective.put(slots, id);
-        self.actual.put(slots, id);
-        self.advance_svt(slots);
-    }
-
-    fn remove(&mut self, slots: &mut Slots, id: SlotId) {
-        self.effective.remove(slots, id);
-        self.actual.remove(slots, id);
-        self.advance_svt(slots);
-    }
-
-    fn advance_svt(&mut self, slots: &Slots) {
-        if let Some(least) = self.actual.first().and_then(|id| slots.get(id))
-            && self.svt.before(least.account.actual_vt())
-        {
-            self.svt = least.account.actual_vt();
+    /// Scheduler virtual time. With nobody runnable it stays where it was.
+    fn find_svt(&mut self, slots: &Slots) -> VirtTime {
+        let members = self.line.members().iter().filter_map(|&id| slots.get(id));
+        let earlier = |a: VirtTime, b: VirtTime| if b.before(a) { b } else { a };
+        if let Some(least) = members.map(|slot| slot.account.actual_vt()).reduce(earlier) {
+            self.svt = least;
         }
+        self.svt
     }
 
     /// Charges the running vCPU for the time until `now`.
@@ -80,26 +70,21 @@ impl RunQueue {
             return;
         };
         slot.account.ran(&slot.params, ran, now);
-        if self.effective.contains(slots, id) {
-            self.put(slots, id);
-        }
+        self.line.put(slots, id);
     }
 
     /// The first in line but for `id`.
-    fn rival_of(&self, slots: &Slots, id: SlotId) -> Option<SlotId> {
-        match self.effective.first() {
-            Some(first) if first == id => self.effective.second(slots),
-            first => first,
-        }
+    fn rival_of(&self, id: SlotId) -> Option<SlotId> {
+        self.line.members().iter().copied().find(|&other| other != id)
     }
 
     /// Whom the CPU goes to.
     fn choose(&self, slots: &mut Slots) -> Option<SlotId> {
-        let first = self.effective.first()?;
+        let first = self.line.first()?;
         let Some(running) = self.running else {
             return Some(first);
         };
-        let rival = self.rival_of(slots, running);
+        let rival = self.rival_of(running);
         let rival_vt = rival.and_then(|id| slots.get(id)).map(Slot::effective_vt);
         let slot = slots.get_mut(running)?;
         let gives_way = core::mem::take(&mut slot.yielded)
@@ -112,8 +97,7 @@ impl RunQueue {
 pub struct Scheduler {
     pub(super) slots: Slots,
     queues: [Option<FrameBox<RunQueue>>; MAX_CPUS],
-    pub(super) timers: Heap<ByDeadline>,
-    ticket: u32,
+    pub(super) timers: Line<ByDeadline>,
 }
 
 impl Default for Scheduler {
@@ -124,12 +108,7 @@ impl Default for Scheduler {
 
 impl Scheduler {
     pub const fn new() -> Self {
-        Self {
-            slots: Slots::new(),
-            queues: [const { None }; MAX_CPUS],
-            timers: Heap::new(),
-            ticket: 0,
-        }
+        Self { slots: Slots::new(), queues: [const { None }; MAX_CPUS], timers: Line::new() }
     }
 
     fn queue(&mut self, cpu: CpuId) -> Option<(&mut RunQueue, &mut Slots)> {
@@ -162,7 +141,7 @@ impl Scheduler {
     /// Forgets a vCPU, its timers too.
     pub fn remove(&mut self, id: SlotId, now: Ns) {
         let _ = self.set_eligible(id, false, now);
-        self.timers.remove(&mut self.slots, id);
+        self.timers.remove(id);
         self.slots.release(id);
     }
 
@@ -209,24 +188,23 @@ impl Scheduler {
     /// Brings queue and run state in line with what the slot says of itself.
     fn settle(&mut self, id: SlotId, now: Ns) -> Option<CpuId> {
         let cpu = self.slots.get(id)?.cpu;
-        let ticket = self.next_ticket();
         let (queue, slots) = self.queue(cpu)?;
-        let is_queued = queue.effective.contains(slots, id);
+        let is_queued = queue.line.members().contains(&id);
         // First the running vCPU's time, which scheduler virtual time may follow.
         queue.account(slots, now);
+        let svt = queue.find_svt(slots);
         let slot = slots.get_mut(id)?;
         match (is_queued, slot.is_runnable()) {
             (false, true) => {
-                slot.account.woke(&slot.params, queue.svt, now);
-                slot.ticket = ticket;
+                slot.account.woke(&slot.params, svt, now);
                 slot.times.enter(RunState::Runnable, now);
-                queue.put(slots, id);
+                queue.line.put(slots, id);
                 Some(cpu)
             }
             (true, false) => {
                 slot.account.blocked(&slot.params, now);
                 slot.times.enter(Self::idle_state(slot), now);
-                queue.remove(slots, id);
+                queue.line.remove(id);
                 if queue.running == Some(id) {
                     queue.running = None;
                     queue.slice_end = None;
@@ -246,11 +224,6 @@ impl Scheduler {
         if slot.blocked { RunState::Blocked } else { RunState::Offline }
     }
 
-    fn next_ticket(&mut self) -> u32 {
-        self.ticket = self.ticket.wrapping_add(1);
-        self.ticket
-    }
-
     /// Charges the running vCPU of a CPU for its time until `now`.
     pub fn account(&mut self, cpu: CpuId, now: Ns) {
         if let Some((queue, slots)) = self.queue(cpu) {
@@ -260,10 +233,9 @@ impl Scheduler {
 
     /// Decides who runs on `cpu` from now on, and takes it as done.
     ///
-    /// Cost: logarithmic in the number of runnable vCPUs.
+    /// Cost: a place in line.
     pub fn pick(&mut self, cpu: CpuId, now: Ns) -> Decision {
         const IDLE: Decision = Decision { next: None, until: None };
-        let ticket = self.next_ticket();
         let Some((queue, slots)) = self.queue(cpu) else {
             return IDLE;
         };
@@ -274,10 +246,6 @@ impl Scheduler {
         if queue.running != Some(next) {
             if let Some(previous) = queue.running.and_then(|id| slots.get_mut(id)) {
                 previous.times.enter(RunState::Runnable, now);
-                previous.ticket = ticket;
-            }
-            if let Some(previous) = queue.running {
-                queue.put(slots, previous);
             }
             queue.running = Some(next);
             if let Some(slot) = slots.get_mut(next) {
@@ -286,8 +254,7 @@ impl Scheduler {
                 slot.yielded = false;
             }
         }
-        let rival =
-            queue.rival_of(slots, next).and_then(|id| slots.get(id)).map(Slot::effective_vt);
+        let rival = queue.rival_of(next).and_then(|id| slots.get(id)).map(Slot::effective_vt);
         let Some(slot) = slots.get(next) else {
             return IDLE;
         };
@@ -314,8 +281,8 @@ impl Scheduler {
         let slot = slots.get_mut(id)?;
         slot.params = params;
         slot.account.params_changed(&params, now);
-        if queue.effective.contains(slots, id) {
-            queue.put(slots, id);
+        if queue.line.members().contains(&id) {
+            queue.line.put(slots, id);
         }
         Some(cpu)
     }

@@ -3,7 +3,7 @@
 
 use super::{
     bvt::{Account, Params, VirtTime},
-    heap::{NOWHERE, Order, Place},
+    line::Order,
     runstate::RunTimes,
 };
 use crate::{
@@ -21,11 +21,6 @@ pub const MAX_SLOTS: usize = PER_CHUNK * CHUNKS - 8;
 /// A slot's number. Only the scheduler makes them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SlotId(u16);
-
-impl SlotId {
-    /// A filler.
-    pub(super) const FIRST: Self = Self(0);
-}
 
 /// What a vCPU in `SCHEDOP_poll` waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,16 +52,11 @@ pub struct Slot {
     /// Asked to let another go first, once.
     pub(super) yielded: bool,
     pub(super) polling: Option<Polling>,
-    /// Among equals the smaller goes first; counts round.
-    pub(super) ticket: u32,
     pub(super) times: RunTimes,
     pub(super) dispatches: u64,
     pub(super) singleshot: Option<Ns>,
     pub(super) periodic: Option<Periodic>,
     pub(super) poll_until: Option<Ns>,
-    in_effective: Place,
-    in_actual: Place,
-    in_deadline: Place,
 }
 
 const _: () = assert!(size_of::<[Slot; PER_CHUNK]>() <= PAGE_SIZE);
@@ -81,15 +71,11 @@ impl Slot {
         blocked: false,
         yielded: false,
         polling: None,
-        ticket: 0,
         times: RunTimes::new(Ns::new(0)),
         dispatches: 0,
         singleshot: None,
         periodic: None,
         poll_until: None,
-        in_effective: NOWHERE,
-        in_actual: NOWHERE,
-        in_deadline: NOWHERE,
     };
 
     /// Whether it may be given the CPU.
@@ -110,51 +96,19 @@ impl Slot {
 
 /// Least effective virtual time first.
 pub struct ByEffective;
-/// Least actual virtual time first.
-pub struct ByActual;
-/// Earliest deadline first.
+/// Earliest deadline first; those without one last.
 pub struct ByDeadline;
 
 impl Order for ByEffective {
     fn before(a: &Slot, b: &Slot) -> bool {
-        match a.effective_vt().since(b.effective_vt()) {
-            0 => (a.ticket.wrapping_sub(b.ticket) as i32) < 0,
-            ahead => ahead < 0,
-        }
-    }
-    fn place(slot: &Slot) -> Place {
-        slot.in_effective
-    }
-    fn set_place(slot: &mut Slot, place: Place) {
-        slot.in_effective = place;
-    }
-}
-
-impl Order for ByActual {
-    fn before(a: &Slot, b: &Slot) -> bool {
-        a.account.actual_vt().before(b.account.actual_vt())
-    }
-    fn place(slot: &Slot) -> Place {
-        slot.in_actual
-    }
-    fn set_place(slot: &mut Slot, place: Place) {
-        slot.in_actual = place;
+        a.effective_vt().before(b.effective_vt())
     }
 }
 
 impl Order for ByDeadline {
     fn before(a: &Slot, b: &Slot) -> bool {
-        match (a.deadline(), b.deadline()) {
-            (Some(a), Some(b)) => a < b,
-            (Some(_), None) => true,
-            (None, _) => false,
-        }
-    }
-    fn place(slot: &Slot) -> Place {
-        slot.in_deadline
-    }
-    fn set_place(slot: &mut Slot, place: Place) {
-        slot.in_deadline = place;
+        let key = |slot: &Slot| slot.deadline().map_or(u64::MAX, Ns::get);
+        key(a) < key(b)
     }
 }
 
@@ -164,6 +118,7 @@ pub struct Slots {
 }
 
 impl Slots {
+    #[allow(clippy::new_without_default, reason = "a constant is what its users need")]
     pub const fn new() -> Self {
         Self { chunks: [const { None }; CHUNKS] }
     }
@@ -196,16 +151,10 @@ impl Slots {
         Ok(id)
     }
 
-    /// Makes a slot free. It must be in no heap any more.
+    /// Makes a slot free. It must be in no line any more.
     pub fn release(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
             *slot = Slot::FREE;
         }
-    }
-}
-
-impl Default for Slots {
-    fn default() -> Self {
-        Self::new()
     }
 }

@@ -1,5 +1,5 @@
 //! Deadlines: one-shot and periodic timers of vCPUs, time limits of polls, ends of slices.
-//! One heap holds the earliest deadline of each vCPU; what is due becomes `VIRQ_TIMER` or a
+//! One line holds the earliest deadline of each vCPU; what is due becomes `VIRQ_TIMER` or a
 //! wake-up. A lost timer hangs a guest, an early one makes it arm again in a loop.
 
 use super::{
@@ -47,8 +47,8 @@ impl Scheduler {
     /// Puts the slot where its earliest deadline belongs.
     pub(super) fn arm(&mut self, id: SlotId) {
         match self.slots.get(id).and_then(|slot| slot.deadline()) {
-            Some(_) => self.timers.put(&mut self.slots, id),
-            None => self.timers.remove(&mut self.slots, id),
+            Some(_) => self.timers.put(&self.slots, id),
+            None => self.timers.remove(id),
         }
     }
 
@@ -89,7 +89,7 @@ fn after(now: Ns, span: Ns) -> Ns {
 /// Delivers every timer that is due and notes whose slice has ended. To be called on the timer
 /// interrupt and on the way out.
 ///
-/// Cost: each vCPU fires at most once, in logarithmic time.
+/// Cost: each vCPU fires at most once, at the cost of a place in line.
 pub fn expire(core: &mut Core, now: Ns) {
     while let Some(fired) = core.sched.expire_one(now) {
         if fired.timer {

@@ -35,6 +35,8 @@ const SLOT_BYTES: usize = 112;
 const RING_SLOTS: u32 = 32;
 /// How long an answer may take before there is none.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the back end has to look at a broken ring. It need not answer.
+const GLANCE: Duration = Duration::from_millis(300);
 
 /// A disk, connected by hand.
 struct Line {
@@ -72,7 +74,7 @@ async fn run(domain: Domain) -> u32 {
                 lie(&mut line);
                 Channel::notify(&line.channel);
                 // An answer is as good as none; the back end must only stay within bounds.
-                line.wait_for(line.sent.wrapping_add(1)).await;
+                line.wait_for(line.sent.wrapping_add(1), GLANCE).await;
                 Ok(String::from("survived"))
             }
             Err(e) => Err(e),
@@ -166,13 +168,20 @@ impl Line {
         Channel::notify(&self.channel);
     }
 
+    /// What the ring says when no answer came.
+    fn silence(&self) -> String {
+        let word = |offset| self.ring.load(offset);
+        let (events, answered) = (word(REQ_EVENT), word(RSP_PROD));
+        format!("no answer to {}: req_event {events}, rsp_prod {answered}", self.sent)
+    }
+
     fn slot(&self) -> usize {
         SLOTS + SLOT_BYTES * (self.sent % RING_SLOTS) as usize
     }
 
     /// Waits until the back end has answered up to `index`; `false` if it does not.
-    async fn wait_for(&self, index: u32) -> bool {
-        let end = time::after(time::now(), PATIENCE);
+    async fn wait_for(&self, index: u32, patience: Duration) -> bool {
+        let end = time::after(time::now(), patience);
         while self.ring.load(RSP_PROD) != index {
             if time::now() > end {
                 return false;
@@ -186,8 +195,8 @@ impl Line {
     async fn ask(&mut self, request: &RawRequest) -> Result<i16, String> {
         let slot = self.slot();
         self.send(request);
-        if !self.wait_for(self.sent).await {
-            return Err("no answer".into());
+        if !self.wait_for(self.sent, PATIENCE).await {
+            return Err(self.silence());
         }
         let mut response = RawResponse::new_zeroed();
         self.ring.copy_out(slot, response.as_mut_bytes());
@@ -341,8 +350,8 @@ async fn double_fetch(line: &mut Line) -> Found {
             line.ring.store_wide(slot + 16, round % 8);
             line.ring.store(slot + 24, line.gref());
         }
-        if !line.wait_for(line.sent).await {
-            return Err(format!("no answer in round {round}"));
+        if !line.wait_for(line.sent, PATIENCE).await {
+            return Err(format!("round {round}: {}", line.silence()));
         }
         let mut response = RawResponse::new_zeroed();
         line.ring.copy_out(slot, response.as_mut_bytes());
@@ -369,8 +378,8 @@ async fn double_fetch_indirect(line: &mut Line) -> Found {
             line.data.store(page + 8, line.gref());
             line.data.store(page + 12, 0x0700);
         }
-        if !line.wait_for(line.sent).await {
-            return Err(format!("no answer in round {round}"));
+        if !line.wait_for(line.sent, PATIENCE).await {
+            return Err(format!("round {round}: {}", line.silence()));
         }
         let mut response = RawResponse::new_zeroed();
         line.ring.copy_out(slot, response.as_mut_bytes());

@@ -172,6 +172,9 @@ pub fn load_gs(selector: u16) {
     unsafe { load_gs_or_null(selector.into()) };
 }
 
+/// Bit of RFLAGS: the processor takes interrupts.
+const RFLAGS_INTERRUPTS: u64 = 1 << 9;
+
 /// The interrupt that came during an idle wait.
 pub fn take_interrupt() -> Option<u8> {
     u8::try_from(INTERRUPT.swap(0, Ordering::Relaxed).checked_sub(1)?).ok()
@@ -195,6 +198,9 @@ pub fn from_core(regs: &mut UserRegs) -> FromCore {
     let vector = regs.entry_vector;
     if vector >= 32 {
         INTERRUPT.store(vector + 1, Ordering::Relaxed);
+        // A second one, of higher priority, must not come before this one is handled: its
+        // number would take this one's place, which then is never acknowledged.
+        regs.rflags &= !RFLAGS_INTERRUPTS;
         return FromCore::Resume;
     }
     if vector == 1 {

@@ -22,8 +22,6 @@ pub mod table;
 pub mod track;
 
 #[cfg(test)]
-mod recount;
-#[cfg(test)]
 mod tests;
 
 use crate::{

@@ -2,12 +2,11 @@
 
 use super::env::call;
 use bulkhead_abi::{
-    DomId,
-    hypercall::{IRET, MMU_UPDATE, SET_TRAP_TABLE, STACK_SWITCH},
-    mmu::MmuUpdate,
+    hypercall::{IRET, SET_TRAP_TABLE, STACK_SWITCH, UPDATE_VA_MAPPING},
+    mmu::UVMF_TLB_FLUSH,
 };
 use core::arch::asm;
-use domain_rt::{Shutdown, mem, println, shutdown};
+use domain_rt::{Shutdown, println, shutdown};
 
 /// Dies as named; an unknown name is a wrong request and ends with `crash`, too.
 pub fn die(how: &str) -> ! {
@@ -18,14 +17,11 @@ pub fn die(how: &str) -> ! {
             unsafe { asm!("mov qword ptr [0], 1") }
         }
         "page-table" => {
-            // A root without its own text: the next instruction can not be fetched.
-            let own = mem::alloc_pages(1).expect("a page");
-            for index in 0..512 {
-                let request = [MmuUpdate { ptr: root() + index * 8, val: 0 }];
-                let _ =
-                    call(MMU_UPDATE, [request.as_ptr() as u64, 1, 0, DomId::SELF.get().into(), 0]);
+            // Its own text goes: the next instruction can not be fetched.
+            let text = die as *const () as u64;
+            for page in [0, 1] {
+                let _ = call(UPDATE_VA_MAPPING, [text + page * 4096, 0, UVMF_TLB_FLUSH, 0, 0]);
             }
-            drop(own);
         }
         "stack-overflow" => {
             overflow(0);
@@ -56,14 +52,6 @@ pub fn die(how: &str) -> ! {
     }
     println!("hostile: still here after {how}");
     shutdown(Shutdown::Poweroff)
-}
-
-/// Machine address of this domain's root.
-fn root() -> u64 {
-    let cr3: u64;
-    // SAFETY: emulated: gives the root's machine address and changes nothing.
-    unsafe { asm!("mov {}, cr3", out(reg) cr3, options(nomem, nostack)) };
-    cr3
 }
 
 #[expect(unconditional_recursion, reason = "overflowing the stack is the purpose")]

@@ -1,8 +1,11 @@
-//! The scheduler against simulated time: vCPUs that compute, sleep and warp.
+//! The scheduler against simulated time: vCPUs that compute, sleep and warp. [`guests`] has it
+//! under domains.
+
+mod guests;
 
 use super::{
     bvt::{Account, Params, VirtTime, Weight},
-    heap::Heap,
+    line::Line,
     runstate::RunState,
     slot::{ByDeadline, SlotId, Slots},
     *,
@@ -358,35 +361,26 @@ proptest! {
 
     /// Oracle: a list, searched.
     #[test]
-    fn the_heap_gives_what_a_search_of_a_list_gives(
+    fn a_line_gives_what_a_search_of_a_list_gives(
         ops in proptest::collection::vec((0..40usize, proptest::option::of(0..1000u64)), 1..300),
     ) {
         let mut table = frames::table(64);
         let mut slots = Slots::new();
         let ids: Vec<SlotId> = (0..40).map(|n| slots.take(&mut table, who(n)).unwrap()).collect();
-        let mut heap = Heap::<ByDeadline>::new();
+        let mut line = Line::<ByDeadline>::new();
         let mut list = [None; 40];
         for (n, key) in ops {
             list[n] = key;
             slots.get_mut(ids[n]).unwrap().singleshot = key.map(Ns::new);
             match key {
-                Some(_) => heap.put(&mut slots, ids[n]),
-                None => heap.remove(&mut slots, ids[n]),
+                Some(_) => line.put(&slots, ids[n]),
+                None => line.remove(ids[n]),
             }
             let mut keys: Vec<u64> = list.iter().flatten().copied().collect();
             keys.sort_unstable();
             let key_of = |id: SlotId| slots.get(id).unwrap().deadline().unwrap().get();
-            prop_assert_eq!(heap.first().map(key_of), keys.first().copied());
-            prop_assert_eq!(heap.second(&slots).map(key_of), keys.get(1).copied());
+            let told: Vec<u64> = line.members().iter().map(|&id| key_of(id)).collect();
+            prop_assert_eq!(told, keys);
         }
-        // What is left comes out in order.
-        let mut keys: Vec<u64> = list.iter().flatten().copied().collect();
-        keys.sort_unstable();
-        for key in keys {
-            let first = heap.first().unwrap();
-            prop_assert_eq!(slots.get(first).unwrap().deadline(), Some(Ns::new(key)));
-            heap.remove(&mut slots, first);
-        }
-        prop_assert_eq!(heap.first(), None);
     }
 }

@@ -1,7 +1,7 @@
 //! Random sequences of what granters and mappers do, against an oracle that recounts all
 //! references and marks from a list of mappings and every entry of every page table.
 
-use super::*;
+use super::super::*;
 use crate::{
     domain::Incarnation,
     fixture::{self, HOLE, PAGES, frame_at, page},

@@ -1,5 +1,7 @@
-//! Grants between test domains: marks and references, each refusal, and random sequences
-//! against an oracle that recounts everything from a list of mappings and the page tables.
+//! Grants between test domains: marks and references, each refusal. [`recount`] has
+//! random sequences against an oracle.
+
+mod recount;
 
 use super::*;
 use crate::{
