@@ -15,9 +15,9 @@ use core::{
 use kernel::{
     arch::{self, machine::entry},
     memory::phys::PhysMem,
-    trace::words::{self, SymbolBytes, Uart},
+    trace::words::{self, Uart},
 };
-use zerocopy::FromZeros;
+use zerocopy::FromBytes;
 
 /// The vector by which somebody asks the core where it is.
 const NMI: u32 = 2;
@@ -25,52 +25,29 @@ const NMI: u32 = 2;
 /// Frames of the backtrace.
 const DEPTH: usize = 32;
 
-/// The symbol table in the boot archive.
-struct Symbols {
-    mem: PhysMem,
-    at: u64,
-    bytes: u64,
-}
-
-static SYMBOLS: spin::Mutex<Option<Symbols>> = spin::Mutex::new(None);
-
-impl SymbolBytes for Symbols {
-    fn read(&self, offset: u64, out: &mut [u8]) -> Option<()> {
-        if offset.checked_add(out.len() as u64)? > self.bytes {
-            return None;
-        }
-        read(self.mem, self.at + offset, out);
-        Some(())
-    }
-}
-
-/// Copies across frames.
-fn read(mem: PhysMem, at: u64, out: &mut [u8]) {
-    for (n, byte) in (0u64..).zip(out) {
-        *byte = mem.read_u8(Maddr::new(at + n));
-    }
-}
+/// The symbol table in the boot archive; empty if there is none.
+static SYMBOLS: spin::Once<&[u8]> = spin::Once::new();
 
 /// Remembers where the archive has the core's symbols; none if it says nonsense.
 pub fn find_symbols(mem: PhysMem, archive: &Range<u64>) {
-    let mut header = Header::new_zeroed();
-    if archive.end - archive.start < PAGE_SIZE as u64
-        || archive.end > mem.max_mfn() * PAGE_SIZE as u64
-    {
-        return;
-    }
-    read(mem, archive.start, zerocopy::IntoBytes::as_mut_bytes(&mut header));
-    let Some(end) = header.symbols_offset.checked_add(header.symbols_bytes) else {
+    let bytes = archive.end.saturating_sub(archive.start) as usize;
+    let Some(base) = mem.frame_ptr(Maddr::new(archive.start).mfn()) else {
         return;
     };
-    if header.symbols_bytes == 0 || end > archive.end - archive.start {
+    if archive.end > mem.max_mfn() * PAGE_SIZE as u64 {
         return;
     }
-    *SYMBOLS.lock() = Some(Symbols {
-        mem,
-        at: archive.start + header.symbols_offset,
-        bytes: header.symbols_bytes,
-    });
+    let base = base.wrapping_add(Maddr::new(archive.start).offset());
+    // SAFETY: 1. The loader put the archive there, into RAM that is mapped for ever (checked
+    // above), and `PhysMem` gives its address. 2. Only the header is read, before any guest
+    // runs, and then the symbols, whose frames the core keeps: no guest ever writes either.
+    let archive = unsafe { core::slice::from_raw_parts(base.cast_const(), bytes) };
+    if let Ok((header, _)) = Header::read_from_prefix(archive)
+        && let Some(symbols) = archive.get(header.symbols_offset as usize..)
+        && let Some(symbols) = symbols.get(..header.symbols_bytes as usize)
+    {
+        SYMBOLS.call_once(|| symbols);
+    }
 }
 
 /// Whether somebody is speaking already: a fault in the last words ends them.
@@ -112,13 +89,11 @@ pub fn panicked(info: &core::panic::PanicInfo<'_>) -> ! {
 
 fn say(rip: u64, rbp: u64) {
     let _ = writeln!(Uart, "backtrace:");
-    let symbols = SYMBOLS.try_lock();
-    let symbols = symbols.as_ref().and_then(|slot| slot.as_ref());
+    let symbols = SYMBOLS.get().copied().unwrap_or_default();
     let _ = words::address(&mut Uart, symbols, rip, CORE_BASE);
     let mut frame = rbp;
     for _ in 0..DEPTH {
-        if !frame.is_multiple_of(8) || !entry::is_on_stack(frame) || !entry::is_on_stack(frame + 8)
-        {
+        if !frame.is_multiple_of(8) || ![frame, frame + 8].into_iter().all(entry::is_on_stack) {
             break;
         }
         // SAFETY: both words are on one of this CPU's stacks, which are mapped.

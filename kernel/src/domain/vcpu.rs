@@ -4,7 +4,7 @@ use super::Incarnation;
 use crate::{
     memory::{frame::FrameTable, frame_box::FrameBox},
     sched::VcpuSched,
-    trap::context::GuestContext,
+    trap::context::{GuestContext, Mode},
 };
 use bulkhead_abi::{DomId, Maddr, Mfn, VcpuId, vcpu::UserRegs};
 
@@ -89,6 +89,14 @@ impl Vcpu {
         self.info_registered = false;
         self.initialised = false;
         self.online = false;
+    }
+
+    /// The root of the mode it is in.
+    pub fn root(&self) -> Option<Mfn> {
+        match self.guest.mode {
+            Mode::Kernel => self.roots.kernel,
+            Mode::User => self.roots.user,
+        }
     }
 
     pub fn regs(&self) -> &UserRegs {
