@@ -1,61 +1,59 @@
 //! The boot archive: the one module that the boot loader hands to the core
 //! (QEMU's `-initrd`). One header page, then what it points at. The host tool
 //! writes it; the core reads the header and nothing else: it holds no parser of
-//! guest images, so Dom0's program comes as plain ranges to be copied.
+//! guest images and plans no address space. Dom0 comes as the memory it starts with,
+//! laid out as if its pfns were machine frames; the core makes these pages Dom0's
+//! where they are and fills in what depends on machine frames:
 //!
-//! All offsets are bytes from the start of the archive and multiples of 4096.
+//! - adds the machine address of the image to each present entry of `tables`;
+//! - writes the pfn-to-mfn list into `p2m`;
+//! - writes `shared_info` of the start-of-day page.
 
+use crate::vcpu::UserRegs;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// First eight bytes: `BULKHEAD`.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"BULKHEAD");
 /// Version of this layout.
-pub const VERSION: u32 = 1;
-/// Most ranges Dom0's program may have.
-pub const MAX_SEGMENTS: usize = 8;
+pub const VERSION: u32 = 2;
 
-/// One loadable range of Dom0's program.
+/// Consecutive pages.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Segment {
-    /// Where its bytes are in the archive.
-    pub offset: u64,
-    /// Bytes there.
-    pub file_bytes: u64,
-    /// Bytes in memory; the rest is zero.
-    pub mem_bytes: u64,
-    /// Pseudo-physical address of its first byte in Dom0.
-    pub paddr: u64,
+pub struct Run {
+    pub first: u64,
+    pub pages: u64,
 }
-crate::layout!(Segment, 32);
+crate::layout!(Run, 16);
 
+/// The first page of the archive; zero after these fields.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Header {
     pub magic: u64,
     pub version: u32,
-    pub nr_segments: u32,
-    /// Bytes of the whole archive.
-    pub total_bytes: u64,
-    /// Frames of memory Dom0 gets besides its ramdisk.
+    pub _pad: u32,
+    /// Pages of the whole archive, this one included.
+    pub pages: u64,
+    /// Symbols of the core for its last words, see [`SymbolEntry`]; by page of the archive,
+    /// as are `image` and `payload`, which follow it in this order without overlap.
+    pub symbols: Run,
+    /// Becomes Dom0's first frames, pfn 0 and up: all that is mapped when it starts.
+    pub image: Run,
+    /// Dom0's ramdisk (a `link` manifest and the images it names); becomes Dom0's last frames.
+    pub payload: Run,
+    /// Frames Dom0 gets, image and payload included; those between them are zero.
     pub dom0_frames: u64,
-    /// Linear address of Dom0's pfn 0.
-    pub dom0_virt_base: u64,
-    /// Linear address where Dom0 starts.
-    pub dom0_entry: u64,
-    /// Linear address of the page to fill with hypercall stubs, 0 for none.
-    pub dom0_hypercall_page: u64,
-    /// Dom0's ramdisk (a `link` manifest and the images it names); its frames become Dom0's.
-    pub payload_offset: u64,
-    pub payload_bytes: u64,
-    /// Symbols of the core for its last words; see [`SymbolEntry`].
-    pub symbols_offset: u64,
-    pub symbols_bytes: u64,
-    /// Dom0's command line, NUL-padded.
-    pub dom0_cmdline: [u8; 256],
-    pub segments: [Segment; MAX_SEGMENTS],
+    /// Page tables in the image, the L4 first; by pfn, as are `p2m` and `start_info`.
+    pub tables: Run,
+    /// Room in the image for the pfn-to-mfn list: eight bytes for each of `dom0_frames`.
+    pub p2m: Run,
+    /// The start-of-day page in the image.
+    pub start_info: u64,
+    /// What Dom0's first vCPU starts with; `ss:rsp` is the stack of its kernel, too.
+    pub regs: UserRegs,
 }
-crate::layout!(Header, 600, segments @ 344);
+crate::layout!(Header, 320, symbols @ 24, dom0_frames @ 72, start_info @ 112, regs @ 120);
 
 /// The symbol table starts with a u32 count and a u32 zero, then this many
 /// entries sorted by `offset`, then the names.

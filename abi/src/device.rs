@@ -44,7 +44,11 @@ op!(Describe {
 } 24);
 op!(Config { sbdf: u32, /** bytes */ offset: u16, /** 1, 2 or 4 */ width: u16, value: u32 } 12);
 op!(Bar { sbdf: u32, /** 0..=5 */ index: u32, /** out */ maddr: u64, /** out: bytes, 0 if absent */ bytes: u64,
-    /** out: 1 = I/O ports, 2 = prefetchable */ flags: u32, _pad: u32 } 32);
+    /** out: [`BAR_IO`], [`BAR_PREFETCHABLE`] */ flags: u32, _pad: u32 } 32);
+/// `Bar::flags`: I/O ports.
+pub const BAR_IO: u32 = 1;
+/// `Bar::flags`: memory that may be read ahead.
+pub const BAR_PREFETCHABLE: u32 = 2;
 op!(Irq { sbdf: u32, /** MSI-X entry, or [`INTX`] */ entry: u32, /** out */ pirq: u32 } 12);
 /// `Irq::entry`: the pin interrupt. Level-triggered: after each event the domain
 /// calls `PHYSDEVOP_EOI` with the pirq.

@@ -92,6 +92,23 @@ impl Maddr {
     pub const fn offset(self) -> usize {
         (self.0 & (crate::PAGE_SIZE as u64 - 1)) as usize
     }
+
+    /// The address so many bytes further, as in a structure that starts here.
+    pub const fn plus(self, bytes: usize) -> Self {
+        Self(self.0.wrapping_add(bytes as u64))
+    }
+}
+
+impl Ns {
+    /// So much later, or longer; never past the end of the number range.
+    pub const fn plus(self, span: Self) -> Self {
+        Self(self.0.saturating_add(span.0))
+    }
+
+    /// The span since `earlier`, or what is left of a span; never below 0.
+    pub const fn minus(self, earlier: Self) -> Self {
+        Self(self.0.saturating_sub(earlier.0))
+    }
 }
 
 impl GuestVa {

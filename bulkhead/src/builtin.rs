@@ -67,6 +67,12 @@ pub const DOMAINS: &[Builtin] = &[
         binary: "conformance",
         purpose: "exercises the guest interface and prints TAP",
     },
+    Builtin {
+        name: "control-check",
+        package: "bulkhead-tests",
+        binary: "control-check",
+        purpose: "a control domain that checks the control interface and prints TAP",
+    },
 ];
 
 /// The program a set-up file means by a name.

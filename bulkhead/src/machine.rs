@@ -261,6 +261,7 @@ impl Running<'_> {
         self.watch.listing = None;
         self.send(Request::List);
         self.wait(|s| s.watch.listing.is_some());
+        self.watch.closing = true;
         self.send(Request::Shutdown);
         let mut status = None;
         self.wait(|s| {

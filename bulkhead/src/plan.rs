@@ -7,7 +7,7 @@ use crate::{
     builtin,
     images::Image,
     kernel_image::KernelImage,
-    setup::{Domain, Kernel, Setup, SetupError, Size},
+    setup::{Domain, Interrupt, Kernel, MOST_PINS, Setup, SetupError, Size},
 };
 use bulkhead_link::{self as link, DomainSpec, Kind, Manifest};
 use std::{
@@ -31,6 +31,7 @@ pub struct Drive {
     pub name: String,
     pub image: PathBuf,
     pub read_only: bool,
+    pub interrupt: Interrupt,
     /// PCI device number on bus 0.
     pub slot: u32,
 }
@@ -215,16 +216,26 @@ fn check_kernel(
         .help(format!("its kernel needs memory = \"{}M\" or more", least.mib())))
 }
 
-/// Number of a disk's PCI device as the core and Dom0 write it.
-fn sbdf(disk: usize) -> u32 {
-    (FIRST_SLOT + disk as u32) << 3
+/// PCI device number of each disk. Those with pins come first: devices in a row have lines
+/// of their own, up to [`MOST_PINS`], which the set-up keeps to.
+fn slots(setup: &Setup) -> Vec<u32> {
+    const { assert!(MOST_PINS <= 4) };
+    let is_pin = |index: usize| setup.disks[index].interrupt == Interrupt::Pin;
+    let mut order: Vec<_> = (0..setup.disks.len()).collect();
+    order.sort_by_key(|&index| !is_pin(index));
+    let mut slots = vec![0; order.len()];
+    for (index, slot) in order.into_iter().zip(FIRST_SLOT..) {
+        slots[index] = slot;
+    }
+    slots
 }
 
 fn devices(setup: &Setup, driver: usize) -> Vec<link::Device> {
-    let disks = setup.disks.iter().enumerate();
+    let disks = setup.disks.iter().zip(slots(setup));
     disks
-        .filter(|(_, disk)| disk.driver == driver)
-        .map(|(index, disk)| link::Device { name: disk.name.clone(), sbdf: sbdf(index) })
+        .filter(|(disk, _)| disk.driver == driver)
+        // As the core and Dom0 write it, on bus 0.
+        .map(|(disk, slot)| link::Device { name: disk.name.clone(), sbdf: slot << 3 })
         .collect()
 }
 
@@ -246,12 +257,13 @@ fn guest_disks(setup: &Setup, guest: &crate::setup::Guest, images: &[Image]) -> 
 }
 
 fn drives(setup: &Setup) -> Vec<Drive> {
-    let disks = setup.disks.iter().zip(FIRST_SLOT..);
+    let disks = setup.disks.iter().zip(slots(setup));
     disks
         .map(|(disk, slot)| Drive {
             name: disk.name.clone(),
             image: disk.image.clone(),
             read_only: disk.read_only,
+            interrupt: disk.interrupt,
             slot,
         })
         .collect()
@@ -282,6 +294,7 @@ fn memory(setup: &Setup, archive_bytes: u64) -> Result<Size, SetupError> {
 mod tests {
     use super::*;
     use crate::setup::Source;
+    use std::collections::BTreeSet;
 
     const TEXT: &str = r#"
 [machine]
@@ -346,6 +359,28 @@ disks = ["b", { disk = "a", offset = "512K" }]
         assert_eq!(a.driver, "one");
         assert_eq!(files.contents.len(), 1, "one file, named in two ways");
         assert_eq!(drives(&setup)[1].slot, 5);
+    }
+
+    #[test]
+    fn disks_with_pins_get_slots_whose_lines_differ() {
+        let folder = folder();
+        let more = |n: u32| {
+            let pin = if n % 2 == 1 { "interrupt = \"pin\"\n" } else { "" };
+            format!("[disk.n{n}]\ndriver = \"one\"\nimage = \"{n}.raw\"\nsize = \"1M\"\n{pin}")
+        };
+        let text = TEXT.replace("[guest.g]", &((0..8).map(more).collect::<String>() + "[guest.g]"));
+        let (setup, specs, _) = try_domains(&text, folder.path()).expect("plans");
+        let drives = drives(&setup);
+        let pins = drives.iter().filter(|d| d.interrupt == Interrupt::Pin).map(|d| d.slot);
+        // q35 turns INTA by the device number.
+        let lines: BTreeSet<_> = pins.map(|slot| slot % 4).collect();
+        assert_eq!(lines.len(), 4);
+        let all: BTreeSet<_> = drives.iter().map(|d| d.slot).collect();
+        assert_eq!(all, (4..14).collect());
+        for device in &specs[0].devices {
+            let drive = drives.iter().find(|d| d.name == device.name).expect("its drive");
+            assert_eq!(device.sbdf, drive.slot << 3);
+        }
     }
 
     #[test]

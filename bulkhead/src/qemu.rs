@@ -1,6 +1,10 @@
 //! The machine as a process: QEMU's arguments, its start, and what its exit means.
 
-use crate::{needs, plan::Drive, setup::Size};
+use crate::{
+    needs,
+    plan::Drive,
+    setup::{Interrupt, Size},
+};
 use bulkhead_abi::archive::{EXIT_CORE_FAULT, EXIT_DOM0_DIED, EXIT_OK, EXIT_PORT};
 use serde_json::json;
 use std::{
@@ -135,8 +139,13 @@ fn is_block_device(path: &Path) -> bool {
 fn device(drive: &Drive) -> String {
     // A virtio serial number has 20 bytes.
     let serial: String = drive.name.chars().take(20).collect();
+    // Without MSI-X vectors it has its pin only.
+    let interrupt = match drive.interrupt {
+        Interrupt::Message => "",
+        Interrupt::Pin => ",vectors=0",
+    };
     format!(
-        "virtio-blk-pci,drive=disk{slot},bus=pcie.0,addr={slot:#x},serial={serial},disable-legacy=on,write-cache=on",
+        "virtio-blk-pci,drive=disk{slot},bus=pcie.0,addr={slot:#x},serial={serial},disable-legacy=on,write-cache=on{interrupt}",
         slot = drive.slot
     )
 }
@@ -218,6 +227,7 @@ mod tests {
             name: "a-name-longer-than-twenty-bytes".into(),
             image: "/tmp/a,b \"c\".img".into(),
             read_only: true,
+            interrupt: Interrupt::Pin,
             slot: 4,
         }];
         let options = Options {
@@ -238,7 +248,9 @@ mod tests {
         assert_eq!(block["file"]["filename"], "/tmp/a,b \"c\".img");
         assert_eq!(block["read-only"], true);
         assert_eq!(after("-icount"), "shift=0,sleep=off");
-        assert!(line.iter().any(|a| a.contains("addr=0x4,serial=a-name-longer-than-t,")));
+        let device = line.iter().find(|a| a.starts_with("virtio-blk-pci,")).expect("a disk");
+        assert!(device.contains("addr=0x4,serial=a-name-longer-than-t,"), "{device}");
+        assert!(device.ends_with(",vectors=0"), "{device}");
     }
 
     #[test]

@@ -74,8 +74,8 @@ impl Observer for Show {
                 self.terminal.console(domain, is_guest, bytes);
             }
             Event::Ended { domain, exit, reason } => {
-                let told = format!("ended: {} {reason}", exit_word(*exit));
-                self.terminal.note(domain, told.trim_end());
+                let why = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+                self.terminal.note(domain, &format!("ended: {}{why}", exit_word(*exit)));
             }
             Event::Log { line } => self.terminal.note("dom0", line),
             Event::BuildFailed { domain, reason } => {

@@ -79,6 +79,8 @@ pub struct Watch {
     pub listing: Option<Listing>,
     pub ready: bool,
     wrong_version: Option<u32>,
+    /// The machine was told to stop.
+    pub closing: bool,
 }
 
 impl Watch {
@@ -96,6 +98,7 @@ impl Watch {
             listing: None,
             ready: false,
             wrong_version: None,
+            closing: false,
         }
     }
 
@@ -126,6 +129,8 @@ impl Watch {
                     (known.exit, known.ended_at) = (None, None);
                 }
             }
+            // The end of what still ran when the machine was told to stop is no news.
+            Event::Ended { .. } if self.closing => {}
             Event::Ended { domain, exit, reason } => {
                 if let Some(known) = self.find(domain) {
                     (known.exit, known.ended_at) = (Some(*exit), Some(now));

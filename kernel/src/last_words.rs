@@ -3,8 +3,8 @@
 
 use super::CORE;
 use bulkhead_abi::{
-    Maddr, PAGE_SIZE,
-    archive::{CORE_BASE, EXIT_CORE_FAULT, Header},
+    Maddr,
+    archive::{CORE_BASE, EXIT_CORE_FAULT},
     vcpu::UserRegs,
 };
 use core::{
@@ -17,7 +17,6 @@ use kernel::{
     memory::phys::PhysMem,
     trace::words::{self, Uart},
 };
-use zerocopy::FromBytes;
 
 /// The vector by which somebody asks the core where it is.
 const NMI: u32 = 2;
@@ -28,25 +27,14 @@ const DEPTH: usize = 32;
 /// The symbol table in the boot archive; empty if there is none.
 static SYMBOLS: spin::Once<&[u8]> = spin::Once::new();
 
-/// Remembers where the archive has the core's symbols; none if it says nonsense.
-pub fn find_symbols(mem: PhysMem, archive: &Range<u64>) {
-    let bytes = archive.end.saturating_sub(archive.start) as usize;
-    let Some(base) = mem.frame_ptr(Maddr::new(archive.start).mfn()) else {
-        return;
-    };
-    if archive.end > mem.max_mfn() * PAGE_SIZE as u64 {
-        return;
-    }
-    let base = base.wrapping_add(Maddr::new(archive.start).offset());
-    // SAFETY: 1. The loader put the archive there, into RAM that is mapped for ever (checked
-    // above), and `PhysMem` gives its address. 2. Only the header is read, before any guest
-    // runs, and then the symbols, whose frames the core keeps: no guest ever writes either.
-    let archive = unsafe { core::slice::from_raw_parts(base.cast_const(), bytes) };
-    if let Ok((header, _)) = Header::read_from_prefix(archive)
-        && let Some(symbols) = archive.get(header.symbols_offset as usize..)
-        && let Some(symbols) = symbols.get(..header.symbols_bytes as usize)
-    {
-        SYMBOLS.call_once(|| symbols);
+/// Remembers where the core's symbols are: in RAM that the core keeps.
+pub fn set_symbols(mem: PhysMem, at: Range<Maddr>) {
+    let bytes = (at.end.get() - at.start.get()) as usize;
+    if let Some(frame) = mem.frame_ptr(at.start.mfn()) {
+        let start = frame.wrapping_add(at.start.offset()).cast_const();
+        // SAFETY: 1. The archive was opened, so the range lies within memory, which is mapped for
+        // ever. 2. Its frames stay the core's, so nobody writes them any more.
+        SYMBOLS.call_once(|| unsafe { core::slice::from_raw_parts(start, bytes) });
     }
 }
 

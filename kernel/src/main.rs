@@ -13,7 +13,7 @@ use kernel::{
         self,
         machine::{apic, boot, cpu, entry as stubs, paging, serial, tables},
     },
-    domain::dom0,
+    domain::dom0::{self, Archive},
     memory::{
         frame::{Frame, FrameTable},
         phys::PhysMem,
@@ -98,22 +98,19 @@ fn build(handover: &boot::Handover) -> Core {
         frames.free_frames() >> 8,
         arch::tsc_khz()
     );
-    Core {
-        frames,
-        domains: Default::default(),
-        sched: Default::default(),
-        devices: Default::default(),
-        trace: Default::default(),
-        console: Default::default(),
-        cpus: Default::default(),
-    }
+    Core::new(frames)
 }
 
 fn start_dom0(core: &mut Core, archive: &Range<u64>) {
     let devices = core.devices.scan();
     log::info!("{devices} PCI functions");
-    last_words::find_symbols(core.frames.mem(), archive);
-    if let Err(why) = dom0::build(core, Maddr::new(archive.start), archive.end - archive.start) {
+    let mem = core.frames.mem();
+    let (at, bytes) = (Maddr::new(archive.start), archive.end - archive.start);
+    let built = Archive::open(mem, at, bytes).and_then(|archive| {
+        last_words::set_symbols(mem, archive.symbols());
+        dom0::build(core, &archive)
+    });
+    if let Err(why) = built {
         panic!("no Dom0: {why:?}");
     }
 }

@@ -36,19 +36,6 @@ pub struct CpuState {
     pub entered_at: u64,
 }
 
-impl CpuState {
-    /// Idle, with nothing to do.
-    pub const fn new() -> Self {
-        Self {
-            current: None,
-            flush: Flush::None,
-            need_resched: false,
-            reload_tables: false,
-            entered_at: 0,
-        }
-    }
-}
-
 /// The caller of a hypercall or the origin of a trap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Caller {
@@ -69,6 +56,19 @@ pub struct Core {
 }
 
 impl Core {
+    /// A machine with this memory: no domain, no device found yet.
+    pub fn new(frames: FrameTable) -> Self {
+        Self {
+            frames,
+            domains: Default::default(),
+            sched: Default::default(),
+            devices: Default::default(),
+            trace: Default::default(),
+            console: Default::default(),
+            cpus: Default::default(),
+        }
+    }
+
     /// Notes that `flush` must happen before a guest runs again.
     ///
     /// One CPU runs guests today, so its own list is enough; with more, this is

@@ -86,6 +86,20 @@ fn a_guest_lists_a_disk_as_the_host_does_and_leaves_the_pattern_on_another() {
     check_report(&ran);
 }
 
+#[test]
+fn disks_that_only_have_pins_read_and_write_the_same() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let names = ["sample", "scratch"];
+    let mut sets = images_in(folder.path(), &names);
+    sets.extend(names.map(|name| format!("disk.{name}.interrupt=pin")));
+    let ran = run_file(&example("disk.toml"), &sets);
+    assert_all_well(&ran);
+    assert_eq!(ran.console("disk").matches("pin interrupt").count(), 2, "{}", ran.story());
+    let expected = host_listing(&folder.path().join("sample"));
+    assert_eq!(guest_listing(ran.console("reader")), expected, "{}", ran.story());
+    assert_pattern(&fs::read(folder.path().join("scratch")).expect("the image"), 1);
+}
+
 /// The figures that the tool prints belong to this run.
 fn check_report(ran: &Ran) {
     let json = serde_json::to_value(&ran.report).expect("encodes");

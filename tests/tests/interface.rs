@@ -1,8 +1,15 @@
 //! The guest interface, exercised by one guest that is booted as Dom0 with nothing
 //! beside it, and judged by the TAP that it prints.
 
-use bulkhead::{qemu::Ended, solo};
-use std::{path::Path, time::Duration};
+mod common;
+
+use bulkhead::{artifacts, builtin, qemu::Ended, solo};
+use common::xen;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
 
 /// What a TAP stream says.
 #[derive(Debug, Default)]
@@ -40,4 +47,44 @@ fn each_hypercall_does_what_the_interface_says() {
     assert_eq!(tap.not_ok, [""; 0], "{}", booted.log);
     assert_eq!(tap.planned, Some(tap.ok), "{}", booted.log);
     assert!(tap.ok >= 50, "{} cases", tap.ok);
+}
+
+/// By the name of a case: what it found.
+fn answers(log: &str) -> BTreeMap<&str, &str> {
+    log.lines()
+        .filter_map(|line| {
+            let line = line.trim().strip_prefix("not ").unwrap_or(line.trim());
+            line.strip_prefix("ok ")?.split_once(" - ")?.1.rsplit_once(" -> ")
+        })
+        .collect()
+}
+
+#[test]
+fn the_same_guest_gets_the_same_answers_from_xen() {
+    let kernel = match xen::kernel() {
+        Ok(kernel) => kernel,
+        // Where there is no Debian at hand there is nothing to compare with; CI has one.
+        Err(why) if std::env::var_os("CI").is_none() => return eprintln!("skipped: {why}"),
+        Err(why) => panic!("{why}"),
+    };
+    let guest = builtin::find("conformance").expect("a builtin");
+    let built = artifacts::build(&[guest], false).expect("builds");
+    let guest = built.file(guest).expect("built");
+    let limit = Duration::from_secs(180);
+    let theirs = xen::boot(&kernel, guest, "# failed", limit).expect("QEMU starts");
+    let request = solo::Request { dom0: guest, cmdline: "", memory_mib: 64, limit };
+    let ours = solo::boot(&request, &|_| ()).expect("boots").log;
+    let (theirs, ours) = (answers(&theirs), answers(&ours));
+    assert!(theirs.len() > 600, "{} answers from Xen", theirs.len());
+    assert!(theirs.keys().eq(ours.keys()), "the same cases");
+    let differing: BTreeSet<_> =
+        ours.iter().filter(|(case, answer)| theirs[*case] != **answer).collect();
+    let listed = include_str!("../src/bin/conformance/differences.txt");
+    let listed = listed.lines().filter_map(|line| line.split_once(" # ")?.0.rsplit_once(" -> "));
+    let listed: BTreeMap<_, _> = listed.collect();
+    assert_eq!(
+        differing,
+        listed.iter().collect(),
+        "what differs is what is listed, with its reason"
+    );
 }

@@ -82,6 +82,19 @@ pub(super) struct Disk {
     pub read_only: bool,
     pub size: Option<Spanned<Size>>,
     pub make: Option<Make>,
+    #[serde(default)]
+    pub interrupt: Interrupt,
+}
+
+/// How a device calls its driver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Interrupt {
+    /// By messages (MSI-X).
+    #[default]
+    Message,
+    /// By its pin (INTx): on a line that no other device may share.
+    Pin,
 }
 
 /// How an image that is not there is made.

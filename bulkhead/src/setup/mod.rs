@@ -9,7 +9,8 @@ mod set;
 mod units;
 
 pub use error::{SetupError, Source, suggest};
-pub use file::{Accel, Make};
+pub use file::{Accel, Interrupt, Make};
+pub use resolve::MOST_PINS;
 pub use units::Size;
 
 use bulkhead_link::Sched;
@@ -74,6 +75,7 @@ pub struct Disk {
     pub read_only: bool,
     pub size: Option<Size>,
     pub make: Option<Make>,
+    pub interrupt: Interrupt,
     pub image_span: Range<usize>,
 }
 

@@ -4,7 +4,7 @@
 use super::{
     Disk, Domain, Guest, GuestDisk, Kernel, Machine, Setup, SetupError, Size, Source,
     error::suggest,
-    file::{self, File},
+    file::{self, File, Interrupt},
 };
 use crate::builtin;
 use bulkhead_link::Sched;
@@ -22,6 +22,20 @@ const GUEST_MEMORY: Size = Size::from_mib(64);
 const NAME_BYTES: usize = 32;
 /// Most devices: PCI addresses 4 to 30 of bus 0.
 pub const MOST_DISKS: usize = 27;
+/// Most disks with pin interrupts: q35 turns pins by device number onto four lines, and
+/// a line has one device.
+pub const MOST_PINS: usize = 4;
+
+/// How driver domains are scheduled that do not say. Guests wait for them, so one that is
+/// woken goes before those that compute; the limit keeps one that loops to its share.
+fn driver_sched() -> Sched {
+    Sched {
+        warp_ns: 20_000_000,
+        warp_limit_ns: 5_000_000,
+        unwarp_ns: 5_000_000,
+        ..Sched::default()
+    }
+}
 
 type Result<T> = std::result::Result<T, SetupError>;
 
@@ -30,7 +44,7 @@ pub(super) fn resolve(source: Source, file: File, folder: &Path) -> Result<Setup
     context.unique_names(&file)?;
     let machine = context.machine(file.machine)?;
     let drivers = in_order(file.driver)
-        .map(|(name, domain)| context.domain(name, domain, DRIVER_MEMORY))
+        .map(|(name, domain)| context.domain(name, domain, DRIVER_MEMORY, driver_sched()))
         .collect::<Result<Vec<_>>>()?;
     let mut disks = in_order(file.disk)
         .map(|(name, disk)| context.disk(&name, disk, &drivers))
@@ -41,6 +55,7 @@ pub(super) fn resolve(source: Source, file: File, folder: &Path) -> Result<Setup
         .collect::<Result<Vec<_>>>()?;
     drop_replaced(declared, &mut disks, &mut guests);
     context.no_shared_writes(&guests, &disks)?;
+    context.enough_lines(&disks)?;
     if disks.len() > MOST_DISKS {
         let last = disks[MOST_DISKS].image_span.clone();
         return Err(source
@@ -115,12 +130,19 @@ impl Context<'_> {
         })
     }
 
-    fn domain(&self, name: Spanned<String>, domain: file::Domain, memory: Size) -> Result<Domain> {
+    /// A domain, with what it has where it does not say.
+    fn domain(
+        &self,
+        name: Spanned<String>,
+        domain: file::Domain,
+        memory: Size,
+        sched: Sched,
+    ) -> Result<Domain> {
         let kernel_span = domain.kernel.span();
         let memory_span = domain.memory.as_ref().map_or(name.span(), Spanned::span);
         Ok(Domain {
             kernel: self.kernel(&domain.kernel)?,
-            sched: self.sched(&domain)?,
+            sched: self.sched(&domain, sched)?,
             ramdisk: domain.ramdisk.map(|r| self.path(r.get_ref())),
             memory: domain.memory.map_or(memory, Spanned::into_inner),
             cmdline: domain.cmdline,
@@ -148,8 +170,7 @@ impl Context<'_> {
         )))
     }
 
-    fn sched(&self, domain: &file::Domain) -> Result<Sched> {
-        let usual = Sched::default();
+    fn sched(&self, domain: &file::Domain, usual: Sched) -> Result<Sched> {
         let weight = domain.weight.as_ref();
         if let Some(weight) = weight
             && !(1..=65_535).contains(weight.get_ref())
@@ -210,6 +231,7 @@ impl Context<'_> {
             read_only: disk.read_only,
             size: disk.size.map(Spanned::into_inner),
             make: disk.make,
+            interrupt: disk.interrupt,
             image_span: disk.image.span(),
         })
     }
@@ -222,7 +244,7 @@ impl Context<'_> {
         all: &mut Vec<Disk>,
     ) -> Result<Guest> {
         let (domain, own, listed) = guest.split();
-        let domain = self.domain(name, domain, GUEST_MEMORY)?;
+        let domain = self.domain(name, domain, GUEST_MEMORY, Sched::default())?;
         let mut disks =
             listed.into_iter().map(|d| self.guest_disk(&d, all)).collect::<Result<Vec<_>>>()?;
         if let Some(image) = own {
@@ -235,7 +257,7 @@ impl Context<'_> {
     }
 
     /// `disk = PATH`: a device of the guest's own in place of its first disk, as
-    /// writable as that one was.
+    /// writable as that one was and with its kind of interrupt.
     fn own_image(
         &self,
         guest: &str,
@@ -245,9 +267,9 @@ impl Context<'_> {
         all: &mut Vec<Disk>,
     ) -> Result<()> {
         let first = disks.first().cloned();
-        let driver = match &first {
-            Some(first) => all[first.disk].driver,
-            None => self.driver(None, image.span(), drivers)?,
+        let (driver, interrupt) = match &first {
+            Some(first) => (all[first.disk].driver, all[first.disk].interrupt),
+            None => (self.driver(None, image.span(), drivers)?, Interrupt::default()),
         };
         let writable = first.as_ref().is_none_or(|f| f.writable);
         let own =
@@ -259,6 +281,7 @@ impl Context<'_> {
             read_only: !writable,
             size: None,
             make: None,
+            interrupt,
             image_span: image.span(),
         });
         match disks.first_mut() {
@@ -298,6 +321,17 @@ impl Context<'_> {
             writable: !all[index].read_only && !range.is_some_and(|r| r.read_only),
             span,
         })
+    }
+
+    fn enough_lines(&self, disks: &[Disk]) -> Result<()> {
+        let mut pins = disks.iter().filter(|d| d.interrupt == Interrupt::Pin);
+        let Some(disk) = pins.nth(MOST_PINS) else {
+            return Ok(());
+        };
+        let message = format!("there is no interrupt line left for disk `{}`", disk.name);
+        Err(self.source.error(disk.image_span.clone(), message).help(format!(
+            "at most {MOST_PINS} disks have interrupt = \"pin\"; say \"message\" for the others"
+        )))
     }
 
     /// Two file systems on one range destroy each other as soon as one writes.

@@ -50,6 +50,26 @@ fn reads_a_whole_set_up() {
 }
 
 #[test]
+fn driver_domains_warp_unless_told_otherwise_and_guests_do_not() {
+    let setup = parse(DISK, &["driver.disk.unwarp=1ms"]).expect("is right");
+    let warps = |s: &Sched| (s.warp_ns, s.warp_limit_ns, s.unwarp_ns, s.allowance_ns);
+    assert_eq!(warps(&setup.drivers[0].sched), (20_000_000, 5_000_000, 1_000_000, 1_000_000));
+    assert_eq!(warps(&setup.guests[0].domain.sched), (5_000_000, 0, 0, 1_000_000));
+}
+
+#[test]
+fn disks_with_pins_are_refused_when_lines_run_out() {
+    let pin = |n: usize| format!("[disk.p{n}]\nimage = \"p{n}\"\ninterrupt = \"pin\"\n");
+    let with = |n| format!("{DISK}{}", (0..n).map(pin).collect::<String>());
+    let setup = parse(&with(4), &[]).expect("is right");
+    let pins = setup.disks.iter().filter(|d| d.interrupt == Interrupt::Pin).count();
+    assert_eq!((pins, setup.disks.len()), (4, 6));
+    let told = told(&with(5), &[]);
+    assert!(told.contains("no interrupt line left for disk `p4`"), "{told}");
+    assert!(told.contains("interrupt = \"pin\""), "{told}");
+}
+
+#[test]
 fn a_users_own_image_takes_the_place_of_the_first_disk() {
     let setup = parse(DISK, &["guest.reader.disk=/home/me/my disk.img"]).expect("is right");
     let reader = &setup.guests[0];
@@ -91,6 +111,7 @@ fn each_mistake_is_told_with_its_line_and_a_remedy() {
         (("[guest.reader]", "[guest.\"a b\"]"), "test.toml:16:", "letters"),
         (("[machine]", "[machine]\ncpus = 4"), "test.toml:3:", "1"),
         (("[driver.disk]\nkernel = \"disk\"\n", ""), "test.toml:", "add [driver.disk]"),
+        (("read-only = true", "interrupt = \"pni\""), "test.toml:10:", "`message` or `pin`"),
         (("[machine]", "[machine"), "test.toml:2:", ""),
     ];
     for ((from, to), place, remedy) in cases {

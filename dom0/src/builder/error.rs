@@ -56,3 +56,5 @@ impl fmt::Display for BuildError {
         }
     }
 }
+
+impl core::error::Error for BuildError {}

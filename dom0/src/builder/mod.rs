@@ -65,7 +65,11 @@ pub struct Plan<'a> {
 impl<'a> Plan<'a> {
     /// Plans a domain of `nr_pages` frames. An empty `ramdisk` is none.
     pub fn new(image: &'a [u8], ramdisk: &'a [u8], nr_pages: u64) -> Result<Self, BuildError> {
-        let kernel = Kernel::parse(image)?;
+        Self::of(Kernel::parse(image)?, ramdisk, nr_pages)
+    }
+
+    /// [`Self::new`] for a kernel that is taken apart already.
+    pub fn of(kernel: Kernel<'a>, ramdisk: &'a [u8], nr_pages: u64) -> Result<Self, BuildError> {
         let layout = Layout::plan(&kernel, ramdisk.len() as u64, nr_pages)?;
         Ok(Self { kernel, ramdisk, layout })
     }

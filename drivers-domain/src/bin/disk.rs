@@ -6,7 +6,7 @@
 extern crate alloc;
 
 use alloc::collections::BTreeMap;
-use domain_rt::device::{self, Sbdf};
+use domain_rt::device;
 use domain_rt::exec::{self, block_on};
 use domain_rt::{Boot, Shutdown, shutdown, xenstore};
 use drivers_domain::ledger::LedgerPages;
@@ -48,12 +48,13 @@ async fn run(boot: &'static Boot) -> &'static str {
 fn open_devices() -> BTreeMap<u32, Service> {
     let mut services = BTreeMap::new();
     for found in device::devices().filter(virtio::is_block) {
-        match VirtioBlk::open(Sbdf(found.sbdf)) {
+        match VirtioBlk::open(&found) {
             Ok((device, interrupt)) => {
+                let kind = interrupt.kind();
                 let service = Service::start(device, interrupt);
                 let facts = service.facts();
                 log::info!(
-                    "disk {:#06x}: {} sectors, {}",
+                    "disk {:#06x}: {} sectors, {}, {kind} interrupt",
                     found.sbdf,
                     facts.sectors,
                     if facts.read_only { "read-only" } else { "writable" }

@@ -1,13 +1,12 @@
 //! The task of one device: moves requests as long as there are any, and sleeps.
 
 use crate::platform::OnDomain;
-use crate::virtio::VirtioBlk;
+use crate::virtio::{Interrupt, VirtioBlk};
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use async_channel::{Receiver, Sender};
 use blkback::{BlockDevice, DeviceFacts, EndReason, Server, Step, Vbd, VbdId};
 use core::cell::RefCell;
-use domain_rt::event::Channel;
 use domain_rt::exec;
 
 /// The service of a device; clones share it.
@@ -26,7 +25,7 @@ struct Inner {
 
 impl Service {
     /// Starts the task of a device, woken by its interrupt.
-    pub fn start(device: VirtioBlk, interrupt: Channel) -> Self {
+    pub fn start(device: VirtioBlk, interrupt: Interrupt) -> Self {
         let (wake, woken) = async_channel::bounded(1);
         let service = Self {
             inner: Rc::new(Inner {

@@ -1,5 +1,7 @@
 //! Finding a virtio block device, waking it up, and passing requests through.
 
+use super::interrupt::{Interrupt, VECTOR};
+use super::registers::{self, COMMON_CFG};
 use super::slot::Slot;
 use crate::dma::{Machine, Window};
 use crate::pci::Config;
@@ -8,12 +10,9 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use bitflags::bitflags;
 use blkback::{BlockDevice, Completion, DeviceFacts, Job, Token};
-use bulkhead_abi::Maddr;
 use bulkhead_abi::device::Describe;
 use core::fmt;
-use domain_rt::device::{self, Sbdf};
-use domain_rt::event::{self, Channel};
-use domain_rt::mem;
+use domain_rt::device::Sbdf;
 use virtio_drivers::queue::VirtQueue;
 use virtio_drivers::transport::Transport;
 use virtio_drivers::transport::pci::PciTransport;
@@ -23,18 +22,12 @@ use virtio_drivers::transport::pci::bus::PciRoot;
 /// segments.
 const QUEUE_SIZE: usize = 256;
 const QUEUE: u16 = 0;
-/// MSI-X entry of the queue.
-const VECTOR: u16 = 0;
 const NO_VECTOR: u16 = 0xffff;
 
 const VENDOR: u16 = 0x1af4;
 const BLOCK_TRANSITIONAL: u16 = 0x1001;
 const BLOCK: u16 = 0x1042;
 
-/// Kind of the capability of the common configuration, and where in it its place is.
-const COMMON_CFG: u8 = 1;
-const CAP_BAR: u16 = 4;
-const CAP_OFFSET: u16 = 8;
 /// Registers of the common configuration (section 4.1.4.3).
 const CONFIG_MSIX_VECTOR: usize = 16;
 const QUEUE_SELECT: usize = 22;
@@ -97,10 +90,9 @@ pub struct VirtioBlk {
 
 impl VirtioBlk {
     /// Resets a device and gets it going. Gives its interrupt, too.
-    pub fn open(sbdf: Sbdf) -> Result<(Self, Channel), OpenError> {
-        let config = Config::new(sbdf)?;
+    pub fn open(found: &Describe) -> Result<(Self, Interrupt), OpenError> {
+        let config = Config::new(Sbdf(found.sbdf))?;
         config.enable()?;
-        let registers = common_registers(&config)?;
         let mut root = PciRoot::new(config.clone());
         let mut transport = PciTransport::new::<Machine, _>(&mut root, config.function())
             .map_err(|_| OpenError::Device("no usable virtio capabilities"))?;
@@ -108,8 +100,10 @@ impl VirtioBlk {
         if !features.contains(Feature::VERSION_1) {
             return Err(OpenError::Device("a legacy virtio device"));
         }
-        let interrupt = event::bind_pirq(device::irq(sbdf, VECTOR.into())?)?;
-        route(&registers)?;
+        let interrupt = Interrupt::new(found, &config)?;
+        if !interrupt.is_pin() {
+            route(&config)?;
+        }
         let queue = VirtQueue::new(&mut transport, QUEUE, false, false)
             .map_err(|_| OpenError::Device("no queue of 256 descriptors"))?;
         let (facts, max_discard) = read_facts(&transport, features)?;
@@ -126,27 +120,10 @@ impl VirtioBlk {
     }
 }
 
-/// Maps the common configuration, for the registers that the transport leaves alone.
-fn common_registers(config: &Config) -> Result<mem::Mapping, OpenError> {
-    let missing = OpenError::Device("no common configuration");
-    let find = || {
-        let cap = config.vendor_capability(COMMON_CFG)?;
-        let bar = config.bar(config.word(cap + CAP_BAR)? & 0xff)?;
-        let offset = u64::from(config.word(cap + CAP_OFFSET)?);
-        let last = offset.checked_add(mem_bytes() as u64)?;
-        (last <= bar.bytes).then(|| Maddr::new(bar.maddr.get() + offset))
-    };
-    let start = find().ok_or(missing)?;
-    Ok(mem::map_mmio(start, mem_bytes()).map_err(bulkhead_abi::Errno::from)?)
-}
-
-/// Bytes of the common configuration that are used here.
-const fn mem_bytes() -> usize {
-    QUEUE_MSIX_VECTOR + 2
-}
-
 /// Lets the queue interrupt through its MSI-X entry, and nothing else interrupt at all.
-fn route(registers: &mem::Mapping) -> Result<(), OpenError> {
+fn route(config: &Config) -> Result<(), OpenError> {
+    let registers = registers::map(config, COMMON_CFG, QUEUE_MSIX_VECTOR + 2)?
+        .ok_or(OpenError::Device("no common configuration"))?;
     let common = registers.shared();
     common.write_u16(CONFIG_MSIX_VECTOR, NO_VECTOR);
     common.write_u16(QUEUE_SELECT, QUEUE);

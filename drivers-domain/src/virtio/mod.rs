@@ -3,6 +3,9 @@
 //! `virtio-drivers`'.
 
 mod blk;
+mod interrupt;
+mod registers;
 mod slot;
 
 pub use blk::{OpenError, VirtioBlk, is_block};
+pub use interrupt::Interrupt;

@@ -4,8 +4,8 @@
 use super::{
     DeviceError,
     pci::{
-        CAP_VENDOR, CMD_IO, CMD_MASTER, CMD_MEMORY, CMD_NO_INTX, COMMAND, PciDevice, Sbdf,
-        capabilities,
+        CAP_MSI, CAP_VENDOR, CMD_IO, CMD_MASTER, CMD_MEMORY, CMD_NO_INTX, COMMAND, PciDevice, Sbdf,
+        capabilities, capability,
     },
 };
 
@@ -72,7 +72,7 @@ pub fn disable(device: &PciDevice) {
     let sbdf = device.sbdf;
     let command = sbdf.read(COMMAND, 2);
     sbdf.write(COMMAND, 2, command & !CMD_MASTER | CMD_NO_INTX);
-    if let Some(at) = device.msi {
+    if let Some(at) = capability(sbdf, CAP_MSI) {
         let control = sbdf.read(at + 2, 2);
         sbdf.write(at + 2, 2, control & !1);
     }

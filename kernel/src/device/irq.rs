@@ -4,9 +4,9 @@
 //! acknowledges can not flood the core.
 
 use super::{
-    DeviceError, config, intx,
+    DeviceError, Devices, config, intx,
     machine::{ioapic_mask, ioapic_set},
-    pci::{PciDevice, Sbdf},
+    pci::Sbdf,
 };
 use crate::{Core, arch::msi_address_data, event, sched::Wake, state::CpuId};
 use bulkhead_abi::{DomId, device::INTX};
@@ -15,193 +15,145 @@ use bulkhead_abi::{DomId, device::INTX};
 pub const FIRST_VECTOR: u8 = 0x30;
 /// Last of them.
 pub const LAST_VECTOR: u8 = 0xdf;
-const SLOTS: usize = (LAST_VECTOR - FIRST_VECTOR) as usize + 1;
+/// How many pirqs there are: each is its vector minus [`FIRST_VECTOR`].
+pub const SLOTS: usize = (LAST_VECTOR - FIRST_VECTOR) as usize + 1;
 /// pirqs below this are for ISA lines, by their number.
 const FIRST_FREE: usize = 16;
 /// The second serial port's line, Dom0's.
-pub const COM2: Pirq = Pirq(3);
-
-/// Number of a physical interrupt as event channels name it. Vector minus [`FIRST_VECTOR`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Pirq(u32);
-
-impl Pirq {
-    pub const fn get(self) -> u32 {
-        self.0
-    }
-
-    fn of_vector(vector: u8) -> Option<Self> {
-        (FIRST_VECTOR..=LAST_VECTOR)
-            .contains(&vector)
-            .then(|| Self(u32::from(vector - FIRST_VECTOR)))
-    }
-
-    fn slot(self) -> usize {
-        self.0 as usize
-    }
-
-    fn vector(self) -> u8 {
-        // Pirqs are made from slots, of which there are fewer than vectors.
-        FIRST_VECTOR + self.0 as u8
-    }
-}
+pub const COM2: u32 = 3;
 
 /// Where an interrupt comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Source {
-    /// An edge-triggered ISA line.
-    Isa { gsi: u32 },
-    /// The pin of a device: level-triggered.
-    Pin { gsi: u32, sbdf: Sbdf },
+enum Source {
+    /// An input of the I/O APIC: the pin of a device, level-triggered, or without one an
+    /// edge-triggered ISA line.
+    Line { gsi: u32, device: Option<Sbdf> },
     /// A message.
-    Msix { sbdf: Sbdf, entry: u16 },
-}
-
-impl Source {
-    /// Whether it belongs to this device.
-    pub fn is_of(&self, device: Sbdf) -> bool {
-        match *self {
-            Self::Isa { .. } => false,
-            Self::Pin { sbdf, .. } | Self::Msix { sbdf, .. } => sbdf == device,
-        }
-    }
-
-    fn set_masked(&self, masked: bool, devices: &[PciDevice]) {
-        match *self {
-            Self::Isa { gsi } => ioapic_mask(gsi, masked),
-            Self::Pin { gsi, sbdf } => {
-                config::set_pin_enabled(sbdf, !masked);
-                ioapic_mask(gsi, masked);
-            }
-            Self::Msix { sbdf, entry } => {
-                if let Some(msix) =
-                    devices.iter().find(|d| d.sbdf == sbdf).and_then(|d| d.msix.as_ref())
-                {
-                    msix.set_masked(entry, masked);
-                }
-            }
-        }
-    }
+    Msix { device: Sbdf, entry: u16 },
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Irq {
+pub(super) struct Irq {
     owner: DomId,
     source: Source,
     /// A port is bound to it.
     is_bound: bool,
 }
 
-/// All interrupts of devices, by vector.
-pub struct IrqTable {
-    slots: [Option<Irq>; SLOTS],
-}
-
-impl Default for IrqTable {
-    fn default() -> Self {
-        Self::new()
+impl Irq {
+    fn device(&self) -> Option<Sbdf> {
+        match self.source {
+            Source::Line { device, .. } => device,
+            Source::Msix { device, .. } => Some(device),
+        }
     }
 }
 
-impl IrqTable {
-    pub const fn new() -> Self {
-        Self { slots: [None; SLOTS] }
-    }
+/// The vector of a pirq below [`SLOTS`].
+fn vector(pirq: u32) -> u8 {
+    FIRST_VECTOR + pirq as u8
+}
 
+impl Devices {
     /// Gives an ISA line to a domain under its own number, masked.
-    pub fn assign_isa(&mut self, owner: DomId, pirq: Pirq) {
-        let gsi = pirq.get();
-        if let Some(slot) = self.slots.get_mut(pirq.slot()) {
-            ioapic_set(gsi, pirq.vector(), false, false, true);
-            *slot = Some(Irq { owner, source: Source::Isa { gsi }, is_bound: false });
+    pub fn assign_isa(&mut self, owner: DomId, gsi: u32) {
+        if let Some(slot) = self.irqs.get_mut(gsi as usize) {
+            ioapic_set(gsi, vector(gsi), false, false, true);
+            let source = Source::Line { gsi, device: None };
+            *slot = Some(Irq { owner, source, is_bound: false });
         }
     }
 
-    /// See [`super::Devices::irq`], which has checked that `dom` owns the device.
-    pub fn request(
-        &mut self,
-        dom: DomId,
-        sbdf: Sbdf,
-        entry: u32,
-        devices: &[PciDevice],
-    ) -> Result<Pirq, DeviceError> {
+    /// Programs an interrupt of a device that `dom` owns and gives its pirq; the same
+    /// again for one that is programmed already. It stays masked until the pirq is bound.
+    ///
+    /// Errors: `NotOwned`, `NoInterrupt`, `LineTaken`, `NoRoom`.
+    pub fn irq(&mut self, owner: DomId, sbdf: Sbdf, entry: u32) -> Result<u32, DeviceError> {
         let none = DeviceError::NoInterrupt { sbdf };
-        let device = devices.iter().find(|d| d.sbdf == sbdf).ok_or(none)?;
+        let device = self.owned(owner, sbdf)?;
+        let msix = device.msix;
         let source = if entry == INTX {
-            Source::Pin { gsi: intx::gsi(device).ok_or(none)?, sbdf }
+            Source::Line { gsi: intx::gsi(device).ok_or(none)?, device: Some(sbdf) }
         } else {
-            let entries = device.msix.as_ref().map_or(0, |msix| msix.entries());
+            let entries = msix.map_or(0, |msix| msix.entries());
             let entry = u16::try_from(entry).ok().filter(|&entry| entry < entries).ok_or(none)?;
-            Source::Msix { sbdf, entry }
+            Source::Msix { device: sbdf, entry }
         };
-        if let Some(pirq) = self.find(|irq| irq.source == source) {
-            return Ok(pirq);
+        let is_same = |slot: &Option<Irq>| slot.is_some_and(|irq| irq.source == source);
+        if let Some(pirq) = self.irqs.iter().position(is_same) {
+            return Ok(pirq as u32);
         }
-        if let Source::Pin { gsi, .. } = source
-            && let Some(owner) = self.owner_of_line(gsi)
-        {
-            return Err(DeviceError::LineTaken { gsi, owner });
-        }
-        let free = self
-            .slots
-            .iter()
-            .skip(FIRST_FREE)
-            .position(Option::is_none)
-            .ok_or(DeviceError::NoRoom)?;
-        // Fewer slots than vectors, so it fits.
-        let pirq = Pirq((FIRST_FREE + free) as u32);
-        self.slots[pirq.slot()] = Some(Irq { owner: dom, source, is_bound: false });
+        let mut free = (0..).zip(&self.irqs).skip(FIRST_FREE).filter(|(_, slot)| slot.is_none());
+        let (pirq, _) = free.next().ok_or(DeviceError::NoRoom)?;
         match source {
-            Source::Msix { entry, .. } => {
-                let (address, data) = msi_address_data(pirq.vector(), CpuId(0));
-                if let Some(msix) = &device.msix {
-                    msix.program(sbdf, entry, address, data);
+            Source::Line { gsi, .. } => {
+                if let Some(owner) = self.owner_of_line(gsi) {
+                    return Err(DeviceError::LineTaken { gsi, owner });
                 }
+                ioapic_set(gsi, vector(pirq), true, true, true);
             }
-            Source::Pin { gsi, .. } | Source::Isa { gsi } => {
-                ioapic_set(gsi, pirq.vector(), true, true, true)
+            Source::Msix { entry, .. } => {
+                let (address, data) = msi_address_data(vector(pirq), CpuId(0));
+                msix.ok_or(none)?.program(sbdf, entry, address, data);
             }
         }
+        self.irqs[pirq as usize] = Some(Irq { owner, source, is_bound: false });
         Ok(pirq)
     }
 
-    fn find(&self, matches: impl Fn(&Irq) -> bool) -> Option<Pirq> {
-        let slot = self.slots.iter().position(|slot| slot.as_ref().is_some_and(&matches))?;
-        Some(Pirq(slot as u32))
-    }
-
     fn owner_of_line(&self, wanted: u32) -> Option<DomId> {
-        self.slots.iter().flatten().find_map(|irq| match irq.source {
-            Source::Isa { gsi } | Source::Pin { gsi, .. } => (gsi == wanted).then_some(irq.owner),
-            Source::Msix { .. } => None,
-        })
+        let of_line = |irq: &&Irq| matches!(irq.source, Source::Line { gsi, .. } if gsi == wanted);
+        self.irqs.iter().flatten().find(of_line).map(|irq| irq.owner)
     }
 
-    fn owned(&mut self, dom: DomId, pirq: u32) -> Result<&mut Irq, DeviceError> {
-        let slot = self.slots.get_mut(pirq as usize).and_then(Option::as_mut);
+    fn own_irq(&mut self, dom: DomId, pirq: u32) -> Result<&mut Irq, DeviceError> {
+        let slot = self.irqs.get_mut(pirq as usize).and_then(Option::as_mut);
         slot.filter(|irq| irq.owner == dom).ok_or(DeviceError::NotYourPirq { pirq })
     }
 
-    /// Notes that a port is bound to a pirq of `dom`, or no longer, and unmasks or masks it.
-    pub fn set_bound(
-        &mut self,
-        dom: DomId,
-        pirq: u32,
-        bound: bool,
-        devices: &[PciDevice],
-    ) -> Result<(), DeviceError> {
-        let irq = self.owned(dom, pirq)?;
+    /// Unmasks a pirq for its owner, which has bound it to a port.
+    ///
+    /// Errors: `NotYourPirq`.
+    pub fn bind_pirq(&mut self, dom: DomId, pirq: u32) -> Result<(), DeviceError> {
+        self.set_bound(dom, pirq, true)
+    }
+
+    /// Masks a pirq whose port closed.
+    pub fn unbind_pirq(&mut self, dom: DomId, pirq: u32) {
+        // A pirq that is gone already needs no mask.
+        let _ = self.set_bound(dom, pirq, false);
+    }
+
+    fn set_bound(&mut self, dom: DomId, pirq: u32, bound: bool) -> Result<(), DeviceError> {
+        let irq = self.own_irq(dom, pirq)?;
         irq.is_bound = bound;
-        irq.source.set_masked(!bound, devices);
+        let source = irq.source;
+        self.set_masked(source, !bound);
         Ok(())
+    }
+
+    fn set_masked(&self, source: Source, masked: bool) {
+        match source {
+            Source::Line { gsi, device } => {
+                if let Some(sbdf) = device {
+                    config::set_pin_enabled(sbdf, !masked);
+                }
+                ioapic_mask(gsi, masked);
+            }
+            Source::Msix { device, entry } => {
+                if let Some(msix) = self.find(device).and_then(|device| device.msix) {
+                    msix.set_masked(entry, masked);
+                }
+            }
+        }
     }
 
     /// The owner has dealt with a level-triggered interrupt: the line may fire again.
     ///
     /// Errors: `NotYourPirq`.
     pub fn eoi(&mut self, dom: DomId, pirq: u32) -> Result<(), DeviceError> {
-        let irq = self.owned(dom, pirq)?;
-        if let Source::Pin { gsi, .. } = irq.source
+        let irq = self.own_irq(dom, pirq)?;
+        if let Source::Line { gsi, device: Some(_) } = irq.source
             && irq.is_bound
         {
             ioapic_mask(gsi, false);
@@ -209,35 +161,36 @@ impl IrqTable {
         Ok(())
     }
 
-    /// Takes back the interrupts of `dom` that `which` picks.
-    pub fn release(&mut self, dom: DomId, devices: &[PciDevice], which: impl Fn(&Source) -> bool) {
-        for slot in &mut self.slots {
-            if let Some(irq) = slot.as_ref().filter(|irq| irq.owner == dom && which(&irq.source)) {
-                irq.source.set_masked(true, devices);
-                *slot = None;
+    /// Takes back the interrupts of `dom`, or of one device only.
+    pub(super) fn release(&mut self, dom: DomId, only: Option<Sbdf>) {
+        for slot in 0..SLOTS {
+            let irq = self.irqs[slot].filter(|irq| irq.owner == dom);
+            if let Some(irq) = irq.filter(|irq| only.is_none() || irq.device() == only) {
+                self.set_masked(irq.source, true);
+                self.irqs[slot] = None;
             }
         }
     }
 
-    /// Whose interrupt a vector is, if it is to be heard. Masks a line that is
+    /// Whose interrupt a vector is, if it is to be heard, and its pirq. Masks a line that is
     /// level-triggered, or that nobody listens to.
-    pub(super) fn fired(&mut self, vector: u8) -> Option<(DomId, Pirq)> {
-        let pirq = Pirq::of_vector(vector)?;
-        let irq = self.slots.get(pirq.slot())?.as_ref()?;
-        match irq.source {
-            Source::Pin { gsi, .. } => ioapic_mask(gsi, true),
-            Source::Isa { gsi } if !irq.is_bound => ioapic_mask(gsi, true),
-            _ => {}
+    pub(super) fn fired(&mut self, vector: u8) -> Option<(DomId, u32)> {
+        let pirq = vector.checked_sub(FIRST_VECTOR)?;
+        let irq = self.irqs.get(usize::from(pirq)).copied().flatten()?;
+        if let Source::Line { gsi, device } = irq.source
+            && (device.is_some() || !irq.is_bound)
+        {
+            ioapic_mask(gsi, true);
         }
-        irq.is_bound.then_some((irq.owner, pirq))
+        irq.is_bound.then_some((irq.owner, pirq.into()))
     }
 }
 
 /// A device's interrupt arrived: passes it to its owner's event channel. The caller
 /// acknowledges it at the local APIC afterwards.
 pub fn interrupt(core: &mut Core, vector: u8) -> Wake {
-    match core.devices.irqs.fired(vector) {
-        Some((owner, pirq)) => event::raise_pirq(core, owner, pirq.get()),
+    match core.devices.fired(vector) {
+        Some((owner, pirq)) => event::raise_pirq(core, owner, pirq),
         None => Wake::Nobody,
     }
 }

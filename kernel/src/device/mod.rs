@@ -31,7 +31,7 @@ pub mod tests;
 
 use bulkhead_abi::{DomId, Errno, Mfn};
 use heapless::Vec;
-use irq::IrqTable;
+use irq::Irq;
 use pci::{PciDevice, Sbdf};
 
 /// Most PCI functions the core keeps; any beyond are left alone, switched off.
@@ -68,8 +68,9 @@ impl From<DeviceError> for Errno {
             DeviceError::NotOwned { .. } => Self::ENODEV,
             DeviceError::Taken { .. } | DeviceError::LineTaken { .. } => Self::EBUSY,
             DeviceError::Bridge { .. } | DeviceError::Protected { .. } => Self::EPERM,
-            DeviceError::NoInterrupt { .. } | DeviceError::BadRegister { .. } => Self::EINVAL,
-            DeviceError::NotYourPirq { .. } => Self::EINVAL,
+            DeviceError::NoInterrupt { .. }
+            | DeviceError::BadRegister { .. }
+            | DeviceError::NotYourPirq { .. } => Self::EINVAL,
             DeviceError::NoRoom => Self::ENOSPC,
         }
     }
@@ -113,47 +114,33 @@ impl DomainDevices {
         }
         Ok(())
     }
-
-    fn forbid(&mut self, sbdf: Sbdf) {
-        self.ranges.retain(|range| range.sbdf != sbdf);
-    }
 }
 
 /// All PCI functions of the machine and all interrupts of devices.
-#[derive(Default)]
 pub struct Devices {
     list: Vec<PciDevice, MAX_DEVICES>,
-    irqs: IrqTable,
+    /// By pirq.
+    irqs: [Option<Irq>; irq::SLOTS],
+}
+
+impl Default for Devices {
+    fn default() -> Self {
+        Self { list: Vec::new(), irqs: [None; irq::SLOTS] }
+    }
 }
 
 impl Devices {
-    pub const fn new() -> Self {
-        Self { list: Vec::new(), irqs: IrqTable::new() }
-    }
-
     /// Finds the functions of the machine and switches off what would act on its own:
     /// bus mastering, pin interrupts, MSI. Gives how many there are.
     pub fn scan(&mut self) -> usize {
-        pci::scan(|device| self.list.push(device).is_ok());
-        for device in &self.list {
-            if !device.is_bridge {
-                config::disable(device);
-            }
-        }
+        pci::scan(&mut self.list);
+        self.list.iter().filter(|device| !device.is_bridge).for_each(config::disable);
         self.list.len()
     }
 
-    pub fn len(&self) -> usize {
+    /// How many functions there are.
+    pub fn count(&self) -> usize {
         self.list.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.list.is_empty()
-    }
-
-    /// The interrupts, to bind, acknowledge and forward them.
-    pub fn irqs(&mut self) -> &mut IrqTable {
-        &mut self.irqs
     }
 
     pub fn find(&self, sbdf: Sbdf) -> Option<&PciDevice> {
@@ -180,8 +167,8 @@ impl Devices {
         dom: DomId,
         to: &mut DomainDevices,
     ) -> Result<(), DeviceError> {
-        let device =
-            self.list.iter_mut().find(|d| d.sbdf == sbdf).ok_or(DeviceError::NotOwned { sbdf })?;
+        let device = self.list.iter_mut().find(|d| d.sbdf == sbdf);
+        let device = device.ok_or(DeviceError::NotOwned { sbdf })?;
         if let Some(owner) = device.owner {
             return Err(DeviceError::Taken { sbdf, owner });
         }
@@ -203,59 +190,28 @@ impl Devices {
         dom: DomId,
         from: &mut DomainDevices,
     ) -> Result<(), DeviceError> {
-        self.owned(dom, sbdf)?;
-        self.stop(sbdf);
-        from.forbid(sbdf);
-        if let Some(device) = self.list.iter_mut().find(|d| d.sbdf == sbdf) {
-            device.owner = None;
-        }
+        self.stop(dom, sbdf)?;
+        from.ranges.retain(|range| range.sbdf != sbdf);
+        self.list.iter_mut().filter(|d| d.sbdf == sbdf).for_each(|d| d.owner = None);
         Ok(())
     }
 
     /// Stops all devices of `dom` and frees its interrupts: from here on nothing of them
     /// reaches memory or the core. They stay assigned.
     pub fn quiesce(&mut self, dom: DomId) {
-        for device in self.list.iter().filter(|d| d.owner == Some(dom)) {
-            reset::stop(device);
-        }
-        self.irqs.release(dom, &self.list, |_| true);
+        self.list.iter().filter(|d| d.owner == Some(dom)).for_each(reset::stop);
+        self.release(dom, None);
     }
 
     /// Forgets that `dom` owned anything; after [`Self::quiesce`].
     pub fn disown(&mut self, dom: DomId) {
-        for device in self.list.iter_mut().filter(|d| d.owner == Some(dom)) {
-            device.owner = None;
-        }
+        self.list.iter_mut().filter(|d| d.owner == Some(dom)).for_each(|d| d.owner = None);
     }
 
-    /// Stops one device and frees its interrupts.
-    pub fn stop(&mut self, sbdf: Sbdf) {
-        let Some(device) = self.list.iter().find(|d| d.sbdf == sbdf) else {
-            return;
-        };
-        reset::stop(device);
-        if let Some(owner) = device.owner {
-            self.irqs.release(owner, &self.list, |source| source.is_of(sbdf));
-        }
-    }
-
-    /// Programs an interrupt of a device that `dom` owns and gives its pirq; the same
-    /// again for one that is programmed already. It stays masked until the pirq is bound.
-    pub fn irq(&mut self, dom: DomId, sbdf: Sbdf, entry: u32) -> Result<irq::Pirq, DeviceError> {
-        self.owned(dom, sbdf)?;
-        self.irqs.request(dom, sbdf, entry, &self.list)
-    }
-
-    /// Unmasks a pirq for its owner, which has bound it to a port.
-    ///
-    /// Errors: `NotYourPirq`.
-    pub fn bind_pirq(&mut self, dom: DomId, pirq: u32) -> Result<(), DeviceError> {
-        self.irqs.set_bound(dom, pirq, true, &self.list)
-    }
-
-    /// Masks a pirq whose port closed.
-    pub fn unbind_pirq(&mut self, dom: DomId, pirq: u32) {
-        // A pirq that is gone already needs no mask.
-        let _ = self.irqs.set_bound(dom, pirq, false, &self.list);
+    /// Stops one device of `dom` and frees its interrupts.
+    pub fn stop(&mut self, dom: DomId, sbdf: Sbdf) -> Result<(), DeviceError> {
+        reset::stop(self.owned(dom, sbdf)?);
+        self.release(dom, Some(sbdf));
+        Ok(())
     }
 }

@@ -1,9 +1,12 @@
 //! MSI-X: the table of messages in a device's memory, which only the core writes.
 //! Numbers: PCI Local Bus Specification 3.0, section 6.8.2.
 
-use super::pci::{Bar, Sbdf};
+use super::pci::Sbdf;
 use crate::arch::DeviceWindow;
-use bulkhead_abi::{Maddr, PAGE_SIZE};
+use bulkhead_abi::{
+    Maddr, PAGE_SIZE,
+    device::{BAR_IO, Bar},
+};
 
 /// Bytes of a table entry: address low, address high, data, vector control.
 const ENTRY_BYTES: usize = 16;
@@ -16,9 +19,11 @@ pub struct Msix {
     capability: u16,
     entries: u16,
     table: DeviceWindow,
-    bar: usize,
-    /// Pages of that BAR which the table touches: first, and first past.
-    pages: (u64, u64),
+    /// Which BAR the table is in.
+    pub bar: u32,
+    /// Pages of that BAR which the table touches, so its owner may not map them: first, and
+    /// first past.
+    pub pages: (u64, u64),
 }
 
 impl Msix {
@@ -28,24 +33,19 @@ impl Msix {
         (at <= 0xf4).then_some(())?;
         let entries = (sbdf.read(at + 2, 2) & 0x7ff) as u16 + 1;
         let place = sbdf.read(at + 4, 4);
-        let (index, offset) = ((place & 7) as usize, u64::from(place & !7));
-        let bar = bars.get(index).filter(|bar| !bar.is_io)?;
+        let offset = u64::from(place & !7);
+        let bar = bars.get((place & 7) as usize).filter(|bar| bar.flags & BAR_IO == 0)?;
         let bytes = usize::from(entries) * ENTRY_BYTES;
         let end = offset.checked_add(bytes as u64).filter(|&end| end <= bar.bytes)?;
         let table = DeviceWindow::map(Maddr::new(bar.maddr.checked_add(offset)?), bytes)?;
         let page = PAGE_SIZE as u64;
         let pages = (offset / page, end.div_ceil(page));
-        Some(Self { capability: at, entries, table, bar: index, pages })
+        Some(Self { capability: at, entries, table, bar: place & 7, pages })
     }
 
     /// How many messages it has, 1..=2048.
     pub fn entries(&self) -> u16 {
         self.entries
-    }
-
-    /// The pages of BAR `index` that its owner may not map.
-    pub fn hole(&self, index: usize) -> Option<(u64, u64)> {
-        (index == self.bar).then_some(self.pages)
     }
 
     /// Sets message `entry`, masked, and switches MSI-X on.

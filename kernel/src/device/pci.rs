@@ -6,13 +6,18 @@
 //! Base Specification, 7.5.3; virtio 1.2, 4.1.4.
 
 use super::{
-    IoRange,
+    IoRange, MAX_DEVICES,
     machine::{pci_read, pci_write},
     msix::Msix,
 };
 use crate::arch::DeviceWindow;
-use bulkhead_abi::{DomId, Maddr, PAGE_SIZE};
-use core::fmt;
+use bulkhead_abi::{
+    DomId, Maddr, PAGE_SIZE,
+    device::{BAR_IO, BAR_PREFETCHABLE, Bar},
+};
+use heapless::Vec;
+
+const PAGE: u64 = PAGE_SIZE as u64;
 
 /// Bus, device and function: bus << 8 | device << 3 | function, on segment 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -40,8 +45,8 @@ impl Sbdf {
         self.0 >> 3 & 31
     }
 
-    const fn function(self) -> u32 {
-        self.0 & 7
+    fn is_present(&self) -> bool {
+        self.read(0, 4) as u16 != 0xffff
     }
 
     /// Reads `width` (1, 2 or 4) bytes of configuration space.
@@ -52,12 +57,6 @@ impl Sbdf {
     /// Writes `width` (1, 2 or 4) bytes of configuration space.
     pub fn write(self, offset: u16, width: u8, value: u32) {
         pci_write(self.0, offset, width, value);
-    }
-}
-
-impl fmt::Display for Sbdf {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:02x}:{:02x}.{}", self.bus(), self.device(), self.function())
     }
 }
 
@@ -88,48 +87,23 @@ pub const CAP_AF: u8 = 0x13;
 /// Most capabilities a 256-byte space can hold without overlap; ends a looping list.
 const MAX_CAPABILITIES: usize = 48;
 
-/// A base address register with its size.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Bar {
-    pub maddr: u64,
-    /// 0 if absent.
-    pub bytes: u64,
-    pub is_io: bool,
-    pub is_prefetchable: bool,
-}
-
-/// How a device is made to forget what it was doing.
-#[derive(Clone, Copy, Debug)]
-pub enum ResetMethod {
-    /// Function-level reset through the PCI Express capability here.
-    Express(u16),
-    /// Function-level reset through the Advanced Features capability here.
-    AdvancedFeatures(u16),
-    /// Through D3hot, by the power management capability here.
-    Power(u16),
-    /// Zero into virtio's device status register, at this offset of the window.
-    Virtio(DeviceWindow, usize),
-    /// None known: bus mastering goes off, and that is all.
-    None,
-}
-
 /// One function of a device.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct PciDevice {
     pub sbdf: Sbdf,
     pub vendor: u16,
     pub device: u16,
     /// class << 16 | subclass << 8 | prog-if
     pub class: u32,
+    /// Stays with the core; nothing below is known of it.
     pub is_bridge: bool,
+    /// Address and size of each base address register; 0 bytes if absent.
     pub bars: [Bar; 6],
-    /// INTA..INTD as 0..=3.
-    pub pin: Option<u32>,
-    /// Pin and device as the root bus sees them, through the bridges above.
+    /// Device and pin (INTA..INTD as 0..=3) as the root bus sees them, through the bridges above.
     pub root_pin: Option<(u32, u32)>,
-    pub msi: Option<u16>,
     pub msix: Option<Msix>,
-    pub reset: ResetMethod,
+    /// Virtio's device status register: a window and the offset in it.
+    pub virtio_status: Option<(DeviceWindow, usize)>,
     pub owner: Option<DomId>,
 }
 
@@ -137,23 +111,19 @@ impl PciDevice {
     /// Runs of frames that an owner may map: whole pages of memory BARs, without those
     /// that hold the MSI-X table or its pending bits.
     pub fn mappable(&self) -> impl Iterator<Item = IoRange> + '_ {
-        const PAGE: u64 = PAGE_SIZE as u64;
-        self.bars.iter().enumerate().filter(|(_, bar)| !bar.is_io && bar.bytes >= PAGE).flat_map(
-            move |(index, bar)| {
-                let hole = self.msix.as_ref().and_then(|msix| msix.hole(index));
-                let frames = bar.bytes / PAGE;
-                let (start, end) = hole.unwrap_or((frames, frames));
-                let (start, end) = (start.min(frames), end.min(frames));
-                [(0, start), (end, frames)].into_iter().filter(|(from, to)| from < to).map(
-                    move |(from, to)| IoRange {
-                        // Can not overflow: a BAR is below 2^64 bytes, a frame number below 2^52.
-                        first: Maddr::new(bar.maddr).mfn().checked_add(from).unwrap_or_default(),
-                        frames: to - from,
-                        sbdf: self.sbdf,
-                    },
-                )
-            },
-        )
+        let memory = self.bars.iter().filter(|bar| bar.flags & BAR_IO == 0);
+        memory.flat_map(|bar| {
+            let frames = bar.bytes / PAGE;
+            let msix = self.msix.as_ref().filter(|msix| msix.bar == bar.index);
+            let hole = msix.map_or(frames..frames, |msix| msix.pages.0..msix.pages.1);
+            let around = [0..hole.start.min(frames), hole.end..frames];
+            around.into_iter().filter(|run| !run.is_empty()).map(|run| IoRange {
+                // Can not overflow: a BAR is below 2^64 bytes, a frame number below 2^52.
+                first: Maddr::new(bar.maddr).mfn().checked_add(run.start).unwrap_or_default(),
+                frames: run.end - run.start,
+                sbdf: self.sbdf,
+            })
+        })
     }
 }
 
@@ -173,10 +143,15 @@ pub fn capabilities(sbdf: Sbdf) -> impl Iterator<Item = (u8, u16)> {
     })
 }
 
-/// Sizes a BAR by writing ones, decoding switched off meanwhile. Gives it and whether
-/// it takes the next register too.
-fn size_bar(sbdf: Sbdf, index: u16) -> (Bar, bool) {
-    let at = BARS + 4 * index;
+/// The first capability with this id.
+pub fn capability(sbdf: Sbdf, id: u8) -> Option<u16> {
+    capabilities(sbdf).find(|cap| cap.0 == id).map(|cap| cap.1)
+}
+
+/// Sizes a BAR by writing ones, decoding switched off meanwhile. Gives whether it takes the
+/// next register too.
+fn size_bar(sbdf: Sbdf, bar: &mut Bar) -> bool {
+    let at = BARS + 4 * bar.index as u16;
     let probe = |at: u16| {
         let old = sbdf.read(at, 4);
         sbdf.write(at, 4, u32::MAX);
@@ -185,178 +160,117 @@ fn size_bar(sbdf: Sbdf, index: u16) -> (Bar, bool) {
         (old, mask)
     };
     let (low, low_mask) = probe(at);
-    if low & 1 != 0 {
-        // Ports: 16 or 32 bits of address; what the top reads as does not matter.
-        let bytes = u64::from((!(low_mask & !3) & 0xffff).wrapping_add(1) & 0xffff);
-        let bar = Bar { maddr: u64::from(low & !3), bytes, is_io: true, is_prefetchable: false };
-        return (bar, false);
-    }
-    let is_wide = low & 6 == 4 && index < 5;
+    // Ports have 16 or 32 bits of address: what the top reads as does not matter.
+    let (flags, kind_bits, ones) = match low & 1 {
+        0 => (u32::from(low & 8 != 0) * BAR_PREFETCHABLE, 15, 0),
+        _ => (BAR_IO, 3, 0xffff_0000),
+    };
+    let is_wide = low & 7 == 4 && bar.index < 5;
     let (high, high_mask) = if is_wide { probe(at + 4) } else { (0, u32::MAX) };
-    let maddr = u64::from(high) << 32 | u64::from(low & !15);
-    let mask = u64::from(high_mask) << 32 | u64::from(low_mask & !15);
-    // A register that is not there reads as zero.
-    let bytes = if low_mask & !15 == 0 && (!is_wide || high_mask == 0) {
-        0
-    } else {
-        (!mask).wrapping_add(1)
-    };
-    // Sizes are powers of two and addresses their multiples; anything else is a lie.
+    let maddr = u64::from(high) << 32 | u64::from(low & !kind_bits);
+    let mask = u64::from(high_mask) << 32 | u64::from(low_mask & !kind_bits | ones);
+    let bytes = (!mask).wrapping_add(1);
+    // Sizes are powers of two and addresses their multiples; anything else is a lie, or a
+    // register that is not there.
     let sane = bytes.is_power_of_two() && maddr.is_multiple_of(bytes) && maddr != 0;
-    let bar = Bar {
-        maddr,
-        bytes: if sane { bytes } else { 0 },
-        is_io: false,
-        is_prefetchable: low & 8 != 0,
-    };
-    (bar, is_wide)
+    *bar = Bar { maddr, bytes: if sane { bytes } else { 0 }, flags, ..*bar };
+    is_wide
 }
 
 fn bars(sbdf: Sbdf) -> [Bar; 6] {
     let command = sbdf.read(COMMAND, 2);
     sbdf.write(COMMAND, 2, command & !(CMD_IO | CMD_MEMORY));
-    let mut bars = [Bar::default(); 6];
-    let mut index = 0;
-    while let Some(slot) = bars.get_mut(usize::from(index)) {
-        let (bar, is_wide) = size_bar(sbdf, index);
-        *slot = bar;
-        index += if is_wide { 2 } else { 1 };
-    }
+    let mut is_upper_half = false;
+    let bars = core::array::from_fn(|index| {
+        let mut bar = Bar { sbdf: sbdf.get(), index: index as u32, ..Bar::default() };
+        is_upper_half = !is_upper_half && size_bar(sbdf, &mut bar);
+        bar
+    });
     sbdf.write(COMMAND, 2, command);
     bars
 }
 
 /// Virtio's device status register, for functions that have no reset of their own.
 fn virtio_status(sbdf: Sbdf, bars: &[Bar; 6]) -> Option<(DeviceWindow, usize)> {
+    const VENDOR: u32 = 0x1af4;
     const COMMON_CONFIG: u32 = 1;
     const DEVICE_STATUS: u64 = 0x14;
+    (sbdf.read(0, 2) == VENDOR).then_some(())?;
     let (_, cap) = capabilities(sbdf).find(|&(id, at)| {
         id == CAP_VENDOR && at <= 0xf0 && sbdf.read(at + 3, 1) == COMMON_CONFIG
     })?;
-    let bar = bars.get(sbdf.read(cap + 4, 1) as usize).filter(|bar| !bar.is_io)?;
+    let bar = bars.get(sbdf.read(cap + 4, 1) as usize).filter(|bar| bar.flags & BAR_IO == 0)?;
     let at = u64::from(sbdf.read(cap + 8, 4)).checked_add(DEVICE_STATUS)?;
-    let page = at & !(PAGE_SIZE as u64 - 1);
+    let page = at & !(PAGE - 1);
     (at < bar.bytes).then_some(())?;
     let window = DeviceWindow::map(Maddr::new(bar.maddr.checked_add(page)?), PAGE_SIZE)?;
     Some((window, (at - page) as usize))
 }
 
-fn reset_method(sbdf: Sbdf, vendor: u16, bars: &[Bar; 6]) -> ResetMethod {
-    const VIRTIO_VENDOR: u16 = 0x1af4;
-    let find = |id| capabilities(sbdf).find(|cap| cap.0 == id).map(|cap| cap.1);
-    if let Some(at) =
-        find(CAP_EXPRESS).filter(|&at| at <= 0xf0 && sbdf.read(at + 4, 4) & 1 << 28 != 0)
-    {
-        return ResetMethod::Express(at);
-    }
-    if let Some(at) = find(CAP_AF).filter(|&at| at <= 0xf8 && sbdf.read(at + 3, 1) & 2 != 0) {
-        return ResetMethod::AdvancedFeatures(at);
-    }
-    if vendor == VIRTIO_VENDOR
-        && let Some((window, at)) = virtio_status(sbdf, bars)
-    {
-        return ResetMethod::Virtio(window, at);
-    }
-    // Bit 3 of the control register: going through D3hot keeps the state, so is no reset.
-    if let Some(at) = find(CAP_PM).filter(|&at| at <= 0xf8 && sbdf.read(at + 4, 2) & 1 << 3 == 0) {
-        return ResetMethod::Power(at);
-    }
-    ResetMethod::None
-}
+/// How the pins on a bus reach the root bus: the root's slot that leads there (none for the root
+/// itself), and by how much the bridges on the way turn them.
+type Route = (Option<u32>, u32);
 
-/// Reads all there is to know of one endpoint.
-fn endpoint(sbdf: Sbdf, id: u32, root_of: impl Fn(u32) -> (u32, u32)) -> PciDevice {
-    let bars = bars(sbdf);
-    let pin = sbdf.read(INTERRUPT_PIN, 1).checked_sub(1).filter(|&pin| pin < 4);
-    let vendor = id as u16;
-    let find = |id| capabilities(sbdf).find(|cap| cap.0 == id).map(|cap| cap.1);
-    PciDevice {
-        sbdf,
-        vendor,
-        device: (id >> 16) as u16,
-        class: sbdf.read(CLASS, 4) >> 8,
-        is_bridge: false,
-        bars,
-        pin,
-        root_pin: pin.map(root_of),
-        msi: find(CAP_MSI).filter(|&at| at <= 0xf0),
-        msix: find(CAP_MSIX).and_then(|at| Msix::find(sbdf, at, &bars)),
-        reset: reset_method(sbdf, vendor, &bars),
-        owner: None,
-    }
-}
-
-fn bridge(sbdf: Sbdf, id: u32) -> PciDevice {
-    PciDevice {
-        sbdf,
-        vendor: id as u16,
-        device: (id >> 16) as u16,
-        class: sbdf.read(CLASS, 4) >> 8,
-        is_bridge: true,
-        bars: [Bar::default(); 6],
-        pin: None,
-        root_pin: None,
-        msi: None,
-        msix: None,
-        reset: ResetMethod::None,
-        owner: None,
-    }
-}
-
-/// Most bridges between the root and an endpoint.
-const MAX_DEPTH: usize = 8;
-
-/// Device numbers of the bridges from the root bus down to a bus.
-type Path = heapless::Vec<u32, MAX_DEPTH>;
-
-/// What a pin of a device on a bus becomes on the root bus: each bridge turns it by the
-/// number of the device below (PCI-to-PCI Bridge Architecture 1.2, 9.1).
-fn swizzle(path: &Path, device: u32, pin: u32) -> (u32, u32) {
-    path.iter().rev().fold((device, pin), |(device, pin), &bridge| (bridge, (pin + device) % 4))
-}
-
-/// Walks all buses from bus 0 and hands each function to `found` until it says no.
-pub fn scan(mut found: impl FnMut(PciDevice) -> bool) {
-    scan_bus(0, &Path::new(), &mut found);
-}
-
-fn scan_bus(bus: u8, path: &Path, found: &mut impl FnMut(PciDevice) -> bool) -> bool {
-    for device in 0..32 {
-        for function in 0..8 {
-            let sbdf = Sbdf::of(bus, device, function);
-            let id = sbdf.read(0, 4);
-            if id as u16 == 0xffff {
-                // Function 0 must be there if any is.
-                if function == 0 {
-                    break;
-                }
-                continue;
+/// Walks all buses that bridges lead to and lists their functions until the list is full.
+///
+/// A bridge turns a pin by the number of the device below (PCI-to-PCI Bridge Architecture
+/// 1.2, 9.1). Buses are numbered downward, so each is met after the bridge that leads to it;
+/// a bridge that leads upward is left alone.
+pub fn scan(list: &mut Vec<PciDevice, MAX_DEVICES>) {
+    let mut routes: [Option<Route>; 256] = [None; 256];
+    routes[0] = Some((None, 0));
+    for bus in 0..=u8::MAX {
+        let Some((slot, turn)) = routes[usize::from(bus)] else {
+            continue;
+        };
+        for sbdf in functions(bus) {
+            let number = sbdf.device();
+            let below = (slot.unwrap_or(number), slot.map_or(0, |_| turn + number));
+            if list.push(examine(sbdf, below)).is_err() {
+                return;
             }
-            if !visit(sbdf, id, path, found) {
-                return false;
-            }
-            if function == 0 && sbdf.read(HEADER_TYPE, 1) & 0x80 == 0 {
-                break;
+            let leads_to = sbdf.read(SECONDARY_BUS, 1) as u8;
+            if sbdf.read(HEADER_TYPE, 1) & 0x7f == 1 && leads_to > bus {
+                routes[usize::from(leads_to)] = Some((Some(below.0), below.1));
             }
         }
     }
-    true
 }
 
-fn visit(sbdf: Sbdf, id: u32, path: &Path, found: &mut impl FnMut(PciDevice) -> bool) -> bool {
-    // Host, ISA and other bridges have plain headers but are the machine's.
+/// The functions on a bus.
+fn functions(bus: u8) -> impl Iterator<Item = Sbdf> {
+    (0..32).flat_map(move |device| {
+        let first = Sbdf::of(bus, device, 0);
+        // The others can be there only if the first is.
+        let count = match first.read(HEADER_TYPE, 1) & 0x80 {
+            _ if !first.is_present() => 0,
+            0 => 1,
+            _ => 8,
+        };
+        (0..count).map(move |n| Sbdf::of(bus, device, n)).filter(Sbdf::is_present)
+    })
+}
+
+/// Reads all there is to know of a function whose pins reach the root bus at `slot`, turned by
+/// `turn`.
+fn examine(sbdf: Sbdf, (slot, turn): (u32, u32)) -> PciDevice {
     const CLASS_BRIDGE: u32 = 0x06;
-    match sbdf.read(HEADER_TYPE, 1) & 0x7f {
-        0 if sbdf.read(CLASS + 3, 1) != CLASS_BRIDGE => {
-            found(endpoint(sbdf, id, |pin| swizzle(path, sbdf.device(), pin)))
-        }
-        1 => {
-            let below = sbdf.read(SECONDARY_BUS, 1) as u8;
-            let mut path = path.clone();
-            // A bridge that leads upward or too deep is left alone.
-            let descend = below > sbdf.bus() && path.push(sbdf.device()).is_ok();
-            found(bridge(sbdf, id)) && (!descend || scan_bus(below, &path, found))
-        }
-        _ => found(bridge(sbdf, id)),
+    let class = sbdf.read(CLASS, 4) >> 8;
+    let mut device = PciDevice {
+        sbdf,
+        vendor: sbdf.read(0, 2) as u16,
+        device: sbdf.read(2, 2) as u16,
+        class,
+        // Host, ISA and other bridges have plain headers but are the machine's.
+        is_bridge: sbdf.read(HEADER_TYPE, 1) & 0x7f != 0 || class >> 16 == CLASS_BRIDGE,
+        ..PciDevice::default()
+    };
+    if !device.is_bridge {
+        let pin = sbdf.read(INTERRUPT_PIN, 1).checked_sub(1).filter(|&pin| pin < 4);
+        device.bars = bars(sbdf);
+        device.root_pin = pin.map(|pin| (slot, (pin + turn) % 4));
+        device.msix = capability(sbdf, CAP_MSIX).and_then(|at| Msix::find(sbdf, at, &device.bars));
+        device.virtio_status = virtio_status(sbdf, &device.bars);
     }
+    device
 }

@@ -3,7 +3,10 @@
 
 use super::{
     config,
-    pci::{BARS, CMD_MASTER, CMD_MEMORY, COMMAND, PciDevice, ResetMethod, Sbdf},
+    pci::{
+        BARS, CAP_AF, CAP_EXPRESS, CAP_PM, CMD_MASTER, CMD_MEMORY, COMMAND, PciDevice, Sbdf,
+        capability,
+    },
 };
 use crate::arch::DeviceWindow;
 
@@ -26,24 +29,30 @@ fn wait(mut done: impl FnMut() -> bool) {
 /// it has a reset. Base addresses stay.
 pub fn stop(device: &PciDevice) {
     let sbdf = device.sbdf;
-    match device.reset {
-        // First of all: this one finishes what is under way, for which it needs the bus.
-        ResetMethod::Virtio(window, at) => virtio(sbdf, window, at),
-        ResetMethod::Express(at) => keeping_bars(sbdf, || {
+    let find = |id, last, offered: fn(Sbdf, u16) -> bool| {
+        capability(sbdf, id).filter(|&at| at <= last && offered(sbdf, at))
+    };
+    if let Some(at) = find(CAP_EXPRESS, 0xf0, |sbdf, at| sbdf.read(at + 4, 4) & 1 << 28 != 0) {
+        keeping_bars(sbdf, || {
             // Transactions pending; then "initiate function-level reset".
             wait(|| sbdf.read(at + 0xa, 2) & 1 << 5 == 0);
             sbdf.write(at + 8, 2, sbdf.read(at + 8, 2) | 1 << 15);
-        }),
-        ResetMethod::AdvancedFeatures(at) => keeping_bars(sbdf, || {
+        });
+    } else if let Some(at) = find(CAP_AF, 0xf8, |sbdf, at| sbdf.read(at + 3, 1) & 2 != 0) {
+        keeping_bars(sbdf, || {
             wait(|| sbdf.read(at + 5, 1) & 1 == 0);
             sbdf.write(at + 4, 1, 1);
-        }),
-        ResetMethod::Power(at) => keeping_bars(sbdf, || {
+        });
+    } else if let Some((window, at)) = device.virtio_status {
+        // Finishes what is under way, for which it needs the bus.
+        virtio(sbdf, window, at);
+    } else if let Some(at) = find(CAP_PM, 0xf8, |sbdf, at| sbdf.read(at + 4, 2) & 1 << 3 == 0) {
+        // Through D3hot. With bit 3 of its control register it keeps its state, so is no reset.
+        keeping_bars(sbdf, || {
             let control = sbdf.read(at + 4, 2) & !3;
             sbdf.write(at + 4, 2, control | 3);
             sbdf.write(at + 4, 2, control);
-        }),
-        ResetMethod::None => {}
+        });
     }
     config::disable(device);
 }

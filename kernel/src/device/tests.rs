@@ -5,7 +5,10 @@ use super::{
     pci::{CMD_MASTER, CMD_MEMORY, CMD_NO_INTX, COMMAND, Sbdf},
 };
 use crate::arch::DeviceWindow;
-use bulkhead_abi::{DomId, Maddr, Mfn, device::INTX};
+use bulkhead_abi::{
+    DomId, Maddr, Mfn,
+    device::{BAR_PREFETCHABLE, INTX},
+};
 
 const DRIVER: DomId = DomId::new(1);
 const OTHER: DomId = DomId::new(2);
@@ -81,7 +84,7 @@ fn scanning_finds_bars_and_leaves_them_as_they_were() {
     assert_eq!((disk.vendor, disk.device, disk.class), (0x1af4, 0x1042, 0x01_00_00));
     assert_eq!((disk.bars[1].maddr, disk.bars[1].bytes), (MSIX_BAR, 0x1000));
     assert_eq!((disk.bars[4].maddr, disk.bars[4].bytes), (MAIN_BAR, 0x4000));
-    assert!(disk.bars[4].is_prefetchable && !disk.bars[1].is_prefetchable);
+    assert_eq!((disk.bars[4].flags, disk.bars[1].flags), (BAR_PREFETCHABLE, 0));
     assert_eq!([0, 2, 3, 5].map(|n: usize| disk.bars[n].bytes), [0; 4]);
     assert_eq!(sbdf(DISK).read(0x20, 4), MAIN_BAR as u32 | 12);
     assert_eq!(disk.msix.unwrap().entries(), 2);
@@ -206,8 +209,8 @@ fn messages_are_masked_until_the_pirq_is_bound() {
     let mut devices = machine();
     let mut mine = DomainDevices::default();
     devices.assign(sbdf(DISK), DRIVER, &mut mine).unwrap();
-    let pirq = devices.irq(DRIVER, sbdf(DISK), 1).unwrap().get();
-    assert_eq!(devices.irq(DRIVER, sbdf(DISK), 1).unwrap().get(), pirq);
+    let pirq = devices.irq(DRIVER, sbdf(DISK), 1).unwrap();
+    assert_eq!(devices.irq(DRIVER, sbdf(DISK), 1).unwrap(), pirq);
     let entry = || [0, 4, 8, 12].map(|at| table().read(16 + at));
     let vector = u32::from(FIRST_VECTOR) + pirq;
     assert_eq!(entry(), [0xfee0_0000, 0, vector, 1]);
@@ -225,10 +228,10 @@ fn a_pirq_answers_to_its_owner_only() {
     let mut devices = machine();
     let mut mine = DomainDevices::default();
     devices.assign(sbdf(DISK), DRIVER, &mut mine).unwrap();
-    let pirq = devices.irq(DRIVER, sbdf(DISK), 0).unwrap().get();
+    let pirq = devices.irq(DRIVER, sbdf(DISK), 0).unwrap();
     let refused = Err(DeviceError::NotYourPirq { pirq });
     assert_eq!(devices.bind_pirq(OTHER, pirq), refused);
-    assert_eq!(devices.irqs().eoi(OTHER, pirq), refused);
+    assert_eq!(devices.eoi(OTHER, pirq), refused);
     for pirq in [0, 15, 175, 176, u32::MAX] {
         assert_eq!(devices.bind_pirq(DRIVER, pirq), Err(DeviceError::NotYourPirq { pirq }));
     }
@@ -239,7 +242,7 @@ fn a_line_that_is_never_acknowledged_stays_masked() {
     let mut devices = machine();
     let mut mine = DomainDevices::default();
     devices.assign(sbdf(DISK), DRIVER, &mut mine).unwrap();
-    let pirq = devices.irq(DRIVER, sbdf(DISK), INTX).unwrap().get();
+    let pirq = devices.irq(DRIVER, sbdf(DISK), INTX).unwrap();
     let vector = FIRST_VECTOR + pirq as u8;
     // q35: slot 3, INTA.
     let line = || fake::with(|bus| bus.lines[&23]);
@@ -247,13 +250,13 @@ fn a_line_that_is_never_acknowledged_stays_masked() {
     devices.bind_pirq(DRIVER, pirq).unwrap();
     assert!(!line().masked);
     assert_eq!(command(DISK) & CMD_NO_INTX, 0);
-    assert!(devices.irqs.fired(vector).is_some());
+    assert!(devices.fired(vector).is_some());
     assert!(line().masked);
-    devices.irqs().eoi(DRIVER, pirq).unwrap();
+    devices.eoi(DRIVER, pirq).unwrap();
     assert!(!line().masked);
     devices.unbind_pirq(DRIVER, pirq);
     assert!(line().masked);
-    devices.irqs().eoi(DRIVER, pirq).unwrap();
+    devices.eoi(DRIVER, pirq).unwrap();
     assert!(line().masked, "an acknowledgement does not unmask what nobody listens to");
 }
 
@@ -274,7 +277,7 @@ fn quiescing_stops_the_device_and_frees_its_interrupts() {
     let mut devices = machine();
     let mut mine = DomainDevices::default();
     devices.assign(sbdf(DISK), DRIVER, &mut mine).unwrap();
-    let pirq = devices.irq(DRIVER, sbdf(DISK), 0).unwrap().get();
+    let pirq = devices.irq(DRIVER, sbdf(DISK), 0).unwrap();
     devices.bind_pirq(DRIVER, pirq).unwrap();
     config::write(devices.find(sbdf(DISK)).unwrap(), COMMAND, 2, 7).unwrap();
     // The driver had brought it up: status 0x0f in the common configuration.
@@ -283,7 +286,7 @@ fn quiescing_stops_the_device_and_frees_its_interrupts() {
     assert_eq!(common().read_u8(0x14), 0);
     assert_eq!(command(DISK) & (CMD_MASTER | CMD_NO_INTX), CMD_NO_INTX);
     assert_eq!(table().read(12), 1);
-    assert!(devices.irqs.fired(FIRST_VECTOR + pirq as u8).is_none());
+    assert!(devices.fired(FIRST_VECTOR + pirq as u8).is_none());
     assert_eq!(devices.bind_pirq(DRIVER, pirq), Err(DeviceError::NotYourPirq { pirq }));
     assert!(devices.owned(DRIVER, sbdf(DISK)).is_ok(), "stays assigned");
     devices.disown(DRIVER);
@@ -315,12 +318,12 @@ fn a_function_level_reset_keeps_the_base_addresses() {
 #[test]
 fn an_isa_line_is_edge_triggered_and_keeps_its_number() {
     let mut devices = machine();
-    devices.irqs().assign_isa(DomId::DOM0, COM2);
+    devices.assign_isa(DomId::DOM0, COM2);
     let vector = FIRST_VECTOR + 3;
     let line = |masked| Line { vector, level: false, masked };
     assert_eq!(fake::with(|bus| bus.lines[&3]), line(true));
     devices.bind_pirq(DomId::DOM0, 3).unwrap();
-    assert_eq!(devices.irqs.fired(vector).map(|f| f.0), Some(DomId::DOM0));
+    assert_eq!(devices.fired(vector).map(|f| f.0), Some(DomId::DOM0));
     assert_eq!(fake::with(|bus| bus.lines[&3]), line(false));
 }
 
@@ -328,6 +331,6 @@ fn an_isa_line_is_edge_triggered_and_keeps_its_number() {
 fn stray_vectors_are_nobodys() {
     let mut devices = machine();
     for vector in 0..=255 {
-        assert!(devices.irqs.fired(vector).is_none());
+        assert!(devices.fired(vector).is_none());
     }
 }

@@ -24,17 +24,6 @@ use bulkhead_abi::{
 use core::fmt;
 use heapless::String;
 
-/// What a new domain is to be like.
-#[derive(Clone, Copy, Debug)]
-pub struct Plan {
-    pub id: DomId,
-    /// 1..=[`MAX_VCPUS`]
-    pub max_vcpus: u32,
-    /// Most frames it may own.
-    pub max_pages: u64,
-    pub is_driver: bool,
-}
-
 /// Makes the domain that Dom0 asks for: paused once, with shared-info, no memory, no
 /// vCPU online.
 ///
@@ -51,40 +40,31 @@ pub fn create(core: &mut Core, asked: &CreateDomain) -> Result<DomId, Errno> {
             .ok_or(Errno::ENOSPC)?,
         wanted => DomId::new(wanted),
     };
-    let is_driver = asked.flags & CREATE_DRIVER != 0;
-    new_domain(
-        core,
-        Plan { id, max_vcpus: asked.max_vcpus, max_pages: asked.max_pages, is_driver },
-    )?;
+    new_domain(core, id, asked)?;
     Ok(id)
 }
 
-/// Makes a paused domain; see [`create`].
-pub fn new_domain(core: &mut Core, plan: Plan) -> Result<(), Errno> {
-    if !(1..=MAX_VCPUS as u32).contains(&plan.max_vcpus)
-        || usize::from(plan.id.get()) >= MAX_DOMAINS
-    {
+/// Makes a paused domain under a given id; see [`create`].
+pub fn new_domain(core: &mut Core, id: DomId, asked: &CreateDomain) -> Result<(), Errno> {
+    if !(1..=MAX_VCPUS as u32).contains(&asked.max_vcpus) {
         return Err(Errno::EINVAL);
     }
-    if core.domains.get(plan.id).is_some() {
-        return Err(Errno::EEXIST);
-    }
-    let shared_info = core.frames.alloc_shared(plan.id).ok_or(Errno::ENOMEM)?;
-    let incarnation = core.domains.next_incarnation(plan.id);
+    core.domains.vacant(id)?;
+    let shared_info = core.frames.alloc_shared(id).ok_or(Errno::ENOMEM)?;
     let domain = Domain {
-        id: plan.id,
-        incarnation,
+        id,
+        incarnation: core.domains.next_incarnation(id),
         life: Life::Alive,
-        teardown: None,
+        ending: None,
         pauses: 1,
-        is_driver: plan.is_driver,
+        is_driver: asked.flags & CREATE_DRIVER != 0,
         shared_info,
-        max_vcpus: plan.max_vcpus,
+        max_vcpus: asked.max_vcpus,
         vcpus: [const { None }; MAX_VCPUS],
-        memory: Reservation { max_pages: plan.max_pages, ..Reservation::default() },
-        events: event::EventTable::default(),
-        grants: crate::memory::grant::GrantTable::default(),
-        devices: crate::device::DomainDevices::default(),
+        memory: Reservation { max_pages: asked.max_pages, ..Default::default() },
+        events: Default::default(),
+        grants: Default::default(),
+        devices: Default::default(),
         assists: 0,
         reason: String::new(),
     };
@@ -92,34 +72,34 @@ pub fn new_domain(core: &mut Core, plan: Plan) -> Result<(), Errno> {
         core.frames.free_shared(shared_info);
         return Err(Errno::ENOMEM);
     };
-    if let Err(domain) = core.domains.insert(domain) {
-        // Looked up above, so not reached; but memory must not be lost if it were.
-        domain.free(&mut core.frames);
-        core.frames.free_shared(shared_info);
-        return Err(Errno::EEXIST);
-    }
-    for id in (0..plan.max_vcpus).map(VcpuId::new) {
-        if let Err(refused) = new_vcpu(core, plan.id, id) {
-            super::teardown::discard(core, plan.id);
-            return Err(refused);
-        }
-    }
-    sched::time::publish_wallclock(core, plan.id);
+    *core.domains.vacant(id)? = Some(domain);
+    begin_life(core, id).inspect_err(|_| super::teardown::discard(core, id))
+}
+
+/// Gives a domain its vCPUs, as new, and the time.
+pub(super) fn begin_life(core: &mut Core, dom: DomId) -> Result<(), Errno> {
+    let max_vcpus = core.domains.get(dom).map_or(0, |domain| domain.max_vcpus);
+    (0..max_vcpus).map(VcpuId::new).try_for_each(|id| new_vcpu(core, dom, id))?;
+    sched::time::publish_wallclock(core, dom);
     Ok(())
 }
 
-/// Gives a domain its vCPU `id`: offline, without a context, known to the scheduler.
+/// Makes a vCPU anew, in its old place if it has one: offline, without a context, known to
+/// the scheduler.
 fn new_vcpu(core: &mut Core, dom: DomId, id: VcpuId) -> Result<(), Errno> {
     let domain = core.domains.get_mut(dom).ok_or(Errno::ESRCH)?;
     let (incarnation, info) = (domain.incarnation, legacy_info(domain, id));
-    let slot = domain.vcpus.get_mut(id.get() as usize).ok_or(Errno::EINVAL)?;
-    *slot = Some(Vcpu::boxed(&mut core.frames, dom, id, incarnation, info).ok_or(Errno::ENOMEM)?);
+    let vcpu = Vcpu::new(dom, id, incarnation, info);
+    match domain.vcpus.get_mut(id.get() as usize).ok_or(Errno::EINVAL)? {
+        Some(old) => **old = vcpu,
+        slot => *slot = Some(FrameBox::new(&mut core.frames, vcpu).ok_or(Errno::ENOMEM)?),
+    }
     mask_events(core, info);
     sched::add(core, VcpuRef { dom, vcpu: id, incarnation })
 }
 
 /// Events are off until the guest says otherwise.
-pub(super) fn mask_events(core: &Core, info: Maddr) {
+fn mask_events(core: &Core, info: Maddr) {
     const MASK: u64 = core::mem::offset_of!(VcpuInfo, evtchn_upcall_mask) as u64;
     core.frames.mem().write_u8(Maddr::new(info.get() + MASK), 1);
 }
@@ -272,5 +252,5 @@ fn overhead(domain: &Domain) -> u64 {
     use crate::memory::frame_box::frames_for;
     let vcpus = domain.vcpus.iter().flatten().count();
     let own = frames_for::<Domain>() + vcpus * frames_for::<Vcpu>();
-    own as u64 + domain.memory.overhead_pages
+    own as u64 + domain.memory.overhead_pages + domain.grants.overhead()
 }

@@ -15,7 +15,7 @@ use crate::{
     event::EventTable,
     memory::{frame_box::FrameBox, grant::GrantTable, reserve::Reservation},
 };
-use bulkhead_abi::{DomId, Mfn, VcpuId};
+use bulkhead_abi::{DomId, Errno, Mfn, VcpuId};
 use heapless::String;
 use vcpu::Vcpu;
 
@@ -52,8 +52,8 @@ pub struct Domain {
     pub id: DomId,
     pub incarnation: Incarnation,
     pub life: Life,
-    /// How far its end or its reset has come.
-    pub teardown: Option<teardown::Teardown>,
+    /// What its teardown, if under way, ends with.
+    pub ending: Option<teardown::Ending>,
     /// Nested pauses by Dom0; runs at 0.
     pub pauses: u32,
     pub is_driver: bool,
@@ -93,22 +93,12 @@ pub struct DomainTable {
 }
 
 impl DomainTable {
-    pub const fn new() -> Self {
-        Self { slots: [const { None }; MAX_DOMAINS], lives: [0; MAX_DOMAINS] }
-    }
-
     pub fn get(&self, id: DomId) -> Option<&Domain> {
         self.slots.get(id.get() as usize)?.as_deref()
     }
 
     pub fn get_mut(&mut self, id: DomId) -> Option<&mut Domain> {
         self.slots.get_mut(id.get() as usize)?.as_deref_mut()
-    }
-
-    /// Two different domains at once; `None` if they are one or either is missing.
-    pub fn pair_mut(&mut self, a: DomId, b: DomId) -> Option<(&mut Domain, &mut Domain)> {
-        let [x, y] = self.slots.get_disjoint_mut([a.get() as usize, b.get() as usize]).ok()?;
-        Some((x.as_deref_mut()?, y.as_deref_mut()?))
     }
 
     /// The vCPU, unless its domain has moved on.
@@ -131,15 +121,12 @@ impl DomainTable {
         (0..).zip(&self.slots).filter(|(_, slot)| slot.is_some()).map(|(n, _)| DomId::new(n))
     }
 
-    /// Puts a new domain into its slot; gives it back if the slot is taken or the id too large.
-    pub fn insert(&mut self, domain: FrameBox<Domain>) -> Result<(), FrameBox<Domain>> {
-        match self.slots.get_mut(domain.id.get() as usize) {
-            Some(slot @ None) => {
-                *slot = Some(domain);
-                Ok(())
-            }
-            _ => Err(domain),
-        }
+    /// The slot for a new domain.
+    ///
+    /// Errors: `EINVAL` for an id too large, `EEXIST` for one in use.
+    fn vacant(&mut self, id: DomId) -> Result<&mut Option<FrameBox<Domain>>, Errno> {
+        let slot = self.slots.get_mut(id.get() as usize).ok_or(Errno::EINVAL)?;
+        if slot.is_some() { Err(Errno::EEXIST) } else { Ok(slot) }
     }
 
     pub fn remove(&mut self, id: DomId) -> Option<FrameBox<Domain>> {
@@ -149,6 +136,6 @@ impl DomainTable {
 
 impl Default for DomainTable {
     fn default() -> Self {
-        Self::new()
+        Self { slots: [const { None }; MAX_DOMAINS], lives: [0; MAX_DOMAINS] }
     }
 }

@@ -4,13 +4,14 @@
 #![deny(unsafe_code)]
 
 use super::{
-    Incarnation, Life, MAX_VCPUS, VcpuRef,
+    Life, MAX_VCPUS, VcpuRef,
     lifecycle::{self, legacy_info},
     vcpu::Roots,
 };
 use crate::{
     Core, arch, event,
     memory::{
+        frame::table::Budget,
         grant,
         teardown::{Progress, relinquish},
         update,
@@ -32,24 +33,6 @@ pub enum Ending {
     Reset,
 }
 
-/// How far it has come: what is still to be given back, first things first.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Phase {
-    Devices,
-    Vcpus,
-    Ports,
-    Maps,
-    Memory,
-    Structures,
-}
-
-/// A teardown under way.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Teardown {
-    ending: Ending,
-    phase: Phase,
-}
-
 /// Ends a domain, alive or not, and gives back all it holds. Call again until `Done`.
 ///
 /// Errors: `ESRCH`, `EPERM` for Dom0.
@@ -68,55 +51,28 @@ pub fn reset(core: &mut Core, dom: DomId) -> Result<Progress, Errno> {
 
 fn run(core: &mut Core, dom: DomId, wanted: Ending) -> Result<Progress, Errno> {
     let domain = lifecycle::subject(core, dom)?;
-    match &mut domain.teardown {
-        None => domain.teardown = Some(Teardown { ending: wanted, phase: Phase::Devices }),
-        // A reset that turns out to be the end goes on from where it is.
-        Some(under_way) if wanted == Ending::Destroy => under_way.ending = wanted,
-        Some(under_way) if under_way.ending == wanted => {}
-        Some(_) => return Err(Errno::EBUSY),
+    if domain.ending == Some(Ending::Destroy) && wanted == Ending::Reset {
+        return Err(Errno::EBUSY);
     }
-    if domain.life != Life::Dying {
+    // A reset that turns out to be the end goes on from where it is.
+    if domain.ending.replace(wanted).is_none() {
         domain.life = Life::Dying;
         sched::refresh(core, dom);
+        core.devices.quiesce(dom);
+        stop_vcpus(core, dom);
     }
-    loop {
-        let Some(state) = core.domains.get(dom).and_then(|d| d.teardown) else {
-            return Ok(Progress::Done);
-        };
-        let next = match state.phase {
-            Phase::Devices => {
-                core.devices.quiesce(dom);
-                Some(Phase::Vcpus)
-            }
-            Phase::Vcpus => {
-                stop_vcpus(core, dom);
-                Some(Phase::Ports)
-            }
-            Phase::Ports => done(event::close_all(core, dom, &mut { BUDGET }), Phase::Maps),
-            Phase::Maps => done(grant::release_maps(core, dom, &mut { BUDGET }), Phase::Memory),
-            Phase::Memory => done(relinquish(core, dom, usize::MAX), Phase::Structures),
-            Phase::Structures => {
-                match state.ending {
-                    Ending::Destroy => bury(core, dom),
-                    Ending::Reset => renew(core, dom)?,
-                }
-                return Ok(Progress::Done);
-            }
-        };
-        let Some(phase) = next else {
-            return Ok(Progress::More);
-        };
-        if let Some(domain) = core.domains.get_mut(dom) {
-            domain.teardown = Some(Teardown { phase, ..state });
-        }
+    // Each gives back what is left; nothing is opened meanwhile, for the domain is dying.
+    if event::close_all(core, dom, &mut { BUDGET }) == Progress::More
+        || grant::release_maps(core, dom, &mut { BUDGET }) == Progress::More
+        || relinquish(&mut core.frames, dom, &mut Budget::default()) == Progress::More
+    {
+        return Ok(Progress::More);
     }
-}
-
-fn done(progress: Progress, next: Phase) -> Option<Phase> {
-    match progress {
-        Progress::Done => Some(next),
-        Progress::More => None,
+    match wanted {
+        Ending::Destroy => bury(core, dom),
+        Ending::Reset => renew(core, dom)?,
     }
+    Ok(Progress::Done)
 }
 
 /// Takes the vCPUs off their CPUs, with their timers, descriptor tables and roots.
@@ -199,27 +155,7 @@ fn renew(core: &mut Core, dom: DomId) -> Result<(), Errno> {
     domain.reason.clear();
     domain.pauses = 1;
     domain.life = Life::Alive;
-    domain.teardown = None;
+    domain.ending = None;
     core.frames.free_shared(old);
-    for id in (0..MAX_VCPUS as u32).map(VcpuId::new) {
-        renew_vcpu(core, dom, id, incarnation)?;
-    }
-    sched::time::publish_wallclock(core, dom);
-    Ok(())
-}
-
-fn renew_vcpu(
-    core: &mut Core,
-    dom: DomId,
-    vcpu: VcpuId,
-    incarnation: Incarnation,
-) -> Result<(), Errno> {
-    let domain = core.domains.get_mut(dom).ok_or(Errno::ESRCH)?;
-    let info = legacy_info(domain, vcpu);
-    let Some(state) = domain.vcpu_mut(vcpu) else {
-        return Ok(());
-    };
-    state.renew(incarnation, info);
-    lifecycle::mask_events(core, info);
-    sched::add(core, VcpuRef { dom, vcpu, incarnation })
+    lifecycle::begin_life(core, dom)
 }

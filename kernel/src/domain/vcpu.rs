@@ -2,7 +2,6 @@
 
 use super::Incarnation;
 use crate::{
-    memory::{frame::FrameTable, frame_box::FrameBox},
     sched::VcpuSched,
     trap::context::{GuestContext, Mode},
 };
@@ -56,15 +55,9 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    /// A vCPU in frames of its own, as before its first context. `None` when memory is out.
-    pub fn boxed(
-        frames: &mut FrameTable,
-        dom: DomId,
-        id: VcpuId,
-        incarnation: Incarnation,
-        info: Maddr,
-    ) -> Option<FrameBox<Self>> {
-        let vcpu = Self {
+    /// A vCPU as before its first context.
+    pub fn new(dom: DomId, id: VcpuId, incarnation: Incarnation, info: Maddr) -> Self {
+        Self {
             save: SaveArea::default(),
             dom,
             id,
@@ -76,19 +69,7 @@ impl Vcpu {
             online: false,
             guest: GuestContext::default(),
             sched: VcpuSched::default(),
-        };
-        FrameBox::new(frames, vcpu)
-    }
-
-    /// As new for the next life of its domain. The rooms have taken back their shares.
-    pub fn renew(&mut self, incarnation: Incarnation, info: Maddr) {
-        self.save = SaveArea::default();
-        self.incarnation = incarnation;
-        self.roots = Roots::default();
-        self.info = info;
-        self.info_registered = false;
-        self.initialised = false;
-        self.online = false;
+        }
     }
 
     /// The root of the mode it is in.

@@ -15,8 +15,8 @@ use bulkhead_abi::{
         EVTCHNOP_BIND_INTERDOMAIN, EVTCHNOP_BIND_IPI, EVTCHNOP_BIND_PIRQ, EVTCHNOP_BIND_VCPU,
         EVTCHNOP_BIND_VIRQ, EVTCHNOP_CLOSE, EVTCHNOP_INIT_CONTROL, EVTCHNOP_RESET, EVTCHNOP_SEND,
         EVTCHNOP_STATUS, EVTCHNSTAT_CLOSED, EVTCHNSTAT_INTERDOMAIN, EVTCHNSTAT_IPI,
-        EVTCHNSTAT_UNBOUND, EVTCHNSTAT_VIRQ, PortOp, Reset, Status, VIRQ_CONSOLE, VIRQ_DEBUG,
-        VIRQ_DOM_EXC, VIRQ_TIMER,
+        EVTCHNSTAT_UNBOUND, EVTCHNSTAT_VIRQ, NR_VIRQS, PortOp, Reset, Status, VIRQ_CONSOLE,
+        VIRQ_DEBUG, VIRQ_DOM_EXC, VIRQ_TIMER,
     },
     shared_info::EVTCHN_2L_PORTS,
 };
@@ -67,11 +67,11 @@ fn quiet(core: &mut Core, who: Caller) {
     let domain = core.domains.get(who.dom).unwrap();
     let mem = core.frames.mem();
     for n in 0..64 {
-        mem.write_u64(super::at(domain.shared_info.maddr(), 2048 + 8 * n), 0);
+        mem.write_u64(domain.shared_info.maddr().plus(2048 + 8 * n), 0);
     }
     for vcpu in [V0, V1].iter().filter_map(|&n| domain.vcpu(n)) {
         mem.write_u8(vcpu.info, 0);
-        mem.write_u64(super::at(vcpu.info, 8), 0);
+        mem.write_u64(vcpu.info.plus(8), 0);
     }
 }
 
@@ -162,7 +162,7 @@ fn all_ports_can_be_used_and_then_no_more() {
     for n in 1..EVTCHN_2L_PORTS {
         assert_eq!(alloc_unbound(&mut core, a.dom, b.dom), Ok(Port::new(n)));
     }
-    assert_eq!(alloc_unbound(&mut core, a.dom, b.dom), Err(EventError::NoPort));
+    assert_eq!(alloc_unbound(&mut core, a.dom, b.dom), Err(Errno::ENOSPC));
     let overhead = core.domains.get(a.dom).unwrap().memory.overhead_pages;
     assert!(overhead > 0 && core.frames.free_frames() < frames);
     core.domains.get_mut(a.dom).unwrap().life = Life::Dying;
@@ -300,12 +300,11 @@ fn only_ports_that_belong_to_no_vcpu_can_be_moved() {
     let unbound = alloc_unbound(&mut core, a.dom, b.dom).unwrap();
     let mut bind = |port, vcpu| bind_vcpu(&mut core, a.dom, port, vcpu);
     for port in [timer, ipi, Port::new(0), Port::new(9), Port::new(4096)] {
-        assert_eq!(bind(port, V1), Err(EventError::BadPort { port }));
+        assert_eq!(bind(port, V1), Err(Errno::EINVAL));
     }
     assert_eq!(bind(global, V1), Ok(()));
     assert_eq!(bind(unbound, V1), Ok(()));
-    let vcpu = VcpuId::new(2);
-    assert_eq!(bind(unbound, vcpu), Err(EventError::NoVcpu { vcpu }));
+    assert_eq!(bind(unbound, VcpuId::new(2)), Err(Errno::ENOENT));
 }
 
 #[test]
@@ -333,7 +332,7 @@ fn only_dom0_acts_for_others() {
     let (mut core, a, b) = machine();
     let dom0 = fixture::domain(&mut core, 0, 1);
     let news = |core: &mut Core, dom| bind_virq(core, dom, VIRQ_DOM_EXC, V0).map(drop);
-    assert_eq!(news(&mut core, a.dom), Err(EventError::NotPermitted));
+    assert_eq!(news(&mut core, a.dom), Err(Errno::EPERM));
     assert_eq!(news(&mut core, dom0.dom), Ok(()));
     let asked = AllocUnbound { dom: b.dom.get(), remote_dom: a.dom.get(), port: 0 };
     assert_eq!(call(&mut core, a, EVTCHNOP_ALLOC_UNBOUND, &asked), Err(Errno::EPERM));
@@ -410,7 +409,7 @@ fn a_dying_domain_gets_no_new_ports() {
     let (mut core, a, b) = machine();
     let offered = alloc_unbound(&mut core, a.dom, b.dom).unwrap();
     core.domains.get_mut(a.dom).unwrap().life = Life::Dying;
-    let gone = EventError::NoDomain { dom: a.dom };
+    let gone = Errno::ESRCH;
     assert_eq!(alloc_unbound(&mut core, a.dom, b.dom), Err(gone));
     assert_eq!(bind_interdomain(&mut core, b.dom, a.dom, offered), Err(gone));
 }
@@ -509,7 +508,7 @@ fn play(model: &mut Model, act: &Act) -> Result<u32, Errno> {
 }
 
 fn act_on(core: &mut Core, act: &Act) -> Result<u32, Errno> {
-    let port = |port: Result<Port, EventError>| port.map(Port::get).map_err(Errno::from);
+    let port = |port: Result<Port, Errno>| port.map(Port::get);
     match *act {
         Act::Offer(d, r) => port(alloc_unbound(core, dom(d), dom(r))),
         Act::Bind(d, r, p) => {
@@ -517,8 +516,8 @@ fn act_on(core: &mut Core, act: &Act) -> Result<u32, Errno> {
         }
         Act::Ipi(d, v) => port(bind_ipi(core, dom(d), VcpuId::new(v))),
         Act::Virq(d, q, v) => port(bind_virq(core, dom(d), q, VcpuId::new(v))),
-        Act::Close(d, p) => Ok(close(core, dom(d), Port::new(p)).map(|()| 0)?),
-        Act::Send(d, p) => Ok(send(core, dom(d), Port::new(p)).map(|_| 0)?),
+        Act::Close(d, p) => close(core, dom(d), Port::new(p)).map(|()| 0),
+        Act::Send(d, p) => send(core, dom(d), Port::new(p)).map(|_| 0),
         Act::Reset(d) => {
             assert_eq!(bind::close_some(core, dom(d), &mut { u32::MAX }), Progress::Done);
             Ok(0)

@@ -1,15 +1,9 @@
 //! `event_channel_op`: RDI = operation, RSI = its structure.
 
-use super::Outcome;
-use crate::{
-    Core,
-    event::{self, EventError},
-    memory::teardown::Progress,
-    sched::Wake,
-    state::Caller,
-};
+use super::{Outcome, answer, carry_out};
+use crate::{Core, event, memory::teardown::Progress, sched::Wake, state::Caller};
 use bulkhead_abi::{DomId, Errno, GuestVa, Port, VcpuId, event as nr};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use zerocopy::FromBytes;
 
 /// Ports that one stay in ring 0 closes.
 const RESET_BUDGET: u32 = 256;
@@ -17,7 +11,7 @@ const RESET_BUDGET: u32 = 256;
 /// `event_channel_op`.
 ///
 /// Errors: `ENOSYS` for operations that are not offered (the FIFO interface), `EFAULT`, and those of
-/// [`event`] by [`EventError`].
+/// [`event`].
 pub fn event_channel_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     let [op, at, ..] = args;
     let at = GuestVa::new(at);
@@ -27,42 +21,37 @@ pub fn event_channel_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outc
         nr::EVTCHNOP_RESET => return reset(core, caller, args),
         nr::EVTCHNOP_SEND => on_port(core, caller, at, event::send),
         nr::EVTCHNOP_UNMASK => on_port(core, caller, at, event::unmask),
-        nr::EVTCHNOP_CLOSE => on_port(core, caller, at, |core, dom, port| {
-            event::close(core, dom, port).map(|()| Wake::Nobody)
+        nr::EVTCHNOP_CLOSE => carry_out(core, caller, at, |core, op: nr::PortOp| {
+            event::close(core, me, Port::new(op.port))
         }),
-        nr::EVTCHNOP_BIND_INTERDOMAIN => {
-            open(core, caller, at, |core, op: &mut nr::BindInterdomain| {
-                let remote = own_name(caller, op.remote_dom);
-                let (port, wake) =
-                    event::bind_interdomain(core, me, remote, Port::new(op.remote_port))?;
-                core.wake(wake);
-                op.local_port = port.get();
-                Ok((me, port))
-            })
-        }
-        nr::EVTCHNOP_BIND_VIRQ => open(core, caller, at, |core, op: &mut nr::BindVirq| {
-            let port = event::bind_virq(core, me, op.virq, VcpuId::new(op.vcpu))?;
-            op.port = port.get();
+        nr::EVTCHNOP_BIND_INTERDOMAIN => open(core, caller, at, |core, op: nr::BindInterdomain| {
+            let remote = own_name(caller, op.remote_dom);
+            let (port, wake) =
+                event::bind_interdomain(core, me, remote, Port::new(op.remote_port))?;
+            core.wake(wake);
             Ok((me, port))
         }),
-        nr::EVTCHNOP_BIND_PIRQ => open(core, caller, at, |core, op: &mut nr::BindPirq| {
-            let port = event::bind_pirq(core, me, op.pirq)?;
-            op.port = port.get();
-            Ok((me, port))
+        nr::EVTCHNOP_BIND_VIRQ => open(core, caller, at, |core, op: nr::BindVirq| {
+            Ok((me, event::bind_virq(core, me, op.virq, VcpuId::new(op.vcpu))?))
         }),
-        nr::EVTCHNOP_BIND_IPI => open(core, caller, at, |core, op: &mut nr::BindIpi| {
-            let port = event::bind_ipi(core, me, VcpuId::new(op.vcpu))?;
-            op.port = port.get();
-            Ok((me, port))
+        nr::EVTCHNOP_BIND_PIRQ => open(core, caller, at, |core, op: nr::BindPirq| {
+            Ok((me, event::bind_pirq(core, me, op.pirq)?))
         }),
-        nr::EVTCHNOP_ALLOC_UNBOUND => open(core, caller, at, |core, op: &mut nr::AllocUnbound| {
+        nr::EVTCHNOP_BIND_IPI => open(core, caller, at, |core, op: nr::BindIpi| {
+            Ok((me, event::bind_ipi(core, me, VcpuId::new(op.vcpu))?))
+        }),
+        nr::EVTCHNOP_ALLOC_UNBOUND => open(core, caller, at, |core, op: nr::AllocUnbound| {
             let dom = event::named(core, me, op.dom)?;
-            let port = event::alloc_unbound(core, dom, own_name(caller, op.remote_dom))?;
-            op.port = port.get();
-            Ok((dom, port))
+            Ok((dom, event::alloc_unbound(core, dom, own_name(caller, op.remote_dom))?))
         }),
-        nr::EVTCHNOP_BIND_VCPU => bind_vcpu(core, caller, at),
-        nr::EVTCHNOP_STATUS => status(core, caller, at),
+        nr::EVTCHNOP_BIND_VCPU => carry_out(core, caller, at, |core, op: nr::BindVcpu| {
+            event::bind_vcpu(core, me, Port::new(op.port), VcpuId::new(op.vcpu))
+        }),
+        nr::EVTCHNOP_STATUS => answer(core, caller, at, |core, op: &mut nr::Status| {
+            let dom = event::named(core, me, op.dom)?;
+            *op = nr::Status { dom: op.dom, ..event::status(core, dom, Port::new(op.port))? };
+            Ok(())
+        }),
         _ => Err(Errno::ENOSYS),
     }
     .into()
@@ -75,12 +64,12 @@ fn own_name(caller: Caller, raw: u16) -> DomId {
     }
 }
 
-/// An operation on one of the caller's ports.
+/// An operation on one of the caller's ports that may wake someone.
 fn on_port(
     core: &mut Core,
     caller: Caller,
     at: GuestVa,
-    act: impl FnOnce(&mut Core, DomId, Port) -> Result<Wake, EventError>,
+    act: impl FnOnce(&mut Core, DomId, Port) -> Result<Wake, Errno>,
 ) -> Result<(), Errno> {
     let asked: nr::PortOp = core.guest(caller).read(at)?;
     let wake = act(core, caller.dom, Port::new(asked.port))?;
@@ -88,33 +77,22 @@ fn on_port(
     Ok(())
 }
 
-/// An operation that opens a port and notes it in the structure for the guest. If the guest can not
-/// be told, the port is closed again.
-fn open<T: FromBytes + IntoBytes + Immutable>(
+/// An operation that opens a port of a domain and tells the guest its number, with which all the
+/// structures end. If the guest can not be told, the port is closed again.
+fn open<T: FromBytes>(
     core: &mut Core,
     caller: Caller,
     at: GuestVa,
-    act: impl FnOnce(&mut Core, &mut T) -> Result<(DomId, Port), Errno>,
+    act: impl FnOnce(&mut Core, T) -> Result<(DomId, Port), Errno>,
 ) -> Result<(), Errno> {
-    let mut op: T = core.guest(caller).read(at)?;
-    let (dom, port) = act(core, &mut op)?;
-    let told = core.guest(caller).write(at, &op);
+    let asked = core.guest(caller).read(at)?;
+    let (dom, port) = act(core, asked)?;
+    let answer = at.get().wrapping_add((size_of::<T>() - size_of::<u32>()) as u64);
+    let told = core.guest(caller).write(GuestVa::new(answer), &port.get());
     if told.is_err() {
         event::close(core, dom, port)?;
     }
     Ok(told?)
-}
-
-fn bind_vcpu(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
-    let asked: nr::BindVcpu = core.guest(caller).read(at)?;
-    Ok(event::bind_vcpu(core, caller.dom, Port::new(asked.port), VcpuId::new(asked.vcpu))?)
-}
-
-fn status(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
-    let asked: nr::Status = core.guest(caller).read(at)?;
-    let dom = event::named(core, caller.dom, asked.dom)?;
-    let status = event::status(core, dom, Port::new(asked.port))?;
-    Ok(core.guest(caller).write(at, &nr::Status { dom: asked.dom, ..status })?)
 }
 
 /// Closes all ports of the caller, or of another domain for Dom0.

@@ -4,18 +4,10 @@
 use super::Outcome;
 use crate::{
     Core, event,
-    memory::{
-        grant::{
-            self, GrantError,
-            copy::{End, What, copy},
-            map::{MapRequest, map, unmap},
-            table::MAX_FRAMES,
-        },
-        guest::Fault,
-    },
+    memory::grant::{self, Refusal, copy::copy, map, table::MAX_FRAMES},
     state::Caller,
 };
-use bulkhead_abi::{DomId, Errno, Gref, GuestVa, Mfn, grant as nr};
+use bulkhead_abi::{DomId, Errno, GuestVa, Mfn, grant as nr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Elements of a batch done in one stay in ring 0.
@@ -54,45 +46,43 @@ struct Batch {
     count: u64,
 }
 
+/// Acts on one structure and leaves the answer in it.
+type One<T> = fn(&mut Core, Caller, &mut T) -> Result<(), Errno>;
+
 impl Batch {
     /// Reads, does and answers element by element.
     fn run<T: FromBytes + IntoBytes + Immutable>(
         self,
         core: &mut Core,
         caller: Caller,
-        one: fn(&mut Core, Caller, T) -> T,
+        one: One<T>,
     ) -> Outcome {
         let now = self.count.min(BATCH);
+        let element = |n| self.at.checked_add(n * size_of::<T>() as u64).ok_or(Errno::EFAULT);
         for n in 0..now {
-            let Some(at) = self.element::<T>(n) else {
-                return Errno::EFAULT.into();
-            };
-            if let Err(fault) = done_at(core, caller, at, one) {
-                return Errno::from(fault).into();
+            if let Err(refused) = element(n).and_then(|at| done_at(core, caller, at, one)) {
+                return refused.into();
             }
         }
-        let left = self.count - now;
-        match self.element::<T>(now) {
-            _ if left == 0 => Outcome::Done(0),
-            Some(at) => Outcome::Again([self.op, at.get(), left, 0, 0]),
-            None => Errno::EFAULT.into(),
+        match (self.count - now, element(now)) {
+            (0, _) => Outcome::Done(0),
+            (left, Ok(at)) => Outcome::Again([self.op, at, left, 0, 0]),
+            (_, Err(refused)) => refused.into(),
         }
-    }
-
-    fn element<T>(&self, n: u64) -> Option<GuestVa> {
-        self.at.checked_add(n * size_of::<T>() as u64).map(GuestVa::new)
     }
 }
 
+/// Reads a structure, lets `one` act on it, and writes the answer in its place.
 fn done_at<T: FromBytes + IntoBytes + Immutable>(
     core: &mut Core,
     caller: Caller,
-    at: GuestVa,
-    one: fn(&mut Core, Caller, T) -> T,
-) -> Result<(), Fault> {
-    let asked = core.guest(caller).read(at)?;
-    let told = one(core, caller, asked);
-    core.guest(caller).write(at, &told)
+    at: u64,
+    one: One<T>,
+) -> Result<(), Errno> {
+    let at = GuestVa::new(at);
+    let mut op = core.guest(caller).read(at)?;
+    one(core, caller, &mut op)?;
+    Ok(core.guest(caller).write(at, &op)?)
 }
 
 /// For operations on one structure only.
@@ -101,135 +91,87 @@ fn single<T: FromBytes + IntoBytes + Immutable>(
     caller: Caller,
     at: u64,
     count: u32,
-    one: fn(&mut Core, Caller, T) -> Result<T, Errno>,
+    one: One<T>,
 ) -> Outcome {
     if count != 1 {
         return Errno::EINVAL.into();
     }
-    let at = GuestVa::new(at);
-    let asked = core.guest(caller).read(at).map_err(Errno::from);
-    let told = asked.and_then(|asked| one(core, caller, asked));
-    told.and_then(|told| Ok(core.guest(caller).write(at, &told)?)).into()
+    done_at(core, caller, at, one).into()
 }
 
-fn status_of<T>(result: Result<T, GrantError>) -> i16 {
-    result.map_or_else(GrantError::status, |_| nr::GNTST_OKAY)
+fn status_of(result: Result<(), Refusal>) -> i16 {
+    result.err().unwrap_or(nr::GNTST_OKAY)
 }
 
-fn map_one(core: &mut Core, caller: Caller, asked: nr::MapGrantRef) -> nr::MapGrantRef {
-    let request = MapRequest {
-        flags: asked.flags,
-        host_addr: asked.host_addr,
-        granter: DomId::new(asked.dom),
-        gref: Gref::new(asked.gref),
-    };
-    match map(core, caller, &request) {
-        Ok(mapped) => nr::MapGrantRef {
-            status: nr::GNTST_OKAY,
-            handle: mapped.handle,
-            dev_bus_addr: mapped.frame.maddr().get(),
-            ..asked
-        },
-        Err(refused) => nr::MapGrantRef { status: refused.status(), ..asked },
+fn map_one(core: &mut Core, caller: Caller, op: &mut nr::MapGrantRef) -> Result<(), Errno> {
+    let result = map::map(core, caller, op);
+    if let Ok(map::Mapped { handle, frame }) = result {
+        (op.handle, op.dev_bus_addr) = (handle, frame.maddr().get());
     }
+    op.status = status_of(result.map(drop));
+    Ok(())
 }
 
-fn unmap_one(core: &mut Core, caller: Caller, asked: nr::UnmapGrantRef) -> nr::UnmapGrantRef {
-    let result = unmap(core, caller, asked.host_addr, asked.handle);
-    nr::UnmapGrantRef { status: status_of(result), ..asked }
+fn unmap_one(core: &mut Core, caller: Caller, op: &mut nr::UnmapGrantRef) -> Result<(), Errno> {
+    op.status = status_of(map::unmap(core, caller, op.host_addr, op.handle));
+    Ok(())
 }
 
-fn copy_one(core: &mut Core, caller: Caller, asked: nr::GrantCopy) -> nr::GrantCopy {
-    let from = end_of(caller, &asked.source, asked.flags & nr::GNTCOPY_SOURCE_GREF != 0);
-    let to = end_of(caller, &asked.dest, asked.flags & nr::GNTCOPY_DEST_GREF != 0);
-    let result = copy(core, caller.dom, from, to, asked.len);
-    nr::GrantCopy { status: status_of(result), ..asked }
+fn copy_one(core: &mut Core, caller: Caller, op: &mut nr::GrantCopy) -> Result<(), Errno> {
+    op.status = status_of(copy(core, caller.dom, op));
+    Ok(())
 }
 
-fn end_of(caller: Caller, end: &nr::CopyPtr, is_gref: bool) -> End {
-    let dom = match DomId::new(end.domid) {
-        DomId::SELF => caller.dom,
-        // A frame by number is the caller's only as SELF.
-        dom if dom == caller.dom && !is_gref => DomId::INVALID,
-        dom => dom,
-    };
-    let what = if is_gref {
-        // The field is a union: a gref is its lower half.
-        What::Grant(Gref::new(end.gref_or_gmfn as u32))
-    } else {
-        What::Frame(Mfn::new(end.gref_or_gmfn))
-    };
-    End { dom, what, offset: end.offset }
-}
-
-/// Whose table an operation is about; the status if the caller may not say so.
-fn subject(core: &Core, caller: Caller, raw: u16) -> Result<DomId, i16> {
+/// Whose table an operation is about.
+fn subject(core: &Core, caller: Caller, raw: u16) -> Result<DomId, Refusal> {
     event::named(core, caller.dom, raw).map_err(|refused| match refused {
         Errno::EPERM => nr::GNTST_PERMISSION_DENIED,
         _ => nr::GNTST_BAD_DOMAIN,
     })
 }
 
-fn setup_table(
-    core: &mut Core,
-    caller: Caller,
-    asked: nr::SetupTable,
-) -> Result<nr::SetupTable, Errno> {
-    let status = match subject(core, caller, asked.dom) {
-        Ok(dom) => set_up(core, caller, dom, &asked),
-        Err(status) => status,
-    };
-    Ok(nr::SetupTable { status, ..asked })
+fn setup_table(core: &mut Core, caller: Caller, op: &mut nr::SetupTable) -> Result<(), Errno> {
+    op.status = status_of(set_up(core, caller, op));
+    Ok(())
 }
 
 /// Grows the table and lists its frames.
-fn set_up(core: &mut Core, caller: Caller, dom: DomId, asked: &nr::SetupTable) -> i16 {
-    if grant::grow(core, dom, asked.nr_frames).is_err() {
-        return nr::GNTST_GENERAL_ERROR;
-    }
-    for n in 0..asked.nr_frames {
-        let at = asked.frame_list.checked_add(u64::from(n) * size_of::<u64>() as u64);
+fn set_up(core: &mut Core, caller: Caller, op: &nr::SetupTable) -> Result<(), Refusal> {
+    let dom = subject(core, caller, op.dom)?;
+    grant::grow(core, dom, op.nr_frames).map_err(|_| nr::GNTST_GENERAL_ERROR)?;
+    for n in 0..op.nr_frames {
+        let at = op.frame_list.checked_add(u64::from(n) * size_of::<u64>() as u64);
         let frame = grant::table_frame(core, dom, n).map(Mfn::get);
         let (Some(at), Some(frame)) = (at, frame) else {
-            return nr::GNTST_BAD_VIRT_ADDR;
+            return Err(nr::GNTST_BAD_VIRT_ADDR);
         };
-        if core.guest(caller).write(GuestVa::new(at), &frame).is_err() {
-            return nr::GNTST_BAD_VIRT_ADDR;
-        }
+        let told = core.guest(caller).write(GuestVa::new(at), &frame);
+        told.map_err(|_| nr::GNTST_BAD_VIRT_ADDR)?;
     }
-    nr::GNTST_OKAY
+    Ok(())
 }
 
-fn query_size(
-    core: &mut Core,
-    caller: Caller,
-    asked: nr::QuerySize,
-) -> Result<nr::QuerySize, Errno> {
-    Ok(match subject(core, caller, asked.dom) {
-        Ok(dom) => nr::QuerySize {
-            nr_frames: core.domains.get(dom).map_or(0, |domain| domain.grants.nr_frames()).max(1),
-            max_nr_frames: MAX_FRAMES,
-            status: nr::GNTST_OKAY,
-            ..asked
-        },
-        Err(status) => nr::QuerySize { status, ..asked },
-    })
+fn query_size(core: &mut Core, caller: Caller, op: &mut nr::QuerySize) -> Result<(), Errno> {
+    let subject = subject(core, caller, op.dom);
+    if let Ok(domain) = subject.map(|dom| core.domains.get(dom)) {
+        op.nr_frames = domain.map_or(0, |domain| domain.grants.nr_frames()).max(1);
+        op.max_nr_frames = MAX_FRAMES;
+    }
+    op.status = status_of(subject.map(drop));
+    Ok(())
 }
 
 /// Only version 1 exists.
-fn set_version(_: &mut Core, _: Caller, asked: nr::SetVersion) -> Result<nr::SetVersion, Errno> {
-    match asked.version {
-        1 => Ok(asked),
+fn set_version(_: &mut Core, _: Caller, op: &mut nr::SetVersion) -> Result<(), Errno> {
+    match op.version {
+        1 => Ok(()),
         2 => Err(Errno::ENOSYS),
         _ => Err(Errno::EINVAL),
     }
 }
 
-fn get_version(
-    core: &mut Core,
-    caller: Caller,
-    asked: nr::GetVersion,
-) -> Result<nr::GetVersion, Errno> {
-    event::named(core, caller.dom, asked.dom)?;
-    Ok(nr::GetVersion { version: 1, ..asked })
+fn get_version(core: &mut Core, caller: Caller, op: &mut nr::GetVersion) -> Result<(), Errno> {
+    event::named(core, caller.dom, op.dom)?;
+    op.version = 1;
+    Ok(())
 }

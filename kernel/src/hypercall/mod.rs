@@ -22,7 +22,8 @@ pub mod vcpu;
 pub mod version;
 
 use crate::{Core, state::Caller};
-use bulkhead_abi::{Errno, hypercall as nr};
+use bulkhead_abi::{Errno, GuestVa, hypercall as nr};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// How a hypercall ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +54,29 @@ impl From<Errno> for Outcome {
     fn from(error: Errno) -> Self {
         Self::Done(error.to_rax())
     }
+}
+
+/// Reads the structure at `at` and does what it asks.
+fn carry_out<T: FromBytes>(
+    core: &mut Core,
+    caller: Caller,
+    at: GuestVa,
+    op: impl FnOnce(&mut Core, T) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let asked = core.guest(caller).read(at)?;
+    op(core, asked)
+}
+
+/// Reads the structure at `at`, has the answer filled in, and writes it back.
+fn answer<T: FromBytes + IntoBytes + Immutable>(
+    core: &mut Core,
+    caller: Caller,
+    at: GuestVa,
+    op: impl FnOnce(&mut Core, &mut T) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let mut asked = core.guest(caller).read(at)?;
+    op(core, &mut asked)?;
+    Ok(core.guest(caller).write(at, &asked)?)
 }
 
 /// Runs hypercall `number` for `caller`; arguments are RDI, RSI, RDX, R10, R8, R9.

@@ -1,12 +1,8 @@
 //! `vcpu_op`: RDI = operation, RSI = vCPU of the caller's domain, RDX = its structure.
 
-use super::Outcome;
+use super::{Outcome, sched::arm};
 use crate::{
-    Core, arch,
-    domain::{MAX_VCPUS, VcpuRef, lifecycle},
-    event, sched,
-    sched::timer::MIN_PERIOD,
-    state::Caller,
+    Core, arch, domain::lifecycle, event, sched, sched::timer::MIN_PERIOD, state::Caller,
     trap::context,
 };
 use bulkhead_abi::{
@@ -21,128 +17,96 @@ use bulkhead_abi::{
 pub fn vcpu_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     let [op, vcpu, at, ..] = args;
     // Both are ints: the upper half of the register says nothing.
-    let id = VcpuId::new(vcpu as u32);
+    let whom = Caller { vcpu: VcpuId::new(vcpu as u32), ..caller };
     let at = GuestVa::new(at);
-    let Some(incarnation) = core
-        .domains
-        .get(caller.dom)
-        .filter(|domain| domain.vcpu(id).is_some())
-        .map(|domain| domain.incarnation)
-    else {
+    let Some(is_up) = core.vcpu(whom).map(|vcpu| vcpu.online) else {
         return Errno::ENOENT.into();
     };
-    let who = VcpuRef { dom: caller.dom, vcpu: id, incarnation };
     match op & 0xffff_ffff {
-        nr::VCPUOP_IS_UP => return Outcome::Done(is_up(core, who).into()),
-        nr::VCPUOP_INITIALISE => initialise(core, caller, who, at),
-        nr::VCPUOP_UP => up(core, who),
-        nr::VCPUOP_DOWN => {
-            down(core, who);
-            Ok(())
+        nr::VCPUOP_IS_UP => return Outcome::Done(is_up.into()),
+        nr::VCPUOP_INITIALISE => initialise(core, caller, whom, at),
+        nr::VCPUOP_UP => up(core, whom),
+        nr::VCPUOP_DOWN => down(core, whom),
+        nr::VCPUOP_GET_RUNSTATE_INFO => get_runstate(core, caller, whom, at),
+        nr::VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA => show_runstate(core, caller, whom, at),
+        nr::VCPUOP_REGISTER_VCPU_INFO => move_info(core, caller, whom, at),
+        nr::VCPUOP_SET_PERIODIC_TIMER => set_periodic(core, caller, whom, at),
+        nr::VCPUOP_STOP_PERIODIC_TIMER => sched::set_periodic(core, whom, None),
+        nr::VCPUOP_SET_SINGLESHOT_TIMER | nr::VCPUOP_STOP_SINGLESHOT_TIMER if whom != caller => {
+            Err(Errno::EINVAL)
         }
-        nr::VCPUOP_GET_RUNSTATE_INFO => get_runstate(core, caller, who, at),
-        nr::VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA => register_runstate(core, caller, who, at),
-        nr::VCPUOP_REGISTER_VCPU_INFO => register_info(core, caller, who, at),
-        nr::VCPUOP_SET_PERIODIC_TIMER => set_periodic(core, caller, who, at),
-        nr::VCPUOP_STOP_PERIODIC_TIMER => {
-            sched::set_periodic(core, who.dom, who.vcpu, None);
-            Ok(())
-        }
-        nr::VCPUOP_SET_SINGLESHOT_TIMER => set_singleshot(core, caller, who, at),
-        nr::VCPUOP_STOP_SINGLESHOT_TIMER if who.vcpu != caller.vcpu => Err(Errno::EINVAL),
-        nr::VCPUOP_STOP_SINGLESHOT_TIMER => {
-            sched::set_singleshot(core, who.dom, who.vcpu, None);
-            Ok(())
-        }
+        nr::VCPUOP_SET_SINGLESHOT_TIMER => set_singleshot(core, caller, at),
+        nr::VCPUOP_STOP_SINGLESHOT_TIMER => sched::set_singleshot(core, caller, None),
         _ => Err(Errno::ENOSYS),
     }
     .into()
 }
 
-fn is_up(core: &mut Core, who: VcpuRef) -> bool {
-    core.domains.resolve(who).is_some_and(|vcpu| vcpu.online)
-}
-
 /// Gives a vCPU its first context. Once only.
-fn initialise(core: &mut Core, caller: Caller, who: VcpuRef, at: GuestVa) -> Result<(), Errno> {
-    if core.domains.resolve(who).is_none_or(|vcpu| vcpu.initialised) {
+fn initialise(core: &mut Core, caller: Caller, whom: Caller, at: GuestVa) -> Result<(), Errno> {
+    if core.vcpu(whom).is_none_or(|vcpu| vcpu.initialised) {
         return Err(Errno::EEXIST);
     }
     let wanted: nr::VcpuGuestContext = core.guest(caller).read(at)?;
-    context::set_context(core, who.dom, who.vcpu, &wanted)?;
-    if let Some(vcpu) = core.domains.resolve(who) {
-        vcpu.initialised = true;
-    }
-    sched::time::publish(core, who.dom, who.vcpu);
+    context::set_context(core, whom.dom, whom.vcpu, &wanted)?;
+    core.vcpu_mut(whom).ok_or(Errno::ENOENT)?.initialised = true;
+    sched::time::publish(core, whom.dom, whom.vcpu);
     Ok(())
 }
 
-fn up(core: &mut Core, who: VcpuRef) -> Result<(), Errno> {
-    let vcpu = core.domains.resolve(who).ok_or(Errno::ENOENT)?;
-    if !vcpu.initialised {
-        return Err(Errno::EINVAL);
-    }
+fn up(core: &mut Core, whom: Caller) -> Result<(), Errno> {
+    let vcpu = core.vcpu_mut(whom).filter(|vcpu| vcpu.initialised).ok_or(Errno::EINVAL)?;
     vcpu.online = true;
-    sched::refresh(core, who.dom);
+    sched::refresh(core, whom.dom);
     Ok(())
 }
 
 /// Takes a vCPU down; the last one takes the domain with it.
-fn down(core: &mut Core, who: VcpuRef) {
-    let Some(vcpu) = core.domains.resolve(who) else {
-        return;
-    };
-    vcpu.online = false;
-    let is_any_up = core.domains.get(who.dom).is_some_and(|domain| {
-        let mut vcpus = (0..MAX_VCPUS as u32).filter_map(|n| domain.vcpu(VcpuId::new(n)));
-        vcpus.any(|vcpu| vcpu.online)
-    });
-    if is_any_up {
-        sched::refresh(core, who.dom);
+fn down(core: &mut Core, whom: Caller) -> Result<(), Errno> {
+    core.vcpu_mut(whom).ok_or(Errno::ENOENT)?.online = false;
+    let domain = core.domains.get(whom.dom).ok_or(Errno::ENOENT)?;
+    if domain.vcpus.iter().flatten().any(|vcpu| vcpu.online) {
+        sched::refresh(core, whom.dom);
     } else {
-        lifecycle::shutdown(core, who.dom, SHUTDOWN_POWEROFF);
+        lifecycle::shutdown(core, whom.dom, SHUTDOWN_POWEROFF);
     }
+    Ok(())
 }
 
-fn get_runstate(core: &mut Core, caller: Caller, who: VcpuRef, at: GuestVa) -> Result<(), Errno> {
-    let info = sched::runstate_info(core, who).ok_or(Errno::ENOENT)?;
+fn get_runstate(core: &mut Core, caller: Caller, whom: Caller, at: GuestVa) -> Result<(), Errno> {
+    let info = sched::runstate_info(core, whom)?;
     Ok(core.guest(caller).write(at, &info)?)
 }
 
-fn register_runstate(
-    core: &mut Core,
-    caller: Caller,
-    who: VcpuRef,
-    at: GuestVa,
-) -> Result<(), Errno> {
-    let area: u64 = core.guest(caller).read(at)?;
-    let area = GuestVa::new(area);
+/// Notes where a vCPU's run state is to be written from now on, and writes it.
+fn show_runstate(core: &mut Core, caller: Caller, whom: Caller, at: GuestVa) -> Result<(), Errno> {
+    let area = GuestVa::new(core.guest(caller).read(at)?);
     if !context::is_guest_address(area.get()) {
         return Err(Errno::EFAULT);
     }
     // Only the running vCPU's own address space is known to be the one meant: another sees its
     // state when it next runs.
-    let info = sched::runstate_info(core, who).ok_or(Errno::ENOENT)?;
+    let info = sched::runstate_info(core, whom)?;
     let _ = core.guest(caller).write(area, &info);
-    let vcpu = core.domains.resolve(who).ok_or(Errno::ENOENT)?;
-    vcpu.sched.runstate_area = Some(area);
+    core.vcpu_mut(whom).ok_or(Errno::ENOENT)?.sched.runstate_area = Some(area);
     Ok(())
 }
 
 /// Moves a vCPU's `vcpu_info` to where the guest wants it. Once only; nothing pending is lost.
-fn register_info(core: &mut Core, caller: Caller, who: VcpuRef, at: GuestVa) -> Result<(), Errno> {
-    let asked: nr::RegisterVcpuInfo = core.guest(caller).read(at)?;
-    let new = info_address(&asked)?;
-    let vcpu = core.domains.resolve(who).ok_or(Errno::ENOENT)?;
-    if vcpu.info_registered || (who.vcpu != caller.vcpu && vcpu.online) {
+fn move_info(core: &mut Core, caller: Caller, whom: Caller, at: GuestVa) -> Result<(), Errno> {
+    let new = info_address(&core.guest(caller).read(at)?)?;
+    let vcpu = core.vcpu(whom).ok_or(Errno::ENOENT)?;
+    if vcpu.info_registered || (whom != caller && vcpu.online) {
         return Err(Errno::EINVAL);
     }
-    core.frames.get_writable(new.mfn(), who.dom).map_err(|_| Errno::EINVAL)?;
-    let old = core::mem::replace(&mut vcpu.info, new);
+    core.frames.get_writable(new.mfn(), whom.dom).map_err(|_| Errno::EINVAL)?;
+    let mem = core.frames.mem();
+    let vcpu = core.vcpu_mut(whom).ok_or(Errno::ENOENT)?;
+    mem.copy(vcpu.info, new, size_of::<VcpuInfo>());
+    vcpu.info = new;
     vcpu.info_registered = true;
-    core.frames.mem().copy(old, new, size_of::<VcpuInfo>());
-    event::mark_everything(core, who);
-    sched::time::publish(core, who.dom, who.vcpu);
+    event::mark_everything(mem, vcpu);
+    sched::time::publish(core, whom.dom, whom.vcpu);
     Ok(())
 }
 
@@ -159,28 +123,22 @@ fn info_address(asked: &nr::RegisterVcpuInfo) -> Result<Maddr, Errno> {
     if asked.mfn >= 1 << 40 {
         return Err(Errno::EINVAL);
     }
-    Ok(Maddr::new(Mfn::new(asked.mfn).maddr().get() + u64::from(asked.offset)))
+    Ok(Mfn::new(asked.mfn).maddr().plus(offset))
 }
 
-fn set_periodic(core: &mut Core, caller: Caller, who: VcpuRef, at: GuestVa) -> Result<(), Errno> {
+fn set_periodic(core: &mut Core, caller: Caller, whom: Caller, at: GuestVa) -> Result<(), Errno> {
     let period = Ns::new(core.guest(caller).read(at)?);
     if period < MIN_PERIOD || period.get() > i64::MAX as u64 {
         return Err(Errno::EINVAL);
     }
-    sched::set_periodic(core, who.dom, who.vcpu, Some(period));
-    Ok(())
+    sched::set_periodic(core, whom, Some(period))
 }
 
-fn set_singleshot(core: &mut Core, caller: Caller, who: VcpuRef, at: GuestVa) -> Result<(), Errno> {
-    if who.vcpu != caller.vcpu {
-        return Err(Errno::EINVAL);
-    }
+fn set_singleshot(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
     let asked: nr::SetSingleshotTimer = core.guest(caller).read(at)?;
-    let now = arch::now();
-    let deadline = Ns::new(asked.timeout_abs_ns);
+    let (deadline, now) = (Ns::new(asked.timeout_abs_ns), arch::now());
     if asked.flags & nr::VCPU_SSHOTTMR_FUTURE != 0 && deadline < now {
         return Err(Errno::ETIME);
     }
-    super::sched::arm(core, caller, Some(deadline), now);
-    Ok(())
+    arm(core, caller, Some(deadline), now)
 }

@@ -1,6 +1,7 @@
 //! The frame table: owner, type, type count and reference count of every machine
 //! frame, and the free list. The only code that changes a type or a count: counts here,
 //! the free list in [`buddy`], what each domain owns in [`owned`], page tables coming and going in [`table`].
+//! Lists of frames are circular and threaded through the table ([`list`]).
 //!
 //! A type reference is never held without a general reference beside it, so a frame with
 //! a type is never on the free list. The type of a frame whose type count is zero is the
@@ -9,28 +10,28 @@
 #![deny(unsafe_code)]
 
 mod buddy;
+mod list;
 mod owned;
 pub mod table;
 
-pub(crate) use owned::Stolen;
-
-use super::{flush::Flush, phys::PhysMem};
+use super::{
+    flush::Flush,
+    phys::PhysMem,
+    validate::{Level, Rule},
+};
 use crate::domain::MAX_DOMAINS;
 use bitflags::bitflags;
 use bulkhead_abi::{DomId, Maddr, Mfn, memory::MAX_ORDER, mmu::M2P_INVALID};
 use core::ops::Range;
+use list::NIL;
 use owned::Account;
 
 /// What a frame is used as while its type count is above zero.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[repr(u8)]
 pub enum FrameType {
     #[default]
     None,
-    L1,
-    L2,
-    L3,
-    L4,
+    Table(Level),
     /// GDT or LDT page.
     SegDesc,
     Writable,
@@ -65,13 +66,24 @@ pub enum FrameError {
     /// A page table that is being taken apart: drain ([`FrameTable::drain`]), then try
     /// again.
     Busy { mfn: Mfn },
+    /// The budget ended; the same call again goes on.
+    Again,
     /// Not the domain's to give away: never allocated to it, or given away before.
     NotAllocated { mfn: Mfn },
     /// Holds a segment descriptor that no guest may have.
     BadDescriptor { mfn: Mfn },
     /// Pinned when it must not be, or the other way round.
     Pin { mfn: Mfn },
+    /// Memory that may not be mapped like this: somebody else's, or in use as something else.
+    NotMappable { mfn: Mfn },
+    /// No memory, and no frame of a device of the domain's.
+    NotDevice { mfn: Mfn },
+    /// A page-table entry that may not be.
+    BadEntry(Rule),
 }
+
+/// What operations on frames give.
+pub type Result<T = ()> = core::result::Result<T, FrameError>;
 
 bitflags! {
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,10 +92,8 @@ bitflags! {
         const ALLOCATED = 1 << 0;
         /// Pinned by its domain; holds a general and a type reference.
         const PINNED = 1 << 1;
-        /// A page table all of whose present entries hold references.
-        const VALIDATED = 1 << 2;
-        /// A page table whose validation stopped: entries below `done` hold references.
-        /// The state itself holds the one general and type reference.
+        /// A page table whose validation stopped. The state itself holds the one general
+        /// and type reference.
         const PARTIAL = 1 << 3;
         /// A page table to be taken apart, on its owner's undo list; otherwise as `PARTIAL`.
         const UNDO = 1 << 4;
@@ -97,8 +107,6 @@ bitflags! {
     }
 }
 
-/// End of a list of frames.
-const NIL: u32 = u32::MAX;
 /// Highest count: far from overflow even if a check were missed once.
 const MAX_COUNT: u32 = 1 << 30;
 
@@ -113,16 +121,12 @@ pub struct Frame {
     next: u32,
     /// Next on the owner's undo list.
     undo: u32,
-    owner: u16,
+    owner: Owner,
+    /// A page table's entries below this hold references.
     done: u16,
     kind: FrameType,
     flags: Flags,
 }
-
-const OWNER_FREE: u16 = 0xffff;
-const OWNER_CORE: u16 = 0xfffe;
-const OWNER_IO: u16 = 0xfffd;
-const OWNER_ORPHAN: u16 = 0xfffc;
 
 impl Frame {
     /// No RAM: what storage is filled with before the table takes it.
@@ -132,27 +136,19 @@ impl Frame {
         prev: NIL,
         next: NIL,
         undo: NIL,
-        owner: OWNER_IO,
+        owner: Owner::Io,
         done: 0,
         kind: FrameType::None,
         flags: Flags::empty(),
     };
-
-    fn owner(&self) -> Owner {
-        match self.owner {
-            OWNER_FREE => Owner::Free,
-            OWNER_CORE => Owner::Core,
-            OWNER_IO => Owner::Io,
-            OWNER_ORPHAN => Owner::Orphan,
-            dom => Owner::Domain(DomId::new(dom)),
-        }
-    }
 }
 
 /// The table. Its storage is a slice carved out of RAM at boot (a `Vec` in tests).
 pub struct FrameTable {
     mem: PhysMem,
     frames: &'static mut [Frame],
+    /// The machine-to-phys table: for each frame its owner's pfn, readable by guests at a fixed
+    /// address. The core writes it and never believes it.
     m2p: Maddr,
     core_slots: [u64; 16],
     free: [u32; MAX_ORDER as usize + 1],
@@ -160,6 +156,8 @@ pub struct FrameTable {
     core_frames: u64,
     total_frames: u64,
     accounts: [Account; MAX_DOMAINS + 1],
+    /// Frames on their way out of a reservation.
+    stolen: u32,
     flush: Flush,
 }
 
@@ -186,13 +184,14 @@ impl FrameTable {
             core_frames: 0,
             total_frames: 0,
             accounts: [Account::EMPTY; MAX_DOMAINS + 1],
+            stolen: NIL,
             flush: Flush::None,
         };
         let max = table.max_mfn();
         for n in ram.iter().flat_map(|range| range.start..range.end.min(max)) {
             let frame = &mut table.frames[n as usize];
-            if frame.owner == OWNER_IO {
-                *frame = Frame { owner: OWNER_CORE, refs: 1, ..Frame::IO };
+            if frame.owner == Owner::Io {
+                *frame = Frame { owner: Owner::Core, refs: 1, ..Frame::IO };
                 table.core_frames += 1;
                 table.total_frames += 1;
             }
@@ -206,8 +205,21 @@ impl FrameTable {
         self.mem
     }
 
-    pub(super) fn m2p_base(&self) -> Maddr {
-        self.m2p
+    /// What the table says of a frame: a pfn, or [`M2P_INVALID`].
+    pub fn m2p(&self, mfn: Mfn) -> u64 {
+        self.m2p_entry(mfn).map_or(M2P_INVALID, |at| self.mem.read_u64(at))
+    }
+
+    /// Sets the pfn of a frame; [`M2P_INVALID`] for none. Any number will do: it means
+    /// something to the owner alone.
+    pub fn set_m2p(&mut self, mfn: Mfn, pfn: u64) {
+        if let Some(at) = self.m2p_entry(mfn) {
+            self.mem.write_u64(at, pfn);
+        }
+    }
+
+    fn m2p_entry(&self, mfn: Mfn) -> Option<Maddr> {
+        (mfn.get() < self.max_mfn()).then(|| Maddr::new(self.m2p.get() + mfn.get() * 8))
     }
 
     /// First frame number past the table.
@@ -221,12 +233,13 @@ impl FrameTable {
     }
 
     pub fn owner(&self, mfn: Mfn) -> Owner {
-        self.get(mfn).map_or(Owner::Io, Frame::owner)
+        self.get(mfn).owner
     }
 
     /// What the frame is in use as; `None` while nobody uses it as anything.
     pub fn frame_type(&self, mfn: Mfn) -> FrameType {
-        self.get(mfn).filter(|f| f.types > 0).map_or(FrameType::None, |f| f.kind)
+        let frame = self.get(mfn);
+        if frame.types > 0 { frame.kind } else { FrameType::None }
     }
 
     /// Frames of RAM.
@@ -274,9 +287,9 @@ impl FrameTable {
     }
 
     /// Makes a frame of the core (boot archive) a domain's, contents untouched.
-    pub fn adopt(&mut self, mfn: Mfn, dom: DomId) -> Result<(), FrameError> {
+    pub fn adopt(&mut self, mfn: Mfn, dom: DomId) -> Result {
         match self.owner(mfn) {
-            Owner::Core if (dom.get() as usize) < MAX_DOMAINS => {
+            Owner::Core => {
                 self.core_frames -= 1;
                 self.own(mfn.get() as u32, dom);
                 Ok(())
@@ -288,10 +301,9 @@ impl FrameTable {
     /// Takes a zeroed frame that belongs to `dom` and that the core writes at any time.
     /// The guest may map it; it is outside the domain's reservation.
     pub fn alloc_shared(&mut self, dom: DomId) -> Option<Mfn> {
-        ((dom.get() as usize) < MAX_DOMAINS).then_some(())?;
         let n = self.take_block(0)?;
         self.frames[n as usize] = Frame {
-            owner: dom.get(),
+            owner: Owner::Domain(dom),
             refs: 1,
             types: 1,
             kind: FrameType::Writable,
@@ -303,18 +315,16 @@ impl FrameTable {
 
     /// Gives back what [`Self::alloc_shared`] took: free once nobody maps it.
     pub fn free_shared(&mut self, mfn: Mfn) {
-        let Some(frame) = self.get_mut(mfn) else {
-            return;
-        };
-        if frame.flags.contains(Flags::SHARED) {
+        if self.get(mfn).flags.contains(Flags::SHARED) {
+            let frame = self.get_mut(mfn);
             frame.flags.remove(Flags::SHARED);
-            frame.owner = OWNER_ORPHAN;
+            frame.owner = Owner::Orphan;
             self.put_writable(mfn);
         }
     }
 
     /// Takes a general reference on a frame that `dom` owns.
-    pub fn get_page(&mut self, mfn: Mfn, dom: DomId) -> Result<(), FrameError> {
+    pub fn get_page(&mut self, mfn: Mfn, dom: DomId) -> Result {
         self.check_owner(mfn, dom)?;
         self.add_ref(mfn)
     }
@@ -322,9 +332,7 @@ impl FrameTable {
     /// Drops a general reference; the last one frees the frame (its M2P entry becomes
     /// invalid).
     pub fn put_page(&mut self, mfn: Mfn) {
-        let Some(frame) = self.get_mut(mfn) else {
-            return;
-        };
+        let frame = self.get_mut(mfn);
         assert!(frame.refs > 0, "{mfn} has no reference to drop");
         frame.refs -= 1;
         if frame.refs == 0 {
@@ -333,14 +341,24 @@ impl FrameTable {
     }
 
     /// Takes a general and a `Writable` type reference on a frame that `dom` owns.
-    pub fn get_writable(&mut self, mfn: Mfn, dom: DomId) -> Result<(), FrameError> {
-        self.check_owner(mfn, dom)?;
-        self.take_plain(mfn, FrameType::Writable).map(drop)
+    pub fn get_writable(&mut self, mfn: Mfn, dom: DomId) -> Result {
+        self.get_typed(mfn, dom, FrameType::Writable).map(drop)
     }
 
     /// Drops what [`Self::get_writable`] took.
     pub fn put_writable(&mut self, mfn: Mfn) {
-        self.drop_plain(mfn);
+        self.put_typed(mfn);
+    }
+
+    /// Takes what a mapping holds of a frame that `dom` owns: a general reference, and a
+    /// `Writable` type reference if it may write.
+    pub fn get_mapped(&mut self, mfn: Mfn, dom: DomId, is_writable: bool) -> Result {
+        if is_writable { self.get_writable(mfn, dom) } else { self.get_page(mfn, dom) }
+    }
+
+    /// Drops what [`Self::get_mapped`] took.
+    pub fn put_mapped(&mut self, mfn: Mfn, is_writable: bool) {
+        if is_writable { self.put_writable(mfn) } else { self.put_page(mfn) }
     }
 
     /// Takes a general and a `SegDesc` type reference on a frame that `dom` owns. The first
@@ -351,10 +369,9 @@ impl FrameTable {
         mfn: Mfn,
         dom: DomId,
         validate: impl FnOnce(PhysMem, Mfn) -> bool,
-    ) -> Result<(), FrameError> {
-        self.check_owner(mfn, dom)?;
-        if self.take_plain(mfn, FrameType::SegDesc)? && !validate(self.mem, mfn) {
-            self.drop_plain(mfn);
+    ) -> Result {
+        if self.get_typed(mfn, dom, FrameType::SegDesc)? && !validate(self.mem, mfn) {
+            self.put_typed(mfn);
             return Err(FrameError::BadDescriptor { mfn });
         }
         Ok(())
@@ -362,18 +379,22 @@ impl FrameTable {
 
     /// Drops what [`Self::get_descriptors`] took.
     pub fn put_descriptors(&mut self, mfn: Mfn) {
-        self.drop_plain(mfn);
+        self.put_typed(mfn);
     }
 
-    fn get(&self, mfn: Mfn) -> Option<&Frame> {
-        self.frames.get(usize::try_from(mfn.get()).ok()?)
+    /// What is known of a frame; outside the table there is no RAM.
+    fn get(&self, mfn: Mfn) -> Frame {
+        let n = usize::try_from(mfn.get()).ok();
+        n.and_then(|n| self.frames.get(n)).copied().unwrap_or(Frame::IO)
     }
 
-    fn get_mut(&mut self, mfn: Mfn) -> Option<&mut Frame> {
-        self.frames.get_mut(usize::try_from(mfn.get()).ok()?)
+    /// A frame that is somebody's. Panics outside the table, which is a bug of the core: callers
+    /// have looked at the owner, or give back a reference.
+    fn get_mut(&mut self, mfn: Mfn) -> &mut Frame {
+        &mut self.frames[mfn.get() as usize]
     }
 
-    fn check_owner(&self, mfn: Mfn, dom: DomId) -> Result<(), FrameError> {
+    fn check_owner(&self, mfn: Mfn, dom: DomId) -> Result {
         match self.owner(mfn) {
             Owner::Domain(owner) if owner == dom => Ok(()),
             Owner::Io => Err(FrameError::NoFrame { mfn }),
@@ -382,8 +403,8 @@ impl FrameTable {
     }
 
     /// One more general reference on a frame that has one.
-    fn add_ref(&mut self, mfn: Mfn) -> Result<(), FrameError> {
-        let frame = self.get_mut(mfn).ok_or(FrameError::NoFrame { mfn })?;
+    fn add_ref(&mut self, mfn: Mfn) -> Result {
+        let frame = self.get_mut(mfn);
         if frame.refs >= MAX_COUNT {
             return Err(FrameError::TooManyReferences { mfn });
         }
@@ -392,23 +413,26 @@ impl FrameTable {
     }
 
     /// A general and a type reference of a type that needs no walk; whether it is the
-    /// first. The caller has checked the owner.
-    fn take_plain(&mut self, mfn: Mfn, kind: FrameType) -> Result<bool, FrameError> {
+    /// first of the type. Then a processor may still know the frame as what it was: written
+    /// through an old translation, or walked as the table it no longer is.
+    fn get_typed(&mut self, mfn: Mfn, dom: DomId, kind: FrameType) -> Result<bool> {
+        self.check_owner(mfn, dom)?;
         self.check_type(mfn, kind)?;
         self.add_ref(mfn)?;
-        let frame = self.get_mut(mfn).ok_or(FrameError::NoFrame { mfn })?;
+        let frame = self.get_mut(mfn);
         frame.types += 1;
         let is_first = frame.types == 1;
-        if is_first {
-            self.retype(mfn, kind);
+        let was = core::mem::replace(&mut frame.kind, kind);
+        if was != kind && was != FrameType::None {
+            self.flush = Flush::All;
         }
         Ok(is_first)
     }
 
     /// Whether the frame has, or may now get, this type. A half-validated table in the
     /// way is sent off to be taken apart.
-    fn check_type(&mut self, mfn: Mfn, kind: FrameType) -> Result<(), FrameError> {
-        let &frame = self.get(mfn).ok_or(FrameError::NoFrame { mfn })?;
+    fn check_type(&mut self, mfn: Mfn, kind: FrameType) -> Result {
+        let frame = self.get(mfn);
         if frame.flags.contains(Flags::UNDO) {
             return Err(FrameError::Busy { mfn });
         }
@@ -422,41 +446,27 @@ impl FrameTable {
         Err(FrameError::WrongType { mfn, is: frame.kind, count: frame.types })
     }
 
-    fn drop_plain(&mut self, mfn: Mfn) {
-        self.drop_type(mfn);
+    /// Drops a general and a type reference.
+    fn put_typed(&mut self, mfn: Mfn) {
+        self.put_type(mfn);
         self.put_page(mfn);
     }
 
     /// Drops a type reference, and keeps the general one.
-    fn drop_type(&mut self, mfn: Mfn) {
-        let Some(frame) = self.get_mut(mfn) else {
-            return;
-        };
+    fn put_type(&mut self, mfn: Mfn) {
+        let frame = self.get_mut(mfn);
         assert!(frame.types > 0, "{mfn} has no type reference to drop");
         frame.types -= 1;
     }
 
-    /// The first reference of a type. A processor may still know the frame as what it was:
-    /// written through an old translation, or walked as the table it no longer is.
-    fn retype(&mut self, mfn: Mfn, kind: FrameType) {
-        let Some(frame) = self.get_mut(mfn) else {
-            return;
-        };
-        if frame.kind != kind && frame.kind != FrameType::None {
-            self.flush = Flush::All;
-        }
-        if let Some(frame) = self.get_mut(mfn) {
-            frame.kind = kind;
-        }
-    }
-
     /// The last reference is gone.
     fn release(&mut self, mfn: Mfn) {
-        let n = mfn.get() as u32;
-        let frame = self.frames[n as usize];
+        let frame = self.get(mfn);
         assert!(frame.types == 0, "{mfn} is freed with a type");
-        if self.is_linked(n) {
-            self.unlink(n);
+        let n = mfn.get() as u32;
+        // Frames shared with the core are on no list; they are an orphan's by now.
+        if let Owner::Domain(_) = frame.owner {
+            self.disown(n);
         }
         self.set_m2p(mfn, M2P_INVALID);
         // The guest that had it may still have translations of it.
@@ -485,7 +495,7 @@ pub mod fake {
     impl FrameTable {
         /// General references, type references, type.
         pub fn counts(&self, mfn: Mfn) -> (u32, u32, FrameType) {
-            let frame = self.get(mfn).unwrap();
+            let frame = self.get(mfn);
             (frame.refs, frame.types, frame.kind)
         }
 
@@ -504,7 +514,7 @@ pub mod fake {
         }
 
         pub fn is_allocated(&self, mfn: Mfn) -> bool {
-            self.get(mfn).unwrap().flags.contains(Flags::ALLOCATED)
+            self.get(mfn).flags.contains(Flags::ALLOCATED)
         }
     }
 }

@@ -2,7 +2,7 @@
 //! domains without a heap. The frames are taken from the free list and charged as
 //! the core's.
 
-use super::{frame::FrameTable, phys::PhysMem};
+use super::frame::FrameTable;
 use bulkhead_abi::{Mfn, PAGE_SIZE};
 use core::{
     ops::{Deref, DerefMut},
@@ -26,31 +26,21 @@ pub const fn frames_for<T>() -> usize {
 }
 
 impl<T> FrameBox<T> {
-    /// Takes frames and lets `init` write the value in place, over zeroes, so that a large `T`
-    /// never crosses the stack. `None` when memory is out.
-    pub fn new_with(frames: &mut FrameTable, init: impl FnOnce(NonNull<T>)) -> Option<Self> {
+    /// Takes frames and moves `value` there. `None` when memory is out.
+    pub fn new(frames: &mut FrameTable, value: T) -> Option<Self> {
         const { assert!(core::mem::align_of::<T>() <= PAGE_SIZE) };
         let mfn = frames.alloc_core(frames_for::<T>())?;
-        let ptr = Self::pointer(frames.mem(), mfn);
-        init(ptr);
+        let ptr = frames.mem().frame_ptr(mfn).expect("the allocator gives frames of the window");
+        let ptr = NonNull::new(ptr.cast::<T>()).expect("the window does not start at address 0");
+        // SAFETY: the pointer is to frames that nobody else knows, large and aligned enough
+        // for `T`.
+        unsafe { ptr.write(value) };
         Some(Self { ptr, mfn })
-    }
-
-    /// Takes frames and moves `value` there.
-    pub fn new(frames: &mut FrameTable, value: T) -> Option<Self> {
-        // SAFETY: the pointer is to zeroed frames that nobody else knows, large and
-        // aligned enough for `T`.
-        Self::new_with(frames, |ptr| unsafe { ptr.write(value) })
-    }
-
-    fn pointer(mem: PhysMem, mfn: Mfn) -> NonNull<T> {
-        let ptr = mem.frame_ptr(mfn).expect("the allocator gives frames of the window");
-        NonNull::new(ptr.cast()).expect("the window does not start at address 0")
     }
 
     /// Drops the value and gives its frames back.
     pub fn free(self, frames: &mut FrameTable) {
-        // SAFETY: `self` owned the value, which `new_with` had written.
+        // SAFETY: `self` owned the value, which `new` had written.
         unsafe { self.ptr.drop_in_place() };
         frames.free_core(self.mfn, frames_for::<T>());
     }

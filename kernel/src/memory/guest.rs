@@ -12,6 +12,7 @@ use super::{
 };
 use crate::state::{Caller, Core};
 use bulkhead_abi::{Errno, GuestVa, Maddr, Mfn, PAGE_SIZE};
+use core::ops::Range;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// What is to be done with the memory.
@@ -61,41 +62,51 @@ impl<'a> GuestSpace<'a> {
         Self { frames, l4: Some(l4) }
     }
 
-    /// Where in memory `va` is, with the accessed and dirty bits set that the access would set.
-    pub fn translate(&self, va: GuestVa, access: Access) -> Result<Maddr, Fault> {
+    /// The entries that translate `va`, from L4 to L1, of which the last may be absent.
+    pub(super) fn path(&self, va: GuestVa) -> Result<[Maddr; 4], Fault> {
         if !validate::is_guest_va(va) {
             return Err(Fault::NotGuest(va));
         }
-        let mem = self.frames.mem();
         let mut path = [Maddr::default(); 4];
-        let mut next = self.l4.ok_or(Fault::NotPresent(va))?;
-        for (at, level) in path.iter_mut().zip([Level::L4, Level::L3, Level::L2, Level::L1]) {
-            if !self.frames.is_ram(next) {
-                return Err(Fault::NotMemory(va));
+        let mut table = self.l4.ok_or(Fault::NotPresent(va))?;
+        for (n, level) in [Level::L4, Level::L3, Level::L2, Level::L1].into_iter().enumerate() {
+            if n > 0 {
+                table = self.target(self.entry(path[n - 1]), va)?;
             }
-            *at = validate::entry_at(next, level.index(va));
-            let entry = Pte::new(mem.read_u64(*at));
-            if !entry.is_present() {
-                return Err(Fault::NotPresent(va));
-            }
-            if access == Access::Write && !entry.is_writable() {
-                return Err(Fault::ReadOnly(va));
-            }
-            next = entry.mfn();
+            path[n] = validate::entry_at(table, level.index(va));
         }
-        if !self.frames.is_ram(next) {
-            return Err(Fault::NotMemory(va));
+        Ok(path)
+    }
+
+    /// Where in memory `va` is, with the accessed and dirty bits set that the access would set.
+    pub fn translate(&self, va: GuestVa, access: Access) -> Result<Maddr, Fault> {
+        let path = self.path(va)?;
+        let page = self.target(self.entry(path[3]), va)?;
+        if access == Access::Write && path.iter().any(|&at| !self.entry(at).is_writable()) {
+            return Err(Fault::ReadOnly(va));
         }
-        let used = |at: &Maddr, bits: u64| {
+        for (n, &at) in path.iter().enumerate() {
+            let is_dirtied = n == 3 && access == Access::Write;
+            let bits = Pte::ACCESSED | if is_dirtied { Pte::DIRTY } else { 0 };
             // Most often they are set, and a plain read is cheaper than a locked store.
-            if mem.read_u64(*at) & bits != bits {
-                mem.fetch_or_u64(*at, bits);
+            if self.entry(at).raw() & bits != bits {
+                self.frames.mem().fetch_or_u64(at, bits);
             }
-        };
-        path[..3].iter().for_each(|at| used(at, Pte::ACCESSED));
-        let leaf = if access == Access::Write { Pte::ACCESSED | Pte::DIRTY } else { Pte::ACCESSED };
-        used(&path[3], leaf);
-        Ok(Maddr::new(next.maddr().get() + va.offset() as u64))
+        }
+        Ok(Maddr::new(page.maddr().get() + va.offset() as u64))
+    }
+
+    fn entry(&self, at: Maddr) -> Pte {
+        Pte::new(self.frames.mem().read_u64(at))
+    }
+
+    /// The memory that an entry refers to.
+    fn target(&self, entry: Pte, va: GuestVa) -> Result<Mfn, Fault> {
+        match entry.mfn() {
+            _ if !entry.is_present() => Err(Fault::NotPresent(va)),
+            mfn if !self.frames.is_ram(mfn) => Err(Fault::NotMemory(va)),
+            mfn => Ok(mfn),
+        }
     }
 
     /// Reads a value; any bits are a `T`.
@@ -118,33 +129,33 @@ impl<'a> GuestSpace<'a> {
 
     /// Copies from the guest.
     pub fn read_bytes(&self, va: GuestVa, out: &mut [u8]) -> Result<(), Fault> {
-        let mut done = 0;
-        while let Some(left) = out.get_mut(done..).filter(|left| !left.is_empty()) {
-            let (at, room) = self.span(va, done, Access::Read)?;
-            let count = left.len().min(room);
-            self.frames.mem().read_bytes(at, &mut left[..count]);
-            done += count;
-        }
-        Ok(())
+        let mem = self.frames.mem();
+        self.each_page(va, out.len(), Access::Read, |at, part| mem.read_bytes(at, &mut out[part]))
     }
 
     /// Copies to the guest. On a fault, pages before the faulting one have been written.
     pub fn write_bytes(&self, va: GuestVa, bytes: &[u8]) -> Result<(), Fault> {
-        let mut done = 0;
-        while let Some(left) = bytes.get(done..).filter(|left| !left.is_empty()) {
-            let (at, room) = self.span(va, done, Access::Write)?;
-            let count = left.len().min(room);
-            self.frames.mem().write_bytes(at, &left[..count]);
-            done += count;
-        }
-        Ok(())
+        let mem = self.frames.mem();
+        self.each_page(va, bytes.len(), Access::Write, |at, part| mem.write_bytes(at, &bytes[part]))
     }
 
-    /// Where `va + offset` is, and how many bytes of that page follow.
-    fn span(&self, va: GuestVa, offset: usize, access: Access) -> Result<(Maddr, usize), Fault> {
-        let at = va.get().checked_add(offset as u64).ok_or(Fault::NotGuest(va))?;
-        let at = GuestVa::new(at);
-        Ok((self.translate(at, access)?, PAGE_SIZE - at.offset()))
+    /// Runs `f` on where each page's part of `len` bytes from `va` on is.
+    fn each_page(
+        &self,
+        va: GuestVa,
+        len: usize,
+        access: Access,
+        mut f: impl FnMut(Maddr, Range<usize>),
+    ) -> Result<(), Fault> {
+        let mut done = 0;
+        while done < len {
+            let at = va.get().checked_add(done as u64).ok_or(Fault::NotGuest(va))?;
+            let at = GuestVa::new(at);
+            let end = len.min(done + PAGE_SIZE - at.offset());
+            f(self.translate(at, access)?, done..end);
+            done = end;
+        }
+        Ok(())
     }
 }
 
@@ -153,7 +164,7 @@ mod tests {
     use super::*;
     use crate::memory::frame::{
         fake,
-        table::{Budget, Walk},
+        table::{Budget, Owners, Walk},
     };
     use bulkhead_abi::DomId;
 
@@ -227,7 +238,7 @@ mod tests {
         let bar = Mfn::new(1 << 20);
         let mut budget = Budget::default();
         let mut walk = Walk { budget: &mut budget, io: &|mfn| mfn == bar };
-        let owners = super::super::update::Owners::only(DOM);
+        let owners = Owners::only(DOM);
         super::super::update::write_entry(
             &mut frames,
             owners,

@@ -25,7 +25,6 @@ pub mod frame;
 pub mod frame_box;
 pub mod grant;
 pub mod guest;
-pub mod m2p;
 pub mod phys;
 pub mod reserve;
 pub mod teardown;

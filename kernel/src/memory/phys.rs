@@ -98,16 +98,6 @@ impl PhysMem {
         self.half(at).store(value, Ordering::Release);
     }
 
-    /// Replaces an aligned u32 if it still is `current`; gives what was there.
-    pub fn compare_exchange_u32(&self, at: Maddr, current: u32, new: u32) -> Result<u32, u32> {
-        self.half(at).compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire)
-    }
-
-    /// Keeps only `bits` of an aligned u32; gives what was there.
-    pub fn fetch_and_u32(&self, at: Maddr, bits: u32) -> u32 {
-        self.half(at).fetch_and(bits, Ordering::AcqRel)
-    }
-
     fn byte(&self, at: Maddr) -> &AtomicU8 {
         // SAFETY: as in `word`, for one byte.
         unsafe { AtomicU8::from_ptr(self.at::<1>(at)) }

@@ -1,8 +1,8 @@
 //! Reservations: how much memory a domain has and may have, and giving it more.
 #![deny(unsafe_code)]
 
-use super::frame::{FrameError, FrameTable};
-use crate::state::Core;
+use super::frame::{self, FrameError, FrameTable};
+use crate::{domain::Life, state::Core};
 use bulkhead_abi::{DomId, Errno, Mfn, memory::MAX_ORDER, mmu::M2P_INVALID};
 
 /// How much memory a domain may have. How much it has is
@@ -11,43 +11,23 @@ use bulkhead_abi::{DomId, Errno, Mfn, memory::MAX_ORDER, mmu::M2P_INVALID};
 pub struct Reservation {
     /// Most frames it may own.
     pub max_pages: u64,
-    /// Frames of the core that hold its structures.
+    /// Frames of the core that hold its event channels.
     pub overhead_pages: u64,
-}
-
-/// Why a domain gets no more memory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ReserveError {
-    NoDomain,
-    /// More than [`MAX_ORDER`].
-    Order,
-    /// It would own more than it may.
-    Limit {
-        max_pages: u64,
-    },
-    /// The machine has no such block left.
-    OutOfMemory,
-}
-
-impl From<ReserveError> for Errno {
-    fn from(error: ReserveError) -> Self {
-        match error {
-            ReserveError::NoDomain => Self::ESRCH,
-            ReserveError::Order => Self::EINVAL,
-            ReserveError::Limit { .. } | ReserveError::OutOfMemory => Self::ENOMEM,
-        }
-    }
 }
 
 /// Gives a domain `2^order` contiguous zeroed frames; their pfns follow `first_pfn`
 /// (all [`M2P_INVALID`] for `None`).
+///
+/// Errors: `ESRCH` no such domain, or it is going; `EINVAL` more than [`MAX_ORDER`]; `ENOMEM` it
+/// would own more than it may, or the machine has no such block left.
 pub fn populate(
     core: &mut Core,
     dom: DomId,
     order: u32,
     first_pfn: Option<u64>,
-) -> Result<Mfn, ReserveError> {
-    let max_pages = core.domains.get(dom).ok_or(ReserveError::NoDomain)?.memory.max_pages;
+) -> Result<Mfn, Errno> {
+    let domain = core.domains.get(dom).filter(|domain| domain.life != Life::Dying);
+    let max_pages = domain.ok_or(Errno::ESRCH)?.memory.max_pages;
     allocate(&mut core.frames, dom, order, max_pages, first_pfn)
 }
 
@@ -58,14 +38,14 @@ pub fn allocate(
     order: u32,
     max_pages: u64,
     first_pfn: Option<u64>,
-) -> Result<Mfn, ReserveError> {
+) -> Result<Mfn, Errno> {
     if order > MAX_ORDER {
-        return Err(ReserveError::Order);
+        return Err(Errno::EINVAL);
     }
     if frames.tot_pages(dom) + (1 << order) > max_pages {
-        return Err(ReserveError::Limit { max_pages });
+        return Err(Errno::ENOMEM);
     }
-    let mfn = frames.alloc_domain(dom, order).ok_or(ReserveError::OutOfMemory)?;
+    let mfn = frames.alloc_domain(dom, order).ok_or(Errno::ENOMEM)?;
     set_pfns(frames, mfn, order, first_pfn);
     Ok(mfn)
 }
@@ -79,21 +59,12 @@ pub fn set_pfns(frames: &mut FrameTable, mfn: Mfn, order: u32, first_pfn: Option
 }
 
 /// A domain gives `2^order` frames back. All or nothing: on error none is gone.
-pub fn decrease(
-    frames: &mut FrameTable,
-    dom: DomId,
-    mfn: Mfn,
-    order: u32,
-) -> Result<(), FrameError> {
-    let range = 0..1u64 << order.min(MAX_ORDER);
-    let end = mfn
-        .checked_add(range.end)
-        .filter(|end| order <= MAX_ORDER && end.get() <= frames.max_mfn());
-    end.ok_or(FrameError::NoFrame { mfn })?;
-    for i in range.clone() {
-        frames.check_let_go(Mfn::new(mfn.get() + i), dom)?;
-    }
-    range.into_iter().try_for_each(|i| frames.let_go(Mfn::new(mfn.get() + i), dom))
+pub fn decrease(frames: &mut FrameTable, dom: DomId, mfn: Mfn, order: u32) -> frame::Result {
+    let end = mfn.checked_add(1 << order.min(MAX_ORDER));
+    let end = end.filter(|_| order <= MAX_ORDER).ok_or(FrameError::NoFrame { mfn })?;
+    let mut block = (mfn.get()..end.get()).map(Mfn::new);
+    block.clone().try_for_each(|mfn| frames.check_let_go(mfn, dom))?;
+    block.try_for_each(|mfn| frames.let_go(mfn, dom))
 }
 
 #[cfg(test)]
@@ -107,15 +78,18 @@ mod tests {
     fn a_domain_gets_up_to_its_limit_and_not_a_frame_more() {
         let mut frames = fake::table(64);
         assert!(allocate(&mut frames, DOM, 2, 5, None).is_ok());
-        assert_eq!(
-            allocate(&mut frames, DOM, 1, 5, None),
-            Err(ReserveError::Limit { max_pages: 5 })
-        );
+        assert_eq!(allocate(&mut frames, DOM, 1, 5, None), Err(Errno::ENOMEM));
         assert!(allocate(&mut frames, DOM, 0, 5, None).is_ok());
-        assert_eq!(
-            allocate(&mut frames, DOM, 0, 5, None),
-            Err(ReserveError::Limit { max_pages: 5 })
-        );
+        assert_eq!(allocate(&mut frames, DOM, 0, 5, None), Err(Errno::ENOMEM));
+    }
+
+    #[test]
+    fn a_dying_domain_gets_nothing() {
+        let mut core = crate::fixture::core();
+        let dom = crate::fixture::domain(&mut core, 3, 1).dom;
+        assert!(populate(&mut core, dom, 0, None).is_ok());
+        core.domains.get_mut(dom).unwrap().life = Life::Dying;
+        assert_eq!(populate(&mut core, dom, 0, None), Err(Errno::ESRCH));
     }
 
     #[test]
@@ -125,10 +99,7 @@ mod tests {
         frames.get_page(mfn, DOM).unwrap();
         decrease(&mut frames, DOM, mfn, 0).unwrap();
         assert_eq!(frames.m2p(mfn), M2P_INVALID);
-        assert_eq!(
-            allocate(&mut frames, DOM, 0, 1, None),
-            Err(ReserveError::Limit { max_pages: 1 })
-        );
+        assert_eq!(allocate(&mut frames, DOM, 0, 1, None), Err(Errno::ENOMEM));
         frames.put_page(mfn);
         assert!(allocate(&mut frames, DOM, 0, 1, None).is_ok());
     }

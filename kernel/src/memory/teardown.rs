@@ -3,7 +3,6 @@
 #![deny(unsafe_code)]
 
 use super::frame::{FrameTable, table::Budget};
-use crate::state::Core;
 use bulkhead_abi::DomId;
 
 /// How far long work came.
@@ -20,13 +19,7 @@ pub enum Progress {
 /// Frames that others still refer to (grants mapped elsewhere, Dom0's mappings) stop
 /// being the domain's: they are free when the last of these references goes, and
 /// nobody can take a new one. Afterwards the domain owns nothing.
-pub fn relinquish(core: &mut Core, dom: DomId, budget: usize) -> Progress {
-    let steps = u32::try_from(budget).unwrap_or(Budget::STAY);
-    relinquish_frames(&mut core.frames, dom, &mut Budget::new(steps))
-}
-
-/// [`relinquish`] without the rest of the core.
-pub fn relinquish_frames(frames: &mut FrameTable, dom: DomId, budget: &mut Budget) -> Progress {
+pub fn relinquish(frames: &mut FrameTable, dom: DomId, budget: &mut Budget) -> Progress {
     loop {
         if !frames.drain(dom, budget) || !budget.step() {
             return Progress::More;

@@ -3,7 +3,6 @@
 //! name is asked where the reference is taken ([`super::frame::table`]).
 #![deny(unsafe_code)]
 
-use super::frame::FrameType;
 use bulkhead_abi::{GuestVa, Maddr, Mfn, mmu};
 
 /// Entries in a table.
@@ -29,41 +28,20 @@ impl Level {
         }
     }
 
-    pub const fn frame_type(self) -> FrameType {
-        match self {
-            Self::L1 => FrameType::L1,
-            Self::L2 => FrameType::L2,
-            Self::L3 => FrameType::L3,
-            Self::L4 => FrameType::L4,
-        }
-    }
-
-    /// The level of a frame that is a page table.
-    pub const fn of(kind: FrameType) -> Option<Self> {
-        match kind {
-            FrameType::L1 => Some(Self::L1),
-            FrameType::L2 => Some(Self::L2),
-            FrameType::L3 => Some(Self::L3),
-            FrameType::L4 => Some(Self::L4),
-            FrameType::None | FrameType::SegDesc | FrameType::Writable => None,
-        }
-    }
-
     /// Which entry of a table of this level translates `va`.
     pub const fn index(self, va: GuestVa) -> u16 {
-        let shift = match self {
-            Self::L1 => 12,
-            Self::L2 => 21,
-            Self::L3 => 30,
-            Self::L4 => 39,
-        };
-        (va.get() >> shift) as u16 & (ENTRIES - 1)
+        (va.get() >> (12 + 9 * self as u32)) as u16 & (ENTRIES - 1)
     }
 }
 
 /// Address of an entry of a table.
 pub const fn entry_at(table: Mfn, index: u16) -> Maddr {
     Maddr::new(table.maddr().get() + index as u64 * 8)
+}
+
+/// Which entry of its table is at `at`.
+pub const fn index_of(at: Maddr) -> u16 {
+    (at.offset() / 8) as u16
 }
 
 /// Whether an L4 slot is the core's (the hole of the PV interface).
@@ -148,16 +126,10 @@ pub enum Rule {
 /// The guest's kernel runs in ring 3, so every entry gets the user bit; `GLOBAL` is dropped, for
 /// a global translation would outlive the switch to another domain.
 pub const fn stored_entry(level: Level, entry: Pte) -> Result<Pte, Rule> {
-    let forbidden = match level {
-        Level::L1 => 0,
-        _ => Pte::CACHE | Pte::GLOBAL,
-    };
-    if entry.has(forbidden) {
-        return Err(Rule::ForbiddenBits);
-    }
     Ok(Pte(match level {
         Level::L1 if entry.has(Pte::USER) => entry.0 & !Pte::GLOBAL,
         Level::L1 => (entry.0 & !Pte::GLOBAL) | Pte::USER | Pte::GUEST_KERNEL,
+        _ if entry.has(Pte::CACHE | Pte::GLOBAL) => return Err(Rule::ForbiddenBits),
         Level::L2 | Level::L3 => entry.0 | Pte::USER,
         Level::L4 => entry.0 | Pte::USER | Pte::ACCESSED,
     }))

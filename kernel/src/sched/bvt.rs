@@ -6,9 +6,10 @@
 //! [`Params::unwarp`], `C` [`Params::allowance`]; SVT, the scheduler virtual time, is the least `A`
 //! of the runnable vCPUs.
 
-use bulkhead_abi::{Errno, Ns};
+use bulkhead_abi::{Errno, Ns, control::SchedParams};
+use core::num::NonZero;
 
-/// Virtual nanoseconds: real ones for a vCPU of [`Weight::DEFAULT`], fewer for a heavier one.
+/// Virtual nanoseconds: real ones for a vCPU of [`DEFAULT_WEIGHT`], fewer for a heavier one.
 ///
 /// It wraps: only differences mean something, and those between runnable vCPUs stay far
 /// below 2^63, for all of them lie within a warp and an allowance of each other.
@@ -35,34 +36,13 @@ impl VirtTime {
     pub const fn before(self, other: Self) -> bool {
         self.since(other) < 0
     }
-
-    const fn forward(self, by: u64) -> Self {
-        Self(self.0.wrapping_add(by))
-    }
-
-    const fn back(self, by: u64) -> Self {
-        Self(self.0.wrapping_sub(by))
-    }
 }
 
-/// A share of the CPU: twice the weight, twice the time. From 1 to 65535.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Weight(u16);
+/// A share of the CPU: twice the weight, twice the time.
+pub type Weight = NonZero<u16>;
 
-impl Weight {
-    /// Its virtual time is real time.
-    pub const DEFAULT: Self = Self(256);
-
-    /// `None` for 0 and for more than 65535.
-    pub fn new(raw: u32) -> Option<Self> {
-        u16::try_from(raw).ok().filter(|&raw| raw != 0).map(Self)
-    }
-
-    /// The number.
-    pub const fn get(self) -> u32 {
-        self.0 as u32
-    }
-}
+/// Its virtual time is real time.
+pub const DEFAULT_WEIGHT: Weight = Weight::new(256).unwrap();
 
 /// How Dom0 wants a vCPU treated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,7 +66,7 @@ pub const MIN_ALLOWANCE: Ns = Ns::new(50_000);
 impl Params {
     /// Equal share, no warp, 2 ms of allowance.
     pub const DEFAULT: Self = Self {
-        weight: Weight::DEFAULT,
+        weight: DEFAULT_WEIGHT,
         warp: Ns::new(0),
         warp_limit: Ns::new(0),
         unwarp: Ns::new(0),
@@ -98,39 +78,39 @@ impl Params {
     pub const DOM0: Self =
         Self { warp: Ns::new(20_000_000), warp_limit: Ns::new(10_000_000), ..Self::DEFAULT };
 
-    /// Checks what came from outside. `allowance` 0 means the default; less than
+    /// Checks what came from outside. An allowance of 0 means the default; less than
     /// [`MIN_ALLOWANCE`] is raised to it.
     ///
     /// Errors: `EINVAL` for a weight outside 1..=65535 or a span above [`MAX_SPAN`].
-    pub fn checked(
-        weight: u32,
-        warp: Ns,
-        warp_limit: Ns,
-        unwarp: Ns,
-        allowance: Ns,
-    ) -> Result<Self, Errno> {
-        let weight = Weight::new(weight).ok_or(Errno::EINVAL)?;
-        if [warp, warp_limit, unwarp, allowance].iter().any(|&span| span > MAX_SPAN) {
+    pub fn checked(asked: &SchedParams) -> Result<Self, Errno> {
+        let weight = u16::try_from(asked.weight).ok().and_then(Weight::new);
+        let spans = [asked.warp_ns, asked.warp_limit_ns, asked.unwarp_ns, asked.allowance_ns];
+        let [warp, warp_limit, unwarp, allowance] = spans.map(Ns::new);
+        if spans.iter().any(|&span| span > MAX_SPAN.get()) {
             return Err(Errno::EINVAL);
         }
-        let allowance = match allowance.get() {
+        let allowance = match asked.allowance_ns {
             0 => Self::DEFAULT.allowance,
             _ => allowance.max(MIN_ALLOWANCE),
         };
-        Ok(Self { weight, warp, warp_limit, unwarp, allowance })
+        Ok(Self { weight: weight.ok_or(Errno::EINVAL)?, warp, warp_limit, unwarp, allowance })
     }
 
     /// Real ns as virtual ns of this weight, rounded up.
-    fn virtual_of(&self, real_ns: u64) -> u64 {
-        let scaled = u128::from(real_ns) * u128::from(Weight::DEFAULT.get());
-        u64::try_from(scaled.div_ceil(self.weight.get().into())).unwrap_or(u64::MAX)
+    fn virtual_of(&self, real: Ns) -> u64 {
+        scale(real.get(), DEFAULT_WEIGHT, self.weight)
     }
 
     /// Virtual ns as real ns of this weight, rounded up.
-    fn real_of(&self, virtual_ns: u64) -> u64 {
-        let scaled = u128::from(virtual_ns) * u128::from(self.weight.get());
-        u64::try_from(scaled.div_ceil(Weight::DEFAULT.get().into())).unwrap_or(u64::MAX)
+    fn real_of(&self, virtual_ns: u64) -> Ns {
+        Ns::new(scale(virtual_ns, self.weight, DEFAULT_WEIGHT))
     }
+}
+
+/// `ns * by / over`, rounded up.
+fn scale(ns: u64, by: Weight, over: Weight) -> u64 {
+    let scaled = u128::from(ns) * u128::from(by.get());
+    u64::try_from(scaled.div_ceil(over.get().into())).unwrap_or(u64::MAX)
 }
 
 /// Whether a vCPU is back in virtual time.
@@ -165,29 +145,23 @@ impl Account {
     /// `E`: what the vCPUs are ordered by.
     pub const fn effective_vt(&self, params: &Params) -> VirtTime {
         match self.warp {
-            Warp::On { .. } => self.actual.back(params.warp.get()),
+            Warp::On { .. } => VirtTime(self.actual.0.wrapping_sub(params.warp.get())),
             Warp::Off { .. } => self.actual,
         }
-    }
-
-    /// Whether it is warped.
-    pub const fn is_warped(&self) -> bool {
-        matches!(self.warp, Warp::On { .. })
     }
 
     /// It ran for `ran` until `now`: virtual time advances, and a warp that has reached its limit
     /// ends.
     pub fn ran(&mut self, params: &Params, ran: Ns, now: Ns) {
         let weight = u128::from(params.weight.get());
-        let scaled =
-            u128::from(ran.get()) * u128::from(Weight::DEFAULT.get()) + u128::from(self.remainder);
+        let scaled = u128::from(ran.get()) * u128::from(DEFAULT_WEIGHT.get());
+        let scaled = scaled + u128::from(self.remainder);
         // Both fit: the quotient wraps by design, the remainder is below the weight.
-        self.actual = self.actual.forward((scaled / weight) as u64);
+        self.actual = VirtTime(self.actual.0.wrapping_add((scaled / weight) as u64));
         self.remainder = (scaled % weight) as u64;
-        if let Warp::On { ran: before } = self.warp {
-            let ran = Ns::new(before.get().saturating_add(ran.get()));
-            self.warp = Warp::On { ran };
-            if params.warp_limit.get() != 0 && ran >= params.warp_limit {
+        if let Warp::On { ran: before } = &mut self.warp {
+            *before = before.plus(ran);
+            if params.warp_limit.get() != 0 && *before >= params.warp_limit {
                 self.end_warp(params, now);
             }
         }
@@ -210,29 +184,25 @@ impl Account {
         }
     }
 
-    /// It blocked: a warp ends with the work it was for.
-    pub fn blocked(&mut self, params: &Params, now: Ns) {
-        if self.is_warped() {
-            self.end_warp(params, now);
+    /// Ends a warp, if it is in one: when it blocks, with the work that the warp was for.
+    pub fn end_warp(&mut self, params: &Params, now: Ns) {
+        if matches!(self.warp, Warp::On { .. }) {
+            self.warp = Warp::Off { again_at: now.plus(params.unwarp) };
         }
-    }
-
-    fn end_warp(&mut self, params: &Params, now: Ns) {
-        self.warp = Warp::Off { again_at: Ns::new(now.get().saturating_add(params.unwarp.get())) };
     }
 
     /// Weight or warp changed. What it has run stands; a warp ends where none is allowed any more.
     pub fn params_changed(&mut self, params: &Params, now: Ns) {
         self.remainder = 0;
         if params.warp.get() == 0 {
-            self.blocked(params, now);
+            self.end_warp(params, now);
         }
     }
 
     /// Whether this vCPU, now running, must yield to one whose effective virtual time is `rival`.
     pub fn yields_to(&self, params: &Params, rival: VirtTime) -> bool {
         let ahead = self.effective_vt(params).since(rival);
-        ahead > 0 && ahead as u64 >= params.virtual_of(params.allowance.get())
+        ahead > 0 && ahead as u64 >= params.virtual_of(params.allowance)
     }
 
     /// How long it may run before something is to be decided: until it is ahead of `rival` by the
@@ -241,16 +211,13 @@ impl Account {
     pub fn slice(&self, params: &Params, rival: Option<VirtTime>) -> Option<Ns> {
         let to_rival = rival.map(|rival| {
             let lag = rival.since(self.effective_vt(params));
-            let allowance = params.virtual_of(params.allowance.get());
-            params.real_of(allowance.saturating_add_signed(lag))
+            params.real_of(params.virtual_of(params.allowance).saturating_add_signed(lag))
         });
         let to_limit = match self.warp {
-            Warp::On { ran } if params.warp_limit.get() != 0 => {
-                Some(params.warp_limit.get().saturating_sub(ran.get()))
-            }
+            Warp::On { ran } if params.warp_limit.get() != 0 => Some(params.warp_limit.minus(ran)),
             _ => None,
         };
-        let least = [to_rival, to_limit].into_iter().flatten().min()?;
-        Some(Ns::new(least).max(MIN_ALLOWANCE))
+        let least = to_rival.into_iter().chain(to_limit).min()?;
+        Some(least.max(MIN_ALLOWANCE))
     }
 }

@@ -29,13 +29,24 @@ use bulkhead_abi::{
 };
 use bvt::Params;
 pub use runq::{Decision, Scheduler};
-use slot::{Polling, SlotId};
+use slot::SlotId;
+
+/// What a vCPU in `SCHEDOP_poll` waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Polling {
+    /// One port.
+    Port(Port),
+    /// Several: any event of its domain wakes it, and it looks for itself.
+    Any,
+}
 
 /// The scheduler's share of a vCPU.
 #[derive(Default)]
 pub struct VcpuSched {
     /// Where the rest is; `None` until [`add`].
     slot: Option<SlotId>,
+    /// What it polls for, if it does.
+    pub polling: Option<Polling>,
     /// Where the guest wants its run state written.
     pub runstate_area: Option<GuestVa>,
     /// Version last written to its `vcpu_time_info`; even.
@@ -49,13 +60,8 @@ pub struct VcpuSched {
 pub enum Wake {
     #[default]
     Nobody,
-    Vcpu(VcpuRef),
-    /// Several vCPUs of one domain: bit n is vCPU n.
-    Vcpus {
-        dom: DomId,
-        incarnation: Incarnation,
-        mask: u32,
-    },
+    /// Of one domain: bit n is vCPU n.
+    Vcpus { dom: DomId, incarnation: Incarnation, mask: u32 },
 }
 
 const _: () = assert!(MAX_VCPUS <= u32::BITS as usize);
@@ -63,44 +69,45 @@ const _: () = assert!(MAX_VCPUS <= u32::BITS as usize);
 impl Core {
     /// Lets the named vCPUs run if they were blocked or polling.
     pub fn wake(&mut self, wake: Wake) {
-        match wake {
-            Wake::Nobody => {}
-            Wake::Vcpu(who) => self.wake_one(who),
-            Wake::Vcpus { dom, incarnation, mask } => {
-                for n in (0..u32::BITS).filter(|n| mask & 1 << n != 0) {
-                    self.wake_one(VcpuRef { dom, vcpu: VcpuId::new(n), incarnation });
-                }
+        if let Wake::Vcpus { dom, incarnation, mask } = wake {
+            for n in (0..u32::BITS).filter(|n| mask & 1 << n != 0) {
+                self.wake_one(VcpuRef { dom, vcpu: VcpuId::new(n), incarnation });
             }
         }
     }
 
     fn wake_one(&mut self, who: VcpuRef) {
-        let Some(id) = slot_of(self, who) else { return };
-        if let Some(domain) = self.domains.get_mut(who.dom) {
-            domain.events.set_polling(who.vcpu, false);
+        if let Some(vcpu) = self.domains.resolve(who) {
+            vcpu.sched.polling = None;
+            let _ = on_slot(self, who.dom, who.vcpu, Scheduler::unblock);
         }
-        let cpu = self.sched.unblock(id, arch::now());
-        self.reschedule_if(cpu);
     }
 
     /// Has a CPU choose anew before it returns to a guest.
     pub fn request_reschedule(&mut self, cpu: CpuId) {
         self.cpu(cpu).need_resched = true;
     }
+}
 
-    fn reschedule_if(&mut self, cpu: Option<CpuId>) {
-        if let Some(cpu) = cpu {
-            self.request_reschedule(cpu);
-        }
+fn slot_of(core: &Core, dom: DomId, vcpu: VcpuId) -> Result<SlotId, Errno> {
+    let vcpu = core.domains.get(dom).and_then(|domain| domain.vcpu(vcpu));
+    vcpu.and_then(|vcpu| vcpu.sched.slot).ok_or(Errno::ENOENT)
+}
+
+/// Changes what the scheduler keeps of a vCPU; the CPU that this gives chooses anew.
+///
+/// Errors: `ENOENT` for an unknown domain or vCPU.
+fn on_slot(
+    core: &mut Core,
+    dom: DomId,
+    vcpu: VcpuId,
+    change: impl FnOnce(&mut Scheduler, SlotId, Ns) -> Option<CpuId>,
+) -> Result<(), Errno> {
+    let id = slot_of(core, dom, vcpu)?;
+    if let Some(cpu) = change(&mut core.sched, id, arch::now()) {
+        core.request_reschedule(cpu);
     }
-}
-
-fn slot_of(core: &mut Core, who: VcpuRef) -> Option<SlotId> {
-    core.domains.resolve(who)?.sched.slot
-}
-
-fn slot_in(core: &Core, dom: DomId, vcpu: VcpuId) -> Option<SlotId> {
-    core.domains.get(dom)?.vcpu(vcpu)?.sched.slot
+    Ok(())
 }
 
 /// Takes in a vCPU of a domain that is in the table, offline until [`refresh`].
@@ -111,52 +118,40 @@ pub fn add(core: &mut Core, who: VcpuRef) -> Result<(), Errno> {
     if vcpu.sched.slot.is_some() {
         return Err(Errno::EEXIST);
     }
-    let slot = core.sched.add(&mut core.frames, who, arch::now())?;
-    vcpu.sched.slot = Some(slot);
+    vcpu.sched.slot = Some(core.sched.add(&mut core.frames, who, arch::now())?);
     Ok(())
 }
 
 /// Forgets a vCPU: it never runs again, its timers and registrations are gone. Any CPU that ran
 /// it chooses anew.
 pub fn remove(core: &mut Core, who: VcpuRef) {
-    let Some(vcpu) = core.domains.resolve(who) else {
-        return;
-    };
-    let Some(id) = core::mem::take(&mut vcpu.sched).slot else {
-        return;
-    };
-    let cpu = core.sched.set_eligible(id, false, arch::now());
-    core.sched.remove(id, arch::now());
-    core.reschedule_if(cpu);
+    if core.domains.resolve(who).is_some() {
+        let _ = on_slot(core, who.dom, who.vcpu, Scheduler::remove);
+    }
+    if let Some(vcpu) = core.domains.resolve(who) {
+        vcpu.sched = VcpuSched::default();
+    }
 }
 
 /// Follows a change of `Domain::life`, `Domain::pauses` or `Vcpu::online`: the one place where it
 /// is decided whether a vCPU may run.
 pub fn refresh(core: &mut Core, dom: DomId) {
-    let now = arch::now();
-    for n in 0..MAX_VCPUS as u32 {
-        let Some(domain) = core.domains.get(dom) else {
-            return;
-        };
-        let may_run = domain.life == Life::Alive && domain.pauses == 0;
-        let Some(vcpu) = domain.vcpu(VcpuId::new(n)) else {
-            continue;
-        };
-        let Some(id) = vcpu.sched.slot else { continue };
-        let eligible = may_run && vcpu.online;
-        let cpu = core.sched.set_eligible(id, eligible, now);
-        core.reschedule_if(cpu);
+    for id in (0..MAX_VCPUS as u32).map(VcpuId::new) {
+        let eligible = core.domains.get(dom).is_some_and(|domain| {
+            let is_online = domain.vcpu(id).is_some_and(|vcpu| vcpu.online);
+            is_online && domain.life == Life::Alive && domain.pauses == 0
+        });
+        let _ = on_slot(core, dom, id, |sched, id, now| sched.set_eligible(id, eligible, now));
     }
 }
 
 /// Decides who runs on `cpu` from `now` on and takes it as done: run states, accounts and the end
 /// of the slice. The caller switches.
 pub fn pick(core: &mut Core, cpu: CpuId, now: Ns) -> Decision {
-    let decision = core.sched.pick(cpu, now);
     if let Some(state) = core.cpus.get_mut(cpu.0) {
         state.need_resched = false;
     }
-    decision
+    core.sched.pick(cpu, now)
 }
 
 /// Shows a vCPU that is given the CPU the time and its run state. To be called after [`pick`]
@@ -168,64 +163,48 @@ pub fn entered(core: &mut Core, who: VcpuRef) {
 
 /// The caller waits until an event is due. The caller of this has looked that none is.
 pub fn block(core: &mut Core, caller: Caller) {
-    if let Some(id) = slot_in(core, caller.dom, caller.vcpu) {
-        let cpu = core.sched.block(id, arch::now());
-        core.reschedule_if(cpu);
-    }
-}
-
-/// The caller lets another go first.
-pub fn yield_(core: &mut Core, caller: Caller) {
-    if let Some(id) = slot_in(core, caller.dom, caller.vcpu) {
-        let cpu = core.sched.yield_now(id);
-        core.reschedule_if(cpu);
-    }
+    wait(core, caller, None, None);
 }
 
 /// The caller waits for ports or until a system time.
 pub fn poll(core: &mut Core, caller: Caller, what: Polling, until: Option<Ns>) {
-    let Some(id) = slot_in(core, caller.dom, caller.vcpu) else {
-        return;
-    };
-    if let Some(domain) = core.domains.get_mut(caller.dom) {
-        domain.events.set_polling(caller.vcpu, true);
-    }
-    let cpu = core.sched.poll(id, what, until, arch::now());
-    core.reschedule_if(cpu);
+    wait(core, caller, Some(what), until);
 }
 
-/// What a vCPU polls for, if it does.
-pub fn polling(core: &Core, dom: DomId, vcpu: VcpuId) -> Option<Polling> {
-    core.sched.slot(slot_in(core, dom, vcpu)?)?.polling
+fn wait(core: &mut Core, caller: Caller, polling: Option<Polling>, until: Option<Ns>) {
+    if let Some(vcpu) = core.vcpu_mut(caller) {
+        vcpu.sched.polling = polling;
+    }
+    let wait = |sched: &mut Scheduler, id, now| sched.block(id, until, now);
+    let _ = on_slot(core, caller.dom, caller.vcpu, wait);
 }
 
-/// Whether an event on `port` ends the poll.
-pub fn poll_matches(polling: Polling, port: Port) -> bool {
-    match polling {
-        Polling::Any => true,
-        Polling::Port(one) => one == port,
-    }
+/// The caller lets another go first.
+pub fn yield_(core: &mut Core, caller: Caller) {
+    let _ = on_slot(core, caller.dom, caller.vcpu, |sched, id, _| sched.yield_now(id));
 }
 
 /// Sets, replaces or stops a vCPU's one-shot timer.
-pub fn set_singleshot(core: &mut Core, dom: DomId, vcpu: VcpuId, deadline: Option<Ns>) {
-    if let Some(id) = slot_in(core, dom, vcpu) {
-        core.sched.set_singleshot(id, deadline);
-    }
+///
+/// Errors: `ENOENT` for an unknown vCPU, as below.
+pub fn set_singleshot(core: &mut Core, of: Caller, deadline: Option<Ns>) -> Result<(), Errno> {
+    let id = slot_of(core, of.dom, of.vcpu)?;
+    core.sched.set_singleshot(id, deadline);
+    Ok(())
 }
 
 /// Starts or stops a vCPU's periodic timer.
-pub fn set_periodic(core: &mut Core, dom: DomId, vcpu: VcpuId, period: Option<Ns>) {
-    if let Some(id) = slot_in(core, dom, vcpu) {
-        core.sched.set_periodic(id, period, arch::now());
-    }
+pub fn set_periodic(core: &mut Core, of: Caller, period: Option<Ns>) -> Result<(), Errno> {
+    let id = slot_of(core, of.dom, of.vcpu)?;
+    core.sched.set_periodic(id, period, arch::now());
+    Ok(())
 }
 
 /// The run state as the guest asks for it: with the time in the present state up to now.
-pub fn runstate_info(core: &mut Core, who: VcpuRef) -> Option<RunstateInfo> {
-    let id = slot_of(core, who)?;
-    let times = &core.sched.slot(id)?.times;
-    Some(RunstateInfo { time: times.times_at(arch::now()), ..times.info() })
+pub fn runstate_info(core: &Core, of: Caller) -> Result<RunstateInfo, Errno> {
+    let id = slot_of(core, of.dom, of.vcpu)?;
+    let times = &core.sched.slots.get(id).ok_or(Errno::ENOENT)?.times;
+    Ok(RunstateInfo { time: times.times_at(arch::now()), ..times.info() })
 }
 
 /// `SET_SCHED`: one vCPU, or all of a domain for `u32::MAX`.
@@ -233,27 +212,16 @@ pub fn runstate_info(core: &mut Core, who: VcpuRef) -> Option<RunstateInfo> {
 /// Errors: `ESRCH` for an unknown domain, `ENOENT` for an unknown vCPU, `EINVAL` for values out
 /// of range; nothing has changed then.
 pub fn set_params(core: &mut Core, wanted: &SchedParams) -> Result<(), Errno> {
-    let params = Params::checked(
-        wanted.weight,
-        Ns::new(wanted.warp_ns),
-        Ns::new(wanted.warp_limit_ns),
-        Ns::new(wanted.unwarp_ns),
-        Ns::new(wanted.allowance_ns),
-    )?;
+    let params = Params::checked(wanted)?;
     let dom = DomId::new(wanted.domid);
     core.domains.get(dom).ok_or(Errno::ESRCH)?;
-    let vcpus = match wanted.vcpu {
-        u32::MAX => 0..MAX_VCPUS as u32,
-        one => {
-            slot_in(core, dom, VcpuId::new(one)).ok_or(Errno::ENOENT)?;
-            one..one + 1
-        }
-    };
-    for n in vcpus {
-        if let Some(id) = slot_in(core, dom, VcpuId::new(n)) {
-            let cpu = core.sched.set_params(id, params, arch::now());
-            core.reschedule_if(cpu);
-        }
+    let set = |sched: &mut Scheduler, id, now| sched.set_params(id, params, now);
+    if wanted.vcpu != u32::MAX {
+        return on_slot(core, dom, VcpuId::new(wanted.vcpu), set);
+    }
+    for vcpu in (0..MAX_VCPUS as u32).map(VcpuId::new) {
+        // Those that it has.
+        let _ = on_slot(core, dom, vcpu, set);
     }
     Ok(())
 }
@@ -262,11 +230,10 @@ pub fn set_params(core: &mut Core, wanted: &SchedParams) -> Result<(), Errno> {
 ///
 /// Errors: `ENOENT` for an unknown domain or vCPU.
 pub fn get_params(core: &Core, about: &SchedParams) -> Result<SchedParams, Errno> {
-    let id =
-        slot_in(core, DomId::new(about.domid), VcpuId::new(about.vcpu)).ok_or(Errno::ENOENT)?;
-    let params = core.sched.params(id).ok_or(Errno::ENOENT)?;
+    let id = slot_of(core, DomId::new(about.domid), VcpuId::new(about.vcpu))?;
+    let params = &core.sched.slots.get(id).ok_or(Errno::ENOENT)?.params;
     Ok(SchedParams {
-        weight: params.weight.get(),
+        weight: params.weight.get().into(),
         warp_ns: params.warp.get(),
         warp_limit_ns: params.warp_limit.get(),
         unwarp_ns: params.unwarp.get(),
@@ -279,7 +246,6 @@ pub fn get_params(core: &Core, about: &SchedParams) -> Result<SchedParams, Errno
 ///
 /// Errors: `ENOENT` for an unknown domain or vCPU.
 pub fn times(core: &mut Core, dom: DomId, vcpu: VcpuId) -> Result<VcpuTimes, Errno> {
-    let id = slot_in(core, dom, vcpu).ok_or(Errno::ENOENT)?;
-    let times = core.sched.times(id, arch::now()).ok_or(Errno::ENOENT)?;
-    Ok(VcpuTimes { domid: dom.get(), vcpu: vcpu.get(), ..times })
+    let id = slot_of(core, dom, vcpu)?;
+    core.sched.times(id, arch::now()).ok_or(Errno::ENOENT)
 }

@@ -3,20 +3,23 @@
 //! the machine.
 
 use super::{
-    bvt::{Account, Params, VirtTime},
+    bvt::{Params, VirtTime},
     line::Line,
-    runstate::RunState,
-    slot::{ByDeadline, ByEffective, Polling, Slot, SlotId, Slots},
+    slot::{Slot, SlotId, Slots},
 };
 use crate::{
     domain::VcpuRef,
-    memory::{frame::FrameTable, frame_box::FrameBox},
+    memory::frame::FrameTable,
     state::{CpuId, MAX_CPUS},
 };
-use bulkhead_abi::{Errno, Ns, PAGE_SIZE, control::VcpuTimes};
+use bulkhead_abi::{
+    Errno, Ns,
+    control::VcpuTimes,
+    vcpu::{RUNSTATE_BLOCKED, RUNSTATE_OFFLINE, RUNSTATE_RUNNABLE, RUNSTATE_RUNNING},
+};
 
 /// What [`Scheduler::pick`] decides.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[must_use]
 pub struct Decision {
     /// Who runs; `None`: the CPU idles.
@@ -27,7 +30,7 @@ pub struct Decision {
 
 /// One CPU's runnable vCPUs, the running one among them.
 struct RunQueue {
-    line: Line<ByEffective>,
+    line: Line,
     /// The least actual virtual time of a runnable vCPU when it was last looked for; see
     /// [`RunQueue::find_svt`].
     svt: VirtTime,
@@ -38,12 +41,10 @@ struct RunQueue {
     slice_end: Option<Ns>,
 }
 
-const _: () = assert!(size_of::<RunQueue>() <= PAGE_SIZE);
-
 impl RunQueue {
     const fn new() -> Self {
         Self {
-            line: Line::new(),
+            line: Line::new(Slot::runs_before),
             svt: VirtTime::new(0),
             running: None,
             accounted: Ns::new(0),
@@ -63,119 +64,114 @@ impl RunQueue {
 
     /// Charges the running vCPU for the time until `now`.
     fn account(&mut self, slots: &mut Slots, now: Ns) {
-        let ran = Ns::new(now.get().saturating_sub(self.accounted.get()));
+        let ran = now.minus(self.accounted);
         self.accounted = self.accounted.max(now);
-        let Some(id) = self.running else { return };
-        let Some(slot) = slots.get_mut(id) else {
-            return;
-        };
-        slot.account.ran(&slot.params, ran, now);
-        self.line.put(slots, id);
+        if let Some(id) = self.running
+            && let Some(slot) = slots.get_mut(id)
+        {
+            slot.account.ran(&slot.params, ran, now);
+            self.line.put(slots, id);
+        }
     }
 
-    /// The first in line but for `id`.
-    fn rival_of(&self, id: SlotId) -> Option<SlotId> {
-        self.line.members().iter().copied().find(|&other| other != id)
+    /// The first in line but for `id`, and where it stands.
+    fn rival_of(&self, slots: &Slots, id: SlotId) -> Option<(SlotId, VirtTime)> {
+        let rival = *self.line.members().iter().find(|&&other| other != id)?;
+        Some((rival, slots.get(rival)?.effective_vt()))
     }
 
     /// Whom the CPU goes to.
     fn choose(&self, slots: &mut Slots) -> Option<SlotId> {
-        let first = self.line.first()?;
         let Some(running) = self.running else {
-            return Some(first);
+            return self.line.members().first().copied();
         };
-        let rival = self.rival_of(running);
-        let rival_vt = rival.and_then(|id| slots.get(id)).map(Slot::effective_vt);
+        let rival = self.rival_of(slots, running);
         let slot = slots.get_mut(running)?;
-        let gives_way = core::mem::take(&mut slot.yielded)
-            || rival_vt.is_some_and(|rival| slot.account.yields_to(&slot.params, rival));
-        if gives_way { rival.or(Some(running)) } else { Some(running) }
+        let has_yielded = core::mem::take(&mut slot.yielded);
+        let gives_way = |vt| has_yielded || slot.account.yields_to(&slot.params, vt);
+        Some(rival.filter(|&(_, vt)| gives_way(vt)).map_or(running, |(rival, _)| rival))
+    }
+
+    /// See [`Scheduler::pick`].
+    fn pick(&mut self, slots: &mut Slots, now: Ns) -> Option<Decision> {
+        self.account(slots, now);
+        let next = self.choose(slots)?;
+        if self.running != Some(next) {
+            if let Some(previous) = self.running.and_then(|id| slots.get_mut(id)) {
+                previous.times.enter(RUNSTATE_RUNNABLE, now);
+            }
+            self.running = Some(next);
+            let slot = slots.get_mut(next)?;
+            slot.times.enter(RUNSTATE_RUNNING, now);
+            slot.dispatches = slot.dispatches.wrapping_add(1);
+            slot.yielded = false;
+        }
+        let rival = self.rival_of(slots, next).map(|(_, vt)| vt);
+        let slot = slots.get(next)?;
+        self.slice_end = slot.account.slice(&slot.params, rival).map(|slice| now.plus(slice));
+        Some(Decision { next: Some(slot.owner), until: self.slice_end })
     }
 }
 
 /// Run queues and timers of all CPUs.
 pub struct Scheduler {
     pub(super) slots: Slots,
-    queues: [Option<FrameBox<RunQueue>>; MAX_CPUS],
-    pub(super) timers: Line<ByDeadline>,
+    queues: [RunQueue; MAX_CPUS],
+    pub(super) timers: Line,
 }
 
 impl Default for Scheduler {
     fn default() -> Self {
-        Self::new()
+        Self {
+            slots: Slots::default(),
+            queues: [const { RunQueue::new() }; MAX_CPUS],
+            timers: Line::new(Slot::due_before),
+        }
     }
 }
 
 impl Scheduler {
-    pub const fn new() -> Self {
-        Self { slots: Slots::new(), queues: [const { None }; MAX_CPUS], timers: Line::new() }
-    }
-
-    fn queue(&mut self, cpu: CpuId) -> Option<(&mut RunQueue, &mut Slots)> {
-        Some((self.queues.get_mut(cpu.0)?.as_deref_mut()?, &mut self.slots))
-    }
-
     /// Takes in a vCPU, offline, with default parameters (Dom0's own for Dom0).
     ///
-    /// Errors: `ENOSPC` above [`MAX_SLOTS`] vCPUs, `ENOMEM` without a frame for the tables.
+    /// Errors: `ENOSPC` above [`super::slot::MAX_SLOTS`] vCPUs, `ENOMEM` without a frame for its slot.
     pub fn add(&mut self, frames: &mut FrameTable, who: VcpuRef, now: Ns) -> Result<SlotId, Errno> {
         // One CPU runs guests so far; with more, the least loaded one is chosen here.
         let cpu = CpuId(0);
-        let queue = self.queues.get_mut(cpu.0).ok_or(Errno::ENOSPC)?;
-        if queue.is_none() {
-            *queue = Some(FrameBox::new(frames, RunQueue::new()).ok_or(Errno::ENOMEM)?);
-        }
-        let svt = queue.as_deref().map_or_else(VirtTime::default, |queue| queue.svt);
-        let id = self.slots.take(frames, who)?;
-        if let Some(slot) = self.slots.get_mut(id) {
-            slot.cpu = cpu;
-            slot.account = Account::new(svt);
-            slot.times = super::runstate::RunTimes::new(now);
-            if who.dom == bulkhead_abi::DomId::DOM0 {
-                slot.params = Params::DOM0;
-            }
-        }
-        Ok(id)
+        let svt = self.queues[cpu.0].svt;
+        self.slots.take(frames, Slot::new(who, cpu, svt, now))
     }
 
-    /// Forgets a vCPU, its timers too.
-    pub fn remove(&mut self, id: SlotId, now: Ns) {
-        let _ = self.set_eligible(id, false, now);
+    /// Forgets a vCPU, its timers too. Like all that follow, gives the CPU that must choose anew.
+    pub fn remove(&mut self, id: SlotId, now: Ns) -> Option<CpuId> {
+        let cpu = self.set_eligible(id, false, now);
         self.timers.remove(id);
         self.slots.release(id);
+        cpu
     }
 
-    /// Whether it may run at all: online, and its domain neither paused nor dead. Gives the
-    /// CPU that must choose anew.
+    /// Whether it may run at all: online, and its domain neither paused nor dead.
     pub fn set_eligible(&mut self, id: SlotId, eligible: bool, now: Ns) -> Option<CpuId> {
         self.slots.get_mut(id)?.eligible = eligible;
         self.settle(id, now)
     }
 
-    /// It waits for an event.
-    pub fn block(&mut self, id: SlotId, now: Ns) -> Option<CpuId> {
-        self.slots.get_mut(id)?.blocked = true;
+    /// It waits for an event, or until a time.
+    pub fn block(&mut self, id: SlotId, until: Option<Ns>, now: Ns) -> Option<CpuId> {
+        let slot = self.slots.get_mut(id)?;
+        slot.blocked = true;
+        slot.wake_at = until;
+        self.arm(id);
         self.settle(id, now)
     }
 
-    /// It waits no longer, neither by block nor by poll.
+    /// It waits no longer.
     pub fn unblock(&mut self, id: SlotId, now: Ns) -> Option<CpuId> {
         let slot = self.slots.get_mut(id)?;
         slot.blocked = false;
-        slot.polling = None;
-        if slot.poll_until.take().is_some() {
+        if slot.wake_at.take().is_some() {
             self.arm(id);
         }
         self.settle(id, now)
-    }
-
-    /// It waits for ports, or until a time.
-    pub fn poll(&mut self, id: SlotId, what: Polling, until: Option<Ns>, now: Ns) -> Option<CpuId> {
-        let slot = self.slots.get_mut(id)?;
-        slot.polling = Some(what);
-        slot.poll_until = until;
-        self.arm(id);
-        self.block(id, now)
     }
 
     /// It lets another go first, once.
@@ -185,99 +181,60 @@ impl Scheduler {
         Some(slot.cpu)
     }
 
+    /// The queue a slot belongs to, with the running vCPU's time accounted for.
+    fn queue_of(&mut self, id: SlotId, now: Ns) -> Option<(CpuId, &mut RunQueue, &mut Slots)> {
+        let cpu = self.slots.get(id)?.cpu;
+        let queue = self.queues.get_mut(cpu.0)?;
+        queue.account(&mut self.slots, now);
+        Some((cpu, queue, &mut self.slots))
+    }
+
     /// Brings queue and run state in line with what the slot says of itself.
     fn settle(&mut self, id: SlotId, now: Ns) -> Option<CpuId> {
-        let cpu = self.slots.get(id)?.cpu;
-        let (queue, slots) = self.queue(cpu)?;
+        let (cpu, queue, slots) = self.queue_of(id, now)?;
         let is_queued = queue.line.members().contains(&id);
-        // First the running vCPU's time, which scheduler virtual time may follow.
-        queue.account(slots, now);
         let svt = queue.find_svt(slots);
         let slot = slots.get_mut(id)?;
-        match (is_queued, slot.is_runnable()) {
-            (false, true) => {
-                slot.account.woke(&slot.params, svt, now);
-                slot.times.enter(RunState::Runnable, now);
-                queue.line.put(slots, id);
-                Some(cpu)
+        if slot.is_runnable() {
+            if is_queued {
+                return None;
             }
-            (true, false) => {
-                slot.account.blocked(&slot.params, now);
-                slot.times.enter(Self::idle_state(slot), now);
-                queue.line.remove(id);
-                if queue.running == Some(id) {
-                    queue.running = None;
-                    queue.slice_end = None;
-                }
-                Some(cpu)
-            }
-            (false, false) => {
-                slot.times.enter(Self::idle_state(slot), now);
-                None
-            }
-            (true, true) => None,
+            slot.account.woke(&slot.params, svt, now);
+            slot.times.enter(RUNSTATE_RUNNABLE, now);
+            queue.line.put(slots, id);
+            return Some(cpu);
         }
-    }
-
-    const fn idle_state(slot: &Slot) -> RunState {
         // A vCPU that waits stays "blocked" while its domain is paused.
-        if slot.blocked { RunState::Blocked } else { RunState::Offline }
-    }
-
-    /// Charges the running vCPU of a CPU for its time until `now`.
-    pub fn account(&mut self, cpu: CpuId, now: Ns) {
-        if let Some((queue, slots)) = self.queue(cpu) {
-            queue.account(slots, now);
+        let state = if slot.blocked { RUNSTATE_BLOCKED } else { RUNSTATE_OFFLINE };
+        slot.times.enter(state, now);
+        if !is_queued {
+            return None;
         }
+        slot.account.end_warp(&slot.params, now);
+        queue.line.remove(id);
+        if queue.running == Some(id) {
+            queue.running = None;
+            queue.slice_end = None;
+        }
+        Some(cpu)
     }
 
     /// Decides who runs on `cpu` from now on, and takes it as done.
     ///
     /// Cost: a place in line.
     pub fn pick(&mut self, cpu: CpuId, now: Ns) -> Decision {
-        const IDLE: Decision = Decision { next: None, until: None };
-        let Some((queue, slots)) = self.queue(cpu) else {
-            return IDLE;
-        };
-        queue.account(slots, now);
-        let Some(next) = queue.choose(slots) else {
-            return IDLE;
-        };
-        if queue.running != Some(next) {
-            if let Some(previous) = queue.running.and_then(|id| slots.get_mut(id)) {
-                previous.times.enter(RunState::Runnable, now);
-            }
-            queue.running = Some(next);
-            if let Some(slot) = slots.get_mut(next) {
-                slot.times.enter(RunState::Running, now);
-                slot.dispatches = slot.dispatches.wrapping_add(1);
-                slot.yielded = false;
-            }
-        }
-        let rival = queue.rival_of(next).and_then(|id| slots.get(id)).map(Slot::effective_vt);
-        let Some(slot) = slots.get(next) else {
-            return IDLE;
-        };
-        let slice = slot.account.slice(&slot.params, rival);
-        queue.slice_end = slice.map(|slice| Ns::new(now.get().saturating_add(slice.get())));
-        Decision { next: slot.owner, until: queue.slice_end }
+        let queue = self.queues.get_mut(cpu.0);
+        queue.and_then(|queue| queue.pick(&mut self.slots, now)).unwrap_or_default()
     }
 
     /// When this CPU is to choose again.
     pub fn slice_end(&self, cpu: CpuId) -> Option<Ns> {
-        self.queues.get(cpu.0)?.as_deref()?.slice_end
+        self.queues.get(cpu.0)?.slice_end
     }
 
-    pub fn params(&self, id: SlotId) -> Option<Params> {
-        self.slots.get(id).map(|slot| slot.params)
-    }
-
-    /// Sets BVT parameters; what has run so far counts by the old ones. Gives the CPU that must
-    /// choose anew.
+    /// Sets BVT parameters; what has run so far counts by the old ones.
     pub fn set_params(&mut self, id: SlotId, params: Params, now: Ns) -> Option<CpuId> {
-        let cpu = self.slots.get(id)?.cpu;
-        let (queue, slots) = self.queue(cpu)?;
-        queue.account(slots, now);
+        let (cpu, queue, slots) = self.queue_of(id, now)?;
         let slot = slots.get_mut(id)?;
         slot.params = params;
         slot.account.params_changed(&params, now);
@@ -287,18 +244,14 @@ impl Scheduler {
         Some(cpu)
     }
 
-    /// The slot, for the rest of the room.
-    pub(super) fn slot(&self, id: SlotId) -> Option<&Slot> {
-        self.slots.get(id)
-    }
-
-    /// State, times, virtual time and dispatches, up to `now`; domid and vCPU are left 0.
+    /// State, times, virtual time and dispatches, up to `now`.
     pub fn times(&mut self, id: SlotId, now: Ns) -> Option<VcpuTimes> {
-        let cpu = self.slots.get(id)?.cpu;
-        self.account(cpu, now);
-        let slot = self.slots.get(id)?;
+        let (_, _, slots) = self.queue_of(id, now)?;
+        let slot = slots.get(id)?;
         Some(VcpuTimes {
-            state: slot.times.state() as u32,
+            domid: slot.owner.dom.get(),
+            vcpu: slot.owner.vcpu.get(),
+            state: slot.times.info().state,
             time: slot.times.times_at(now),
             actual_vt: slot.account.actual_vt().get(),
             dispatches: slot.dispatches,

@@ -3,7 +3,6 @@
 
 use super::{
     bvt::{Account, Params, VirtTime},
-    line::Order,
     runstate::RunTimes,
 };
 use crate::{
@@ -11,25 +10,15 @@ use crate::{
     memory::{frame::FrameTable, frame_box::FrameBox},
     state::CpuId,
 };
-use bulkhead_abi::{Errno, Ns, PAGE_SIZE, Port};
+use bulkhead_abi::{DomId, Errno, Ns, PAGE_SIZE};
 
+/// Most vCPUs on the machine.
+pub const MAX_SLOTS: usize = 1024;
 const PER_CHUNK: usize = 16;
-const CHUNKS: usize = 63;
-/// Most vCPUs on the machine: what lets a run queue fit one frame.
-pub const MAX_SLOTS: usize = PER_CHUNK * CHUNKS - 8;
 
 /// A slot's number. Only the scheduler makes them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SlotId(u16);
-
-/// What a vCPU in `SCHEDOP_poll` waits for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Polling {
-    /// One port.
-    Port(Port),
-    /// Several: any event of its domain wakes it, and it looks for itself.
-    Any,
-}
 
 /// A timer that fires again and again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,8 +29,7 @@ pub struct Periodic {
 
 /// One vCPU's share of the scheduler.
 pub struct Slot {
-    /// `None`: the slot is free.
-    pub(super) owner: Option<VcpuRef>,
+    pub(super) owner: VcpuRef,
     /// Where it runs.
     pub(super) cpu: CpuId,
     pub(super) params: Params,
@@ -51,32 +39,36 @@ pub struct Slot {
     pub(super) blocked: bool,
     /// Asked to let another go first, once.
     pub(super) yielded: bool,
-    pub(super) polling: Option<Polling>,
     pub(super) times: RunTimes,
     pub(super) dispatches: u64,
     pub(super) singleshot: Option<Ns>,
     pub(super) periodic: Option<Periodic>,
-    pub(super) poll_until: Option<Ns>,
+    /// When it wakes though nothing has happened.
+    pub(super) wake_at: Option<Ns>,
 }
 
-const _: () = assert!(size_of::<[Slot; PER_CHUNK]>() <= PAGE_SIZE);
+/// Slots in one frame; `None` where one is free.
+type Chunk = [Option<Slot>; PER_CHUNK];
+const _: () = assert!(size_of::<Chunk>() <= PAGE_SIZE);
 
 impl Slot {
-    const FREE: Self = Self {
-        owner: None,
-        cpu: CpuId(0),
-        params: Params::DEFAULT,
-        account: Account::new(VirtTime::new(0)),
-        eligible: false,
-        blocked: false,
-        yielded: false,
-        polling: None,
-        times: RunTimes::new(Ns::new(0)),
-        dispatches: 0,
-        singleshot: None,
-        periodic: None,
-        poll_until: None,
-    };
+    /// Of an offline vCPU that stands where the others are. Dom0 has parameters of its own.
+    pub(super) fn new(owner: VcpuRef, cpu: CpuId, svt: VirtTime, now: Ns) -> Self {
+        Self {
+            owner,
+            cpu,
+            params: if owner.dom == DomId::DOM0 { Params::DOM0 } else { Params::DEFAULT },
+            account: Account::new(svt),
+            eligible: false,
+            blocked: false,
+            yielded: false,
+            times: RunTimes::new(now),
+            dispatches: 0,
+            singleshot: None,
+            periodic: None,
+            wake_at: None,
+        }
+    }
 
     /// Whether it may be given the CPU.
     pub(super) const fn is_runnable(&self) -> bool {
@@ -90,71 +82,66 @@ impl Slot {
     /// The earliest of its timers.
     pub(super) fn deadline(&self) -> Option<Ns> {
         let periodic = self.periodic.map(|periodic| periodic.next);
-        [self.singleshot, periodic, self.poll_until].into_iter().flatten().min()
+        [self.singleshot, periodic, self.wake_at].into_iter().flatten().min()
     }
-}
 
-/// Least effective virtual time first.
-pub struct ByEffective;
-/// Earliest deadline first; those without one last.
-pub struct ByDeadline;
-
-impl Order for ByEffective {
-    fn before(a: &Slot, b: &Slot) -> bool {
-        a.effective_vt().before(b.effective_vt())
+    /// The order of a run queue: least effective virtual time first.
+    pub(super) fn runs_before(&self, other: &Self) -> bool {
+        self.effective_vt().before(other.effective_vt())
     }
-}
 
-impl Order for ByDeadline {
-    fn before(a: &Slot, b: &Slot) -> bool {
-        let key = |slot: &Slot| slot.deadline().map_or(u64::MAX, Ns::get);
-        key(a) < key(b)
+    /// The order of timers: earliest deadline first.
+    pub(super) fn due_before(&self, other: &Self) -> bool {
+        let key = |slot: &Self| slot.deadline().map_or(u64::MAX, Ns::get);
+        key(self) < key(other)
     }
 }
 
 /// All slots, in frames of the core taken on demand and kept.
 pub struct Slots {
-    chunks: [Option<FrameBox<[Slot; PER_CHUNK]>>; CHUNKS],
+    chunks: [Option<FrameBox<Chunk>>; MAX_SLOTS / PER_CHUNK],
+}
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self { chunks: [const { None }; MAX_SLOTS / PER_CHUNK] }
+    }
 }
 
 impl Slots {
-    #[allow(clippy::new_without_default, reason = "a constant is what its users need")]
-    pub const fn new() -> Self {
-        Self { chunks: [const { None }; CHUNKS] }
-    }
-
-    /// The slot, free or not; `None` if no frame holds it yet.
+    /// The slot, unless it is free.
     pub fn get(&self, id: SlotId) -> Option<&Slot> {
-        let index = usize::from(id.0);
-        self.chunks.get(index / PER_CHUNK)?.as_ref()?.get(index % PER_CHUNK)
+        let n = usize::from(id.0);
+        self.chunks.get(n / PER_CHUNK)?.as_ref()?.get(n % PER_CHUNK)?.as_ref()
     }
 
     pub fn get_mut(&mut self, id: SlotId) -> Option<&mut Slot> {
-        let index = usize::from(id.0);
-        self.chunks.get_mut(index / PER_CHUNK)?.as_mut()?.get_mut(index % PER_CHUNK)
+        self.place(id)?.as_mut()
     }
 
-    /// Takes a free slot for `owner`.
+    fn place(&mut self, id: SlotId) -> Option<&mut Option<Slot>> {
+        let n = usize::from(id.0);
+        self.chunks.get_mut(n / PER_CHUNK)?.as_mut()?.get_mut(n % PER_CHUNK)
+    }
+
+    /// Takes a free slot.
     ///
     /// Errors: `ENOSPC` when all are taken, `ENOMEM` when there is no frame for more.
-    pub fn take(&mut self, frames: &mut FrameTable, owner: VcpuRef) -> Result<SlotId, Errno> {
-        let id = (0..MAX_SLOTS as u16)
-            .map(SlotId)
-            .find(|&id| self.get(id).is_none_or(|slot| slot.owner.is_none()))
-            .ok_or(Errno::ENOSPC)?;
+    pub fn take(&mut self, frames: &mut FrameTable, slot: Slot) -> Result<SlotId, Errno> {
+        let mut free = (0..MAX_SLOTS as u16).map(SlotId).filter(|&id| self.get(id).is_none());
+        let id = free.next().ok_or(Errno::ENOSPC)?;
         let chunk = self.chunks.get_mut(usize::from(id.0) / PER_CHUNK).ok_or(Errno::ENOSPC)?;
         if chunk.is_none() {
-            *chunk = Some(FrameBox::new(frames, [Slot::FREE; PER_CHUNK]).ok_or(Errno::ENOMEM)?);
+            *chunk = FrameBox::new(frames, [const { None }; PER_CHUNK]);
         }
-        let slot = self.get_mut(id).ok_or(Errno::ENOMEM)?;
-        *slot = Slot { owner: Some(owner), ..Slot::FREE };
+        *self.place(id).ok_or(Errno::ENOMEM)? = Some(slot);
         Ok(id)
     }
 
     /// Makes a slot free. It must be in no line any more.
     pub fn release(&mut self, id: SlotId) {
-        if let Some(slot) = self.get_mut(id) {
-            *slot = Slot::FREE;
+        if let Some(place) = self.place(id) {
+            *place = None;
         }
     }
 }

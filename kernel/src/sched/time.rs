@@ -3,20 +3,15 @@
 
 use crate::{Core, arch, domain::VcpuRef, memory::guest::GuestSpace};
 use bulkhead_abi::{
-    DomId, GuestVa, Maddr, VcpuId,
+    DomId, GuestVa, VcpuId,
     shared_info::{SharedInfo, VcpuInfo, VcpuTimeInfo},
+    trap::VMASST_RUNSTATE_UPDATE_FLAG,
     vcpu::{RUNSTATE_UPDATE, RunstateInfo},
 };
 use core::mem::offset_of;
 use zerocopy::IntoBytes;
 
-/// `vm_assist` type 5: flag the run-state area while it is written.
-const ASSIST_RUNSTATE_UPDATE: u64 = 1 << 5;
 const NS_PER_SECOND: u64 = 1_000_000_000;
-
-fn field(base: Maddr, offset: usize) -> Maddr {
-    Maddr::new(base.get() + offset as u64)
-}
 
 /// Tells a vCPU the time, as a pair of cycle counter and ns, under the version protocol: odd
 /// while it is written. To be called before its first instruction, whenever it is given the CPU, and when
@@ -38,11 +33,11 @@ pub fn publish(core: &mut Core, dom: DomId, vcpu: VcpuId) {
         tsc_shift: shift,
         ..VcpuTimeInfo::default()
     };
-    let at = field(vcpu.info, offset_of!(VcpuInfo, time));
+    let at = vcpu.info.plus(offset_of!(VcpuInfo, time));
     mem.write_u32(at, info.version);
     for (n, word) in info.as_bytes().chunks_exact(8).enumerate().skip(1) {
         let word = word.try_into().map_or(0, u64::from_le_bytes);
-        mem.write_u64(field(at, 8 * n), word);
+        mem.write_u64(at.plus(8 * n), word);
     }
     mem.write_u32(at, vcpu.sched.time_version);
 }
@@ -52,50 +47,33 @@ pub fn publish_wallclock(core: &Core, dom: DomId) {
     let Some(domain) = core.domains.get(dom) else {
         return;
     };
-    let mem = core.frames.mem();
-    let base = domain.shared_info.maddr();
+    let write = |offset, value| {
+        core.frames.mem().write_u32(domain.shared_info.maddr().plus(offset), value);
+    };
     let boot = arch::wallclock_ns_at_boot();
     let seconds = boot / NS_PER_SECOND;
-    mem.write_u32(field(base, offset_of!(SharedInfo, wc_version)), 1);
-    mem.write_u32(field(base, offset_of!(SharedInfo, wc_sec)), seconds as u32);
-    mem.write_u32(field(base, offset_of!(SharedInfo, wc_sec_hi)), (seconds >> 32) as u32);
-    mem.write_u32(field(base, offset_of!(SharedInfo, wc_nsec)), (boot % NS_PER_SECOND) as u32);
-    mem.write_u32(field(base, offset_of!(SharedInfo, wc_version)), 2);
+    write(offset_of!(SharedInfo, wc_version), 1);
+    write(offset_of!(SharedInfo, wc_sec), seconds as u32);
+    write(offset_of!(SharedInfo, wc_sec_hi), (seconds >> 32) as u32);
+    write(offset_of!(SharedInfo, wc_nsec), (boot % NS_PER_SECOND) as u32);
+    write(offset_of!(SharedInfo, wc_version), 2);
 }
 
-/// Shows a vCPU its run state where it asked for it. A bad address is the guest's own loss.
-pub fn publish_runstate(core: &Core, who: VcpuRef) {
-    let Some(domain) = core.domains.get(who.dom) else {
-        return;
-    };
-    let Some(vcpu) = domain.vcpu(who.vcpu) else {
-        return;
-    };
-    let Some(slot) = vcpu.sched.slot.and_then(|id| core.sched.slot(id)) else {
-        return;
-    };
-    let (Some(va), Some(root)) = (vcpu.sched.runstate_area, vcpu.roots.kernel) else {
-        return;
-    };
-    let space = GuestSpace::new(&core.frames, root);
-    let flagged = domain.assists & ASSIST_RUNSTATE_UPDATE != 0;
-    // All three or none: the guest has unmapped it if the first fails.
-    let _ = write_runstate(&space, va, slot.times.info(), flagged);
-}
-
-fn write_runstate(
-    space: &GuestSpace<'_>,
-    va: GuestVa,
-    info: RunstateInfo,
-    flagged: bool,
-) -> Result<(), crate::memory::guest::Fault> {
-    if !flagged {
-        return space.write(va, &info);
+/// Shows a vCPU its run state where it asked for it, marked while it is written if the guest asked
+/// for that too. A bad address is the guest's own loss.
+pub fn publish_runstate(core: &Core, who: VcpuRef) -> Option<()> {
+    const ENTRY_TIME: u64 = offset_of!(RunstateInfo, state_entry_time) as u64;
+    let domain = core.domains.get(who.dom)?;
+    let vcpu = domain.vcpu(who.vcpu)?;
+    let info = core.sched.slots.get(vcpu.sched.slot?)?.times.info();
+    let space = GuestSpace::new(&core.frames, vcpu.roots.kernel?);
+    let va = vcpu.sched.runstate_area?;
+    if domain.assists & 1 << VMASST_RUNSTATE_UPDATE_FLAG == 0 {
+        return space.write(va, &info).ok();
     }
-    let entry_time =
-        GuestVa::new(va.get().wrapping_add(offset_of!(RunstateInfo, state_entry_time) as u64));
+    let entry_time = GuestVa::new(va.get().wrapping_add(ENTRY_TIME));
     let marked = info.state_entry_time | RUNSTATE_UPDATE;
-    space.write(entry_time, &marked)?;
-    space.write(va, &RunstateInfo { state_entry_time: marked, ..info })?;
-    space.write(entry_time, &info.state_entry_time)
+    space.write(entry_time, &marked).ok()?;
+    space.write(va, &RunstateInfo { state_entry_time: marked, ..info }).ok()?;
+    space.write(entry_time, &info.state_entry_time).ok()
 }

@@ -3,16 +3,10 @@
 //! wake-up. A lost timer hangs a guest, an early one makes it arm again in a loop.
 
 use super::{
-    runq::Scheduler,
-    slot::{Periodic, SlotId},
+    Scheduler,
+    slot::{Periodic, Slot, SlotId},
 };
-use crate::{
-    Core, arch,
-    domain::VcpuRef,
-    event,
-    sched::Wake,
-    state::{CpuId, MAX_CPUS},
-};
+use crate::{Core, arch, domain::VcpuRef, event, state::CpuId};
 use bulkhead_abi::{Ns, event::VIRQ_TIMER};
 
 /// Least period of a periodic timer.
@@ -39,7 +33,7 @@ impl Scheduler {
     /// Starts or (with `None`) stops the periodic timer.
     pub fn set_periodic(&mut self, id: SlotId, period: Option<Ns>, now: Ns) {
         if let Some(slot) = self.slots.get_mut(id) {
-            slot.periodic = period.map(|period| Periodic { period, next: after(now, period) });
+            slot.periodic = period.map(|period| Periodic { period, next: now.plus(period) });
             self.arm(id);
         }
     }
@@ -52,38 +46,33 @@ impl Scheduler {
         }
     }
 
+    /// The earliest deadline of any vCPU.
+    fn first_deadline(&self) -> Option<Ns> {
+        self.timers.members().first().and_then(|&id| self.slots.get(id)).and_then(Slot::deadline)
+    }
+
     /// Takes what is due of the vCPU with the earliest deadline; `None` when nothing is.
     fn expire_one(&mut self, now: Ns) -> Option<Fired> {
-        let id = self.timers.first()?;
+        self.first_deadline().filter(|&deadline| deadline <= now)?;
+        let id = *self.timers.members().first()?;
         let slot = self.slots.get_mut(id)?;
-        let due = |deadline: &Ns| *deadline <= now;
-        if !slot.deadline().as_ref().is_some_and(due) {
-            return None;
-        }
-        let mut timer = slot.singleshot.take_if(|deadline| due(deadline)).is_some();
-        let poll = slot.poll_until.take_if(|deadline| due(deadline)).is_some();
-        if let Some(periodic) = slot.periodic.as_mut().filter(|periodic| due(&periodic.next)) {
+        let mut timer = slot.singleshot.take_if(|deadline| *deadline <= now).is_some();
+        let poll = slot.wake_at.take_if(|deadline| *deadline <= now).is_some();
+        if let Some(periodic) = slot.periodic.as_mut().filter(|periodic| periodic.next <= now) {
             // Ticks missed meanwhile are not made up for.
-            let late = now.get() - periodic.next.get();
-            let into_period = Ns::new(late % periodic.period.get().max(1));
-            periodic.next = after(now, Ns::new(periodic.period.get() - into_period.get()));
+            let late = now.minus(periodic.next).get() % periodic.period.get().max(1);
+            periodic.next = now.plus(periodic.period.minus(Ns::new(late)));
             timer = true;
         }
-        let who = slot.owner?;
+        let who = slot.owner;
         self.arm(id);
         Some(Fired { who, timer, poll })
     }
 
     /// The earliest of all that is to happen on this CPU.
     pub fn next_deadline(&self, cpu: CpuId) -> Option<Ns> {
-        let timer =
-            self.timers.first().and_then(|id| self.slots.get(id)).and_then(|slot| slot.deadline());
-        [timer, self.slice_end(cpu)].into_iter().flatten().min()
+        self.first_deadline().into_iter().chain(self.slice_end(cpu)).min()
     }
-}
-
-fn after(now: Ns, span: Ns) -> Ns {
-    Ns::new(now.get().saturating_add(span.get()))
 }
 
 /// Delivers every timer that is due and notes whose slice has ended. To be called on the timer
@@ -97,13 +86,11 @@ pub fn expire(core: &mut Core, now: Ns) {
             core.wake(wake);
         }
         if fired.poll {
-            core.wake(Wake::Vcpu(fired.who));
+            core.wake_one(fired.who);
         }
     }
-    for cpu in (0..MAX_CPUS).map(CpuId) {
-        if core.sched.slice_end(cpu).is_some_and(|end| end <= now) {
-            core.request_reschedule(cpu);
-        }
+    for (n, state) in core.cpus.iter_mut().enumerate() {
+        state.need_resched |= core.sched.slice_end(CpuId(n)).is_some_and(|end| end <= now);
     }
 }
 

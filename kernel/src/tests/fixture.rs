@@ -3,7 +3,7 @@
 
 use crate::{
     Core,
-    domain::lifecycle::{self, Plan},
+    domain::lifecycle,
     memory::{
         frame::{
             fake,
@@ -14,7 +14,7 @@ use crate::{
     },
     state::{Caller, CpuId},
 };
-use bulkhead_abi::{DomId, GuestVa, Mfn, PAGE_SIZE, VcpuId};
+use bulkhead_abi::{DomId, GuestVa, Mfn, PAGE_SIZE, VcpuId, control::CreateDomain};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Pages of a test domain, mapped one after the other from address 0.
@@ -31,25 +31,14 @@ pub fn core() -> Core {
 
 /// A core with `frames` frames of memory and no domain.
 pub fn core_of(frames: usize) -> Core {
-    Core {
-        frames: fake::table(frames),
-        domains: Default::default(),
-        sched: Default::default(),
-        devices: Default::default(),
-        trace: Default::default(),
-        console: Default::default(),
-        cpus: Default::default(),
-    }
+    Core::new(fake::table(frames))
 }
 
 /// Adds a running domain with `vcpus` vCPUs, the first of which is online and gives the caller.
 pub fn domain(core: &mut Core, id: u16, vcpus: u32) -> Caller {
     let dom = DomId::new(id);
-    lifecycle::new_domain(
-        core,
-        Plan { id: dom, max_vcpus: vcpus, max_pages: 1000, is_driver: false },
-    )
-    .unwrap();
+    let asked = CreateDomain { max_vcpus: vcpus, max_pages: 1000, ..Default::default() };
+    lifecycle::new_domain(core, dom, &asked).unwrap();
     let [l4, l3, l2, l1] = core::array::from_fn(|_| core.frames.alloc_domain(dom, 0).unwrap());
     let mem = core.frames.mem();
     for (table, target) in [(l4, l3), (l3, l2), (l2, l1)] {

@@ -241,7 +241,7 @@ fn an_event_is_delivered_on_the_way_out_and_masks() {
     let (mut core, caller) = machine();
     core.vcpu_mut(caller).unwrap().guest.event =
         context::Callback { address: HANDLER, mask_events: true };
-    event::mark_everything(&core, core.cpus[0].current.unwrap());
+    event::mark_everything(core.frames.mem(), core.vcpu(caller).unwrap());
     core.vcpu_mut(caller).unwrap().regs_mut().entry_vector = super::ENTRY_SYSCALL;
     core.vcpu_mut(caller).unwrap().regs_mut().rax = nr::XEN_VERSION;
     entry::enter(&mut core, caller.cpu);

@@ -3,6 +3,8 @@
 // Each test program uses its own part of this.
 #![allow(dead_code)]
 
+pub mod xen;
+
 use bulkhead::{
     machine::{Limits, Observer},
     remote::{self, RunListing},

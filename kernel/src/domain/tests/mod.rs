@@ -5,7 +5,7 @@ mod guest;
 
 use super::{
     Life,
-    dom0::{self, BootError},
+    dom0::{self, Archive, BootError},
     lifecycle, teardown,
 };
 use crate::{
@@ -21,13 +21,14 @@ use crate::{
 };
 use bulkhead_abi::{
     DomId, Errno, GuestVa, Maddr, Mfn, PAGE_SIZE, VcpuId,
-    archive::{Header, MAGIC, Segment, VERSION},
+    archive::{Header, MAGIC, Run, VERSION},
     control::{self, CreateDomain, DomainInfo, DomainOnly, MachineInfo, SetMaxPages},
     device as dev,
     event::VIRQ_DOM_EXC,
     sched::{SHUTDOWN_CRASH, SHUTDOWN_POWEROFF, SHUTDOWN_REBOOT},
     shared_info::SharedInfo,
     start_info::StartInfo,
+    vcpu::UserRegs,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -35,52 +36,88 @@ const DOM0: DomId = DomId::DOM0;
 const BASE: u64 = 0xffff_ffff_8000_0000;
 const PAGE: u64 = PAGE_SIZE as u64;
 const FRAMES: usize = 6000;
-const DOM0_FRAMES: u64 = 1500;
+/// Pages of Dom0's image, all of them mapped.
+const IMAGE_PAGES: u64 = 1024;
 const PAYLOAD_PAGES: u64 = 3;
-/// In Dom0's second segment, which is zero: where tests put arguments.
+const DOM0_FRAMES: u64 = 1500 + PAYLOAD_PAGES;
+const ARCHIVE_PAGES: u64 = 2 + IMAGE_PAGES + PAYLOAD_PAGES;
+/// What is where in the image, by pfn: two pages of text, tables (an L4, an L3, an L2 and two
+/// L1s), start_info, list, stack; zero elsewhere.
+const TEXT: u64 = 0x100;
+const TABLES: Run = Run { first: 0x300, pages: 5 };
+const START_INFO: u64 = 0x305;
+const P2M: Run = Run { first: 0x306, pages: 3 };
+const STACK: u64 = 0x309;
+/// Zero in the image: where tests put arguments.
 const SCRATCH: u64 = BASE + 0x20_2000;
 
 fn core() -> Core {
-    Core {
-        frames: fake::table(FRAMES),
-        domains: Default::default(),
-        sched: Default::default(),
-        devices: Default::default(),
-        trace: Default::default(),
-        console: Default::default(),
-        cpus: Default::default(),
-    }
+    Core::new(fake::table(FRAMES))
 }
 
-/// A header page, two segments of a page and a half, three pages of payload, symbols.
+/// A run of frames longer than the largest block of the free list.
+fn contiguous(core: &mut Core, frames: u64) -> Mfn {
+    let mut blocks: Vec<_> =
+        (0..frames.div_ceil(512)).map(|_| core.frames.alloc_core(512).unwrap().get()).collect();
+    blocks.sort();
+    assert!(blocks.windows(2).all(|pair| pair[0] + 512 == pair[1]), "an unused machine");
+    let spare = blocks.len() as u64 * 512 - frames;
+    core.frames.free_core(Mfn::new(blocks[0] + frames), spare as usize);
+    Mfn::new(blocks[0])
+}
+
+/// A header page, a page of symbols, the image, the payload.
 fn archive(core: &mut Core, change: impl Fn(&mut Header)) -> (Maddr, u64) {
-    let bytes = 8 * PAGE;
-    let at = core.frames.alloc_core(8).unwrap().maddr();
+    let at = contiguous(core, ARCHIVE_PAGES).maddr();
     let mut header = Header::new_zeroed();
     header.magic = MAGIC;
     header.version = VERSION;
-    header.nr_segments = 2;
-    header.total_bytes = bytes;
+    header.pages = ARCHIVE_PAGES;
+    header.symbols = Run { first: 1, pages: 1 };
+    header.image = Run { first: 2, pages: IMAGE_PAGES };
+    header.payload = Run { first: 2 + IMAGE_PAGES, pages: PAYLOAD_PAGES };
     header.dom0_frames = DOM0_FRAMES;
-    header.dom0_virt_base = BASE;
-    header.dom0_entry = BASE + 0x10_0010;
-    header.dom0_hypercall_page = BASE + 0x20_1000;
-    header.segments[0] =
-        Segment { offset: PAGE, file_bytes: 6000, mem_bytes: 6000, paddr: 0x10_0010 };
-    header.segments[1] =
-        Segment { offset: 3 * PAGE, file_bytes: 100, mem_bytes: 3 * PAGE, paddr: 0x20_0000 };
-    header.payload_offset = 4 * PAGE;
-    header.payload_bytes = PAYLOAD_PAGES * PAGE - 5;
-    header.symbols_offset = 7 * PAGE;
-    header.symbols_bytes = 40;
-    header.dom0_cmdline[..5].copy_from_slice(b"hello");
+    header.tables = TABLES;
+    header.p2m = P2M;
+    header.start_info = START_INFO;
+    header.regs = UserRegs {
+        rip: BASE + 0x10_0010,
+        rsi: BASE + START_INFO * PAGE,
+        rsp: BASE + (STACK + 1) * PAGE,
+        rflags: 0x202,
+        ..Default::default()
+    };
     change(&mut header);
     let mem = core.frames.mem();
-    for n in 0..bytes {
-        mem.write_u8(Maddr::new(at.get() + n), pattern(n));
-    }
+    let byte = |offset: u64| Maddr::new(at.get() + offset);
     mem.write_bytes(at, header.as_bytes());
-    (at, bytes)
+    for page in [1, 2 + TEXT, 3 + TEXT].into_iter().chain(2 + IMAGE_PAGES..ARCHIVE_PAGES) {
+        (page * PAGE..(page + 1) * PAGE).for_each(|n| mem.write_u8(byte(n), pattern(n)));
+    }
+    let mut info = StartInfo::new_zeroed();
+    info.nr_pages = DOM0_FRAMES;
+    info.pt_base = BASE + TABLES.first * PAGE;
+    info.nr_pt_frames = TABLES.pages;
+    info.mfn_list = BASE + P2M.first * PAGE;
+    mem.write_bytes(byte((2 + START_INFO) * PAGE), info.as_bytes());
+    let entry = |table: u64, index: u64, target: u64, flags: u64| {
+        let table = (2 + TABLES.first + table) * PAGE;
+        mem.write_u64(byte(table + index * 8), (target * PAGE) | flags);
+    };
+    let table = |n: u64| TABLES.first + n;
+    for (level, index, below) in [(0, 511, 1), (1, 510, 2), (2, 0, 3), (2, 1, 4)] {
+        entry(level, index, table(below), 0x67);
+    }
+    for pfn in 0..IMAGE_PAGES {
+        let is_table = (table(0)..table(5)).contains(&pfn);
+        entry(3 + pfn / 512, pfn % 512, pfn, if is_table { 0x65 } else { 0x67 });
+    }
+    (at, ARCHIVE_PAGES * PAGE)
+}
+
+fn build(core: &mut Core, (at, bytes): (Maddr, u64)) -> Result<(), BootError> {
+    let archive = Archive::open(core.frames.mem(), at, bytes)?;
+    dom0::build(core, &archive)
 }
 
 /// The archive's byte at `offset`.
@@ -91,8 +128,8 @@ fn pattern(offset: u64) -> u8 {
 /// A machine on which Dom0 stands.
 fn machine() -> Core {
     let mut core = core();
-    let (at, bytes) = archive(&mut core, |_| {});
-    dom0::build(&mut core, at, bytes).unwrap();
+    let archive = archive(&mut core, |_| {});
+    build(&mut core, archive).unwrap();
     core
 }
 
@@ -181,33 +218,23 @@ fn dom0_starts_at_its_entry_with_start_info_in_rsi() {
     assert!(vcpu.online && domain.pauses == 0);
     assert_eq!(core.frames.mem().read_u8(Maddr::new(vcpu.info.get() + 1)), 1, "events are off");
     let info = start_info(&core);
-    assert_eq!(&info.magic[..15], b"xen-3.0-x86_64\0");
-    assert_eq!(info.nr_pages, DOM0_FRAMES + PAYLOAD_PAGES);
-    assert_eq!(info.flags, 1 | 2 | 8);
-    assert_eq!((info.store_mfn, info.console_mfn), (0, 0));
-    assert_eq!((info.mod_start, info.mod_len), (DOM0_FRAMES, PAYLOAD_PAGES * PAGE - 5));
+    assert_eq!(info.nr_pages, DOM0_FRAMES);
     assert_eq!(info.shared_info, domain.shared_info.maddr().get());
     assert_eq!(walk(&core, info.pt_base).unwrap().0.mfn(), root(&core));
-    assert_eq!(&info.cmd_line[..6], b"hello\0");
     // The stack is mapped, writable, and its end is RSP.
     assert!(walk(&core, regs.rsp - 8).unwrap().1);
     assert_eq!(regs.rsp % PAGE, 0);
 }
 
 #[test]
-fn dom0s_program_is_where_its_segments_say() {
+fn dom0s_program_is_where_its_image_has_it() {
     let core = machine();
-    for n in 0..6000 {
-        assert_eq!(byte(&core, BASE + 0x10_0010 + n), pattern(PAGE + n));
+    for n in TEXT * PAGE..(TEXT + 2) * PAGE {
+        assert_eq!(byte(&core, BASE + n), pattern(2 * PAGE + n));
     }
-    for n in 0..100 {
-        assert_eq!(byte(&core, BASE + 0x20_0000 + n), pattern(3 * PAGE + n));
+    for n in [TEXT * PAGE - 1, (TEXT + 2) * PAGE, STACK * PAGE] {
+        assert_eq!(byte(&core, BASE + n), 0);
     }
-    // The rest of a segment is zero, hypercall page aside.
-    for n in (100..PAGE).chain(2 * PAGE..3 * PAGE) {
-        assert_eq!(byte(&core, BASE + 0x20_0000 + n), 0);
-    }
-    assert_eq!(byte(&core, BASE + 0x20_1000 + 32 * 12), 0x51);
 }
 
 #[test]
@@ -239,54 +266,60 @@ fn dom0s_tables_are_the_only_pages_it_can_not_write() {
 }
 
 #[test]
-fn the_payload_becomes_dom0s_and_the_rest_of_the_archive_is_free() {
+fn image_and_payload_become_dom0s_and_the_header_is_free() {
     let mut core = core();
     let (at, bytes) = archive(&mut core, |_| {});
-    dom0::build(&mut core, at, bytes).unwrap();
+    build(&mut core, (at, bytes)).unwrap();
     let owner = |n: u64| core.frames.owner(Mfn::new(at.mfn().get() + n));
-    for n in 0..4 {
-        assert!(matches!(owner(n), Owner::Free), "page {n} is {:?}", owner(n));
+    assert_eq!(owner(0), Owner::Free);
+    assert_eq!(owner(1), Owner::Core, "symbols stay");
+    for (page, pfn) in
+        (2..ARCHIVE_PAGES).zip((0..IMAGE_PAGES).chain(DOM0_FRAMES - PAYLOAD_PAGES..DOM0_FRAMES))
+    {
+        assert_eq!(owner(page), Owner::Domain(DOM0));
+        assert_eq!(core.frames.m2p(Mfn::new(at.mfn().get() + page)), pfn);
     }
-    for n in 4..7 {
-        assert_eq!(owner(n), Owner::Domain(DOM0));
-        assert_eq!(core.frames.m2p(Mfn::new(at.mfn().get() + n)), DOM0_FRAMES + n - 4);
-        assert_eq!(
-            core.frames.mem().read_u8(Maddr::new(at.get() + n * PAGE + 9)),
-            pattern(n * PAGE + 9)
-        );
+    for n in (ARCHIVE_PAGES - PAYLOAD_PAGES) * PAGE..bytes {
+        assert_eq!(core.frames.mem().read_u8(Maddr::new(at.get() + n)), pattern(n));
     }
-    assert_eq!(owner(7), Owner::Core, "symbols stay");
 }
 
 #[test]
 fn a_broken_archive_is_refused_by_the_name_of_what_is_broken() {
     type Change = fn(&mut Header);
-    let cases: [(Change, BootError); 11] = [
+    const MAX: Run = Run { first: u64::MAX, pages: 1 };
+    let cases: [(Change, BootError); 19] = [
         (|h| h.magic += 1, BootError::NotAnArchive),
         (|h| h.version += 1, BootError::NotAnArchive),
-        (|h| h.total_bytes = 8 * PAGE + 1, BootError::NotAnArchive),
-        (|h| h.nr_segments = 9, BootError::BadRange("segments")),
-        (|h| h.segments[0].offset = 8 * PAGE, BootError::BadRange("segments")),
-        (|h| h.segments[0].mem_bytes = 5999, BootError::BadRange("segments")),
-        (|h| h.segments[0].paddr = u64::MAX, BootError::BadRange("segments")),
-        (|h| h.payload_offset += 1, BootError::BadRange("payload")),
-        (|h| h.payload_bytes = u64::MAX, BootError::BadRange("payload")),
-        (|h| h.symbols_offset = 6 * PAGE, BootError::BadRange("payload and symbols overlap")),
-        (
-            |h| h.dom0_virt_base = 0xffff_8000_0000_0000,
-            BootError::BadAddress(0xffff_8000_0000_0000),
-        ),
+        (|h| h.pages = ARCHIVE_PAGES + 1, BootError::NotAnArchive),
+        (|h| h.symbols.first = 0, BootError::BadHeader("symbols")),
+        (|h| h.symbols = MAX, BootError::BadHeader("symbols")),
+        (|h| h.symbols.pages = 2, BootError::BadHeader("image")),
+        (|h| h.image.first = 1, BootError::BadHeader("image")),
+        (|h| h.image.pages += 1, BootError::BadHeader("payload")),
+        (|h| h.payload.pages += 1, BootError::BadHeader("payload")),
+        (|h| h.payload.pages = u64::MAX, BootError::BadHeader("payload")),
+        (|h| h.tables.first = IMAGE_PAGES - 4, BootError::BadHeader("tables")),
+        (|h| h.tables = MAX, BootError::BadHeader("tables")),
+        (|h| h.p2m.pages = IMAGE_PAGES, BootError::BadHeader("p2m")),
+        (|h| h.start_info = IMAGE_PAGES, BootError::BadHeader("start_info")),
+        (|h| h.dom0_frames = IMAGE_PAGES + PAYLOAD_PAGES - 1, BootError::BadHeader("dom0_frames")),
+        (|h| h.dom0_frames = 3 * 512 + 1, BootError::BadHeader("dom0_frames")),
+        (|h| (h.p2m.pages, h.dom0_frames) = (20, FRAMES as u64), BootError::OutOfMemory),
+        (|h| h.tables.pages = 0, BootError::Refused("root", Errno::EINVAL)),
+        (|h| h.regs.rip = 0xffff_8000_0000_0000, BootError::Refused("context", Errno::EINVAL)),
     ];
     for (change, expected) in cases {
         let mut core = core();
-        let (at, bytes) = archive(&mut core, change);
-        assert_eq!(dom0::build(&mut core, at, bytes), Err(expected));
+        let archive = archive(&mut core, change);
+        assert_eq!(build(&mut core, archive), Err(expected));
     }
     let mut core = core();
-    let (at, bytes) = archive(&mut core, |h| h.dom0_frames = 1000);
-    assert!(matches!(dom0::build(&mut core, at, bytes), Err(BootError::TooSmall { .. })));
-    let (at, bytes) = archive(&mut core, |h| h.dom0_frames = 1 << 20);
-    assert!(dom0::build(&mut core, at, bytes).is_err());
+    let (at, bytes) = archive(&mut core, |_| {});
+    let beyond = (Maddr::new(at.get() + 8), bytes);
+    for archive in [(at, u64::MAX), (at, PAGE - 1), (at, bytes - 1), beyond] {
+        assert_eq!(build(&mut core, archive), Err(BootError::NotAnArchive));
+    }
 }
 
 #[test]
@@ -481,7 +514,7 @@ fn information_iterates_over_the_domains_there_are() {
     let beyond = DomId::new(b.get() + 1);
     assert_eq!(info(&mut core, beyond).unwrap_err(), Errno::ESRCH);
     let dom0 = info(&mut core, DOM0).unwrap();
-    assert_eq!((dom0.tot_pages, dom0.online_vcpus), (DOM0_FRAMES + PAYLOAD_PAGES, 1));
+    assert_eq!((dom0.tot_pages, dom0.online_vcpus), (DOM0_FRAMES, 1));
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn a_batch_stops_at_the_first_refusal_and_says_how_far_it_came() {
     let a = entry_of(&core, caller, HOLE);
     let frame = spare(&mut core, caller.dom).maddr().get();
     let requests = [(a, frame | RW), (a + 8, 0xdead_0000_0000 | RW), (a + 16, frame | RW)];
-    assert_eq!(update(&mut core, caller, &requests, SELF), no(Errno::EINVAL));
+    assert_eq!(update(&mut core, caller, &requests, SELF), no(Errno::EPERM));
     assert_eq!(done(&core, caller), 1);
     assert_eq!(core.frames.mem().read_u64(Maddr::new(a)), frame | RW);
     assert_eq!(core.frames.mem().read_u64(Maddr::new(a + 16)), 0);
@@ -95,10 +95,10 @@ fn no_entry_makes_a_page_table_writable_by_any_of_the_calls() {
     let l1 = Maddr::new(hole).mfn().maddr().get();
     let root = kernel_root(&core, caller).maddr().get();
     for table in [l1, root] {
-        assert_eq!(update(&mut core, caller, &[(hole, table | RW)], SELF), no(Errno::EINVAL));
-        assert_eq!(map(&mut core, caller, HOLE, table | RW, 0), no(Errno::EINVAL));
+        assert_eq!(update(&mut core, caller, &[(hole, table | RW)], SELF), no(Errno::EBUSY));
+        assert_eq!(map(&mut core, caller, HOLE, table | RW, 0), no(Errno::EBUSY));
         assert_eq!(map(&mut core, caller, HOLE, table | Pte::PRESENT, 0), 0);
-        assert_eq!(map(&mut core, caller, HOLE, table | RW, 0), no(Errno::EINVAL));
+        assert_eq!(map(&mut core, caller, HOLE, table | RW, 0), no(Errno::EBUSY));
         assert_eq!(map(&mut core, caller, HOLE, 0, 0), 0);
     }
     let clear = (nr::MMUEXT_CLEAR_PAGE, l1 >> 12, 0);
@@ -116,7 +116,7 @@ fn frames_of_others_can_be_neither_mapped_nor_pinned_nor_written() {
     for bits in [RW, Pte::PRESENT] {
         assert_eq!(
             update(&mut core, caller, &[(hole, theirs.maddr().get() | bits)], SELF),
-            no(Errno::EINVAL)
+            no(Errno::EBUSY)
         );
     }
     assert_eq!(update(&mut core, caller, &[(theirs.maddr().get(), 0)], SELF), no(Errno::EINVAL));
@@ -149,7 +149,7 @@ fn dom0_fills_and_pins_the_tables_of_a_domain_it_builds() {
     let table = spare(&mut core, guest.dom);
     let hole = entry_of(&core, dom0, HOLE);
     let foreign = table.maddr().get() | RW;
-    assert_eq!(update(&mut core, dom0, &[(hole, foreign)], SELF), no(Errno::EINVAL));
+    assert_eq!(update(&mut core, dom0, &[(hole, foreign)], SELF), no(Errno::EBUSY));
     assert_eq!(update(&mut core, dom0, &[(hole, foreign)], 5), 0);
     put(&core, dom0, HOLE + 8, &(frame_at(&core, guest, page(2)).maddr().get() | RW));
     let pin = [(nr::MMUEXT_PIN_L1_TABLE, table.get(), 0)];
@@ -157,7 +157,7 @@ fn dom0_fills_and_pins_the_tables_of_a_domain_it_builds() {
     assert_eq!(update(&mut core, dom0, &[(hole, 0)], SELF), 0);
     assert_eq!(extended(&mut core, dom0, &pin, SELF), no(Errno::EINVAL), "not Dom0's own");
     assert_eq!(extended(&mut core, dom0, &pin, 5), 0);
-    assert_eq!(core.frames.frame_type(table), FrameType::L1);
+    assert_eq!(core.frames.frame_type(table), FrameType::Table(Level::L1));
     assert_eq!(
         update(&mut core, dom0, &[(table.maddr().get() | nr::MMU_MACHPHYS_UPDATE, 99)], 5),
         0
@@ -272,9 +272,10 @@ fn a_long_batch_continues_and_counts_on() {
     assert_eq!(stays, 1);
     // Twenty empty tables take more than one stay to pin, and to unpin.
     let tables: Vec<Mfn> = (0..20).map(|_| spare(&mut core, caller.dom)).collect();
-    for (command, stop) in
-        [(nr::MMUEXT_PIN_L1_TABLE, FrameType::L1), (nr::MMUEXT_UNPIN_TABLE, FrameType::None)]
-    {
+    for (command, stop) in [
+        (nr::MMUEXT_PIN_L1_TABLE, FrameType::Table(Level::L1)),
+        (nr::MMUEXT_UNPIN_TABLE, FrameType::None),
+    ] {
         for (n, table) in tables.iter().enumerate() {
             let op = nr::MmuextOp { cmd: command, _pad: 0, arg1: table.get(), arg2: 0 };
             put(&core, caller, LIST + 24 * n as u64, &op);
@@ -386,7 +387,7 @@ fn an_emulated_write_changes_live_l1_entries_and_nothing_else() {
     assert_eq!(update::emulated_write(&mut core, caller, at, |_| 0), Ok(old));
     assert_eq!(core.frames.mem().read_u64(at), 0);
     let table = at.mfn().maddr().get();
-    assert_eq!(update::emulated_write(&mut core, caller, at, |_| table | RW), Err(Errno::EINVAL));
+    assert_eq!(update::emulated_write(&mut core, caller, at, |_| table | RW), Err(Errno::EBUSY));
     let elsewhere = [
         kernel_root(&core, caller).maddr(),
         frame_at(&core, caller, page(4)).maddr(),

@@ -1,7 +1,10 @@
 //! The free list: blocks of `2^order` frames, aligned to their size, one list per order,
 //! threaded through the frame table.
 
-use super::{Flags, Frame, FrameTable, FrameType, NIL, OWNER_CORE, OWNER_FREE, Owner};
+use super::{
+    Flags, Frame, FrameTable, Owner,
+    list::{self, NIL},
+};
 use bulkhead_abi::{Mfn, memory::MAX_ORDER};
 
 impl FrameTable {
@@ -12,7 +15,7 @@ impl FrameTable {
         let count = u32::try_from(count.max(1)).ok()?;
         self.free_range(first + count, (1 << order) - count);
         for n in first..first + count {
-            self.frames[n as usize] = Frame { owner: OWNER_CORE, refs: 1, ..Frame::IO };
+            self.frames[n as usize] = Frame { owner: Owner::Core, refs: 1, ..Frame::IO };
         }
         self.core_frames += u64::from(count);
         Some(Mfn::new(u64::from(first)))
@@ -60,8 +63,7 @@ impl FrameTable {
 
     fn free_block(&mut self, mut first: u32, mut order: u32) {
         for n in first..first + (1 << order) {
-            self.frames[n as usize] =
-                Frame { owner: OWNER_FREE, kind: FrameType::None, ..Frame::IO };
+            self.frames[n as usize] = Frame { owner: Owner::Free, ..Frame::IO };
         }
         while order < MAX_ORDER && self.is_block(first ^ (1 << order), order) {
             self.unlist(first ^ (1 << order));
@@ -73,36 +75,21 @@ impl FrameTable {
 
     fn is_block(&self, first: u32, order: u32) -> bool {
         self.frames.get(first as usize).is_some_and(|frame| {
-            frame.owner == OWNER_FREE
+            frame.owner == Owner::Free
                 && frame.flags.contains(Flags::FREE_HEAD)
                 && u32::from(frame.done) == order
         })
     }
 
     fn list(&mut self, first: u32, order: u32) {
-        let next = self.free[order as usize];
-        if next != NIL {
-            self.frames[next as usize].prev = first;
-        }
-        self.frames[first as usize] = Frame {
-            owner: OWNER_FREE,
-            flags: Flags::FREE_HEAD,
-            done: order as u16,
-            next,
-            ..Frame::IO
-        };
-        self.free[order as usize] = first;
+        self.frames[first as usize] =
+            Frame { owner: Owner::Free, flags: Flags::FREE_HEAD, done: order as u16, ..Frame::IO };
+        list::push(self.frames, &mut self.free[order as usize], first);
     }
 
     fn unlist(&mut self, first: u32) {
-        let Frame { prev, next, done, .. } = self.frames[first as usize];
-        match prev {
-            NIL => self.free[done as usize] = next,
-            prev => self.frames[prev as usize].next = next,
-        }
-        if next != NIL {
-            self.frames[next as usize].prev = prev;
-        }
-        self.frames[first as usize] = Frame { owner: OWNER_FREE, ..Frame::IO };
+        let order = self.frames[first as usize].done;
+        list::remove(self.frames, &mut self.free[usize::from(order)], first);
+        self.frames[first as usize] = Frame { owner: Owner::Free, ..Frame::IO };
     }
 }

@@ -1,7 +1,10 @@
 //! What each domain owns: a list of its frames, threaded through the table, so that
 //! a dying domain costs what it had; and the ways a frame leaves it.
 
-use super::{Flags, Frame, FrameError, FrameTable, NIL, OWNER_CORE, OWNER_ORPHAN, Owner};
+use super::{
+    Flags, Frame, FrameError, FrameTable, Owner, Result,
+    list::{self, NIL},
+};
 use crate::domain::MAX_DOMAINS;
 use bulkhead_abi::{DomId, Mfn, mmu::M2P_INVALID};
 
@@ -9,24 +12,13 @@ use bulkhead_abi::{DomId, Mfn, mmu::M2P_INVALID};
 #[derive(Clone, Copy)]
 pub(super) struct Account {
     head: u32,
-    tail: u32,
     pub(super) frames: u32,
     /// First of the page tables to be taken apart.
     pub(super) undo: u32,
 }
 
 impl Account {
-    pub(super) const EMPTY: Self = Self { head: NIL, tail: NIL, frames: 0, undo: NIL };
-}
-
-/// Frames on their way out of a reservation, threaded through the table.
-#[must_use = "its frames are nobody's until restored or freed"]
-pub(crate) struct Stolen(u32);
-
-impl Stolen {
-    pub(crate) const fn new() -> Self {
-        Self(NIL)
-    }
+    pub(super) const EMPTY: Self = Self { head: NIL, frames: 0, undo: NIL };
 }
 
 /// The account of frames without a domain.
@@ -34,18 +26,18 @@ pub(super) const ORPHANS: usize = MAX_DOMAINS;
 
 impl FrameTable {
     /// Whether the domain could give the frame away.
-    pub fn check_let_go(&self, mfn: Mfn, dom: DomId) -> Result<(), FrameError> {
+    pub fn check_let_go(&self, mfn: Mfn, dom: DomId) -> Result {
         self.check_owner(mfn, dom)?;
-        match self.get(mfn) {
-            Some(frame) if frame.flags.contains(Flags::ALLOCATED) => Ok(()),
-            _ => Err(FrameError::NotAllocated { mfn }),
+        match self.get(mfn).flags.contains(Flags::ALLOCATED) {
+            true => Ok(()),
+            false => Err(FrameError::NotAllocated { mfn }),
         }
     }
 
     /// The domain gives a frame of its reservation away: free once nobody refers to it.
-    pub fn let_go(&mut self, mfn: Mfn, dom: DomId) -> Result<(), FrameError> {
+    pub fn let_go(&mut self, mfn: Mfn, dom: DomId) -> Result {
         self.check_let_go(mfn, dom)?;
-        let frame = self.get_mut(mfn).ok_or(FrameError::NoFrame { mfn })?;
+        let frame = self.get_mut(mfn);
         frame.flags.remove(Flags::ALLOCATED);
         if frame.flags.contains(Flags::PARTIAL) {
             self.begin_undo(mfn);
@@ -55,65 +47,48 @@ impl FrameTable {
         Ok(())
     }
 
-    /// Takes a frame out of its domain's reservation and onto a list, if nothing but the
-    /// reservation refers to it. [`Self::restore`] or [`Self::free_stolen`] ends it.
-    pub(crate) fn steal(
-        &mut self,
-        list: &mut Stolen,
-        mfn: Mfn,
-        dom: DomId,
-    ) -> Result<(), FrameError> {
+    /// Takes a frame out of its domain's reservation, if nothing but the reservation refers
+    /// to it. [`Self::settle_stolen`] ends it, before the core lock is let go.
+    pub(crate) fn steal(&mut self, mfn: Mfn, dom: DomId) -> Result {
         self.check_let_go(mfn, dom)?;
-        let n = mfn.get() as u32;
-        let Frame { refs, types, kind, .. } = self.frames[n as usize];
+        let Frame { refs, types, kind, .. } = self.get(mfn);
         if refs != 1 || types != 0 {
             return Err(FrameError::WrongType { mfn, is: kind, count: types });
         }
-        self.unlink(n);
-        let next = core::mem::replace(&mut list.0, n);
-        self.frames[n as usize] = Frame { owner: OWNER_CORE, refs: 1, next, kind, ..Frame::IO };
-        self.core_frames += 1;
+        let n = mfn.get() as u32;
+        self.disown(n);
+        self.frames[n as usize] = Frame { owner: Owner::Core, refs: 1, kind, ..Frame::IO };
+        list::push(self.frames, &mut self.stolen, n);
         Ok(())
     }
 
-    /// Gives stolen frames back to their domain, as they were.
-    pub(crate) fn restore(&mut self, list: Stolen, dom: DomId) {
-        self.each_stolen(list, |table, n| {
-            let kind = table.frames[n as usize].kind;
-            table.own(n, dom);
-            table.frames[n as usize].kind = kind;
-        });
-    }
-
-    /// Frees stolen frames.
-    pub(crate) fn free_stolen(&mut self, list: Stolen) {
-        self.each_stolen(list, |table, n| table.release(Mfn::new(u64::from(n))));
-    }
-
-    fn each_stolen(&mut self, list: Stolen, mut f: impl FnMut(&mut Self, u32)) {
-        let mut n = list.0;
-        while n != NIL {
-            let next = self.frames[n as usize].next;
-            self.core_frames -= 1;
-            f(self, n);
-            n = next;
+    /// Gives all stolen frames back to their domain, as they were, or frees them.
+    pub(crate) fn settle_stolen(&mut self, back_to: Option<DomId>) {
+        while self.stolen != NIL {
+            let n = self.stolen;
+            list::remove(self.frames, &mut self.stolen, n);
+            match back_to {
+                Some(dom) => {
+                    let kind = self.frames[n as usize].kind;
+                    self.own(n, dom);
+                    self.frames[n as usize].kind = kind;
+                }
+                None => self.release(Mfn::new(u64::from(n))),
+            }
         }
     }
 
     /// For a dying domain: unpins and gives away one more of its frames. `false` when each
     /// had its turn.
     pub(in crate::memory) fn let_go_next(&mut self, dom: DomId) -> bool {
-        let Some(&Account { head: n, .. }) = self.accounts.get(dom.get() as usize) else {
-            return false;
-        };
+        let n = self.accounts[slot(dom)].head;
         if n == NIL || self.frames[n as usize].flags.contains(Flags::VISITED) {
             return false;
         }
-        let mfn = Mfn::new(u64::from(n));
-        // To the tail first: the frame may be free, and off the list, any moment after.
-        self.unlink(n);
-        self.link_tail(n);
+        // To the end of the list first: the frame may be free, and off the list, any moment after.
+        self.accounts[slot(dom)].head = self.frames[n as usize].next;
         self.frames[n as usize].flags.insert(Flags::VISITED);
+        let mfn = Mfn::new(u64::from(n));
         // Neither refusal is an error here: most frames are not pinned, and some were
         // given away before.
         let _ = self.unpin(mfn, dom);
@@ -124,71 +99,41 @@ impl FrameTable {
     /// For a dead domain: what others still refer to stops being its own. `false` when
     /// nothing is left.
     pub(in crate::memory) fn orphan_next(&mut self, dom: DomId) -> bool {
-        let Some(&Account { head: n, .. }) = self.accounts.get(dom.get() as usize) else {
-            return false;
-        };
+        let n = self.accounts[slot(dom)].head;
         if n == NIL {
             return false;
         }
-        self.unlink(n);
-        self.frames[n as usize].owner = OWNER_ORPHAN;
+        self.disown(n);
+        self.frames[n as usize].owner = Owner::Orphan;
         true
-    }
-
-    /// Whether the frame is among its domain's own.
-    pub(super) fn is_linked(&self, n: u32) -> bool {
-        let frame = &self.frames[n as usize];
-        matches!(frame.owner(), Owner::Domain(_)) && !frame.flags.contains(Flags::SHARED)
     }
 
     /// Makes the frame part of a domain's reservation.
     pub(super) fn own(&mut self, n: u32, dom: DomId) {
         self.frames[n as usize] =
-            Frame { owner: dom.get(), refs: 1, flags: Flags::ALLOCATED, ..Frame::IO };
-        let head = self.account(n).head;
-        self.frames[n as usize].next = head;
-        if head == NIL {
-            self.account(n).tail = n;
-        } else {
-            self.frames[head as usize].prev = n;
-        }
-        self.account(n).head = n;
-        self.account(n).frames += 1;
+            Frame { owner: Owner::Domain(dom), refs: 1, flags: Flags::ALLOCATED, ..Frame::IO };
+        let account = &mut self.accounts[slot(dom)];
+        list::push(self.frames, &mut account.head, n);
+        account.frames += 1;
     }
 
-    fn link_tail(&mut self, n: u32) {
-        let tail = self.account(n).tail;
-        self.frames[n as usize].prev = tail;
-        if tail == NIL {
-            self.account(n).head = n;
-        } else {
-            self.frames[tail as usize].next = n;
-        }
-        self.account(n).tail = n;
-        self.account(n).frames += 1;
+    /// Takes the frame off its domain's list.
+    pub(super) fn disown(&mut self, n: u32) {
+        let account = &mut self.accounts[slot_of(self.frames[n as usize].owner)];
+        list::remove(self.frames, &mut account.head, n);
+        account.frames -= 1;
     }
+}
 
-    pub(super) fn unlink(&mut self, n: u32) {
-        let Frame { prev, next, .. } = self.frames[n as usize];
-        match prev {
-            NIL => self.account(n).head = next,
-            prev => self.frames[prev as usize].next = next,
-        }
-        match next {
-            NIL => self.account(n).tail = prev,
-            next => self.frames[next as usize].prev = prev,
-        }
-        self.account(n).frames -= 1;
-        let frame = &mut self.frames[n as usize];
-        (frame.prev, frame.next) = (NIL, NIL);
-    }
+/// Where a domain's account is.
+pub(super) fn slot(dom: DomId) -> usize {
+    usize::from(dom.get()).min(ORPHANS)
+}
 
-    /// The account of the frame's owner.
-    pub(super) fn account(&mut self, n: u32) -> &mut Account {
-        let slot = match self.frames[n as usize].owner() {
-            Owner::Domain(dom) => dom.get() as usize,
-            _ => ORPHANS,
-        };
-        &mut self.accounts[slot.min(ORPHANS)]
+/// Where the account of a frame's owner is.
+pub(super) fn slot_of(owner: Owner) -> usize {
+    match owner {
+        Owner::Domain(dom) => slot(dom),
+        _ => ORPHANS,
     }
 }

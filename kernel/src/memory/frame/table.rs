@@ -13,8 +13,9 @@
 //! Linear page tables are refused: an entry of an L(n) table needs an L(n-1), and a frame has one type.
 
 use super::{
-    Flags, FrameError, FrameTable, NIL, Owner,
-    owned::{Account, ORPHANS},
+    Flags, FrameError, FrameTable, FrameType, Result,
+    list::NIL,
+    owned::{ORPHANS, slot, slot_of},
 };
 use crate::memory::validate::{self, ENTRIES, Level, Pte, Rule};
 use bulkhead_abi::{DomId, Mfn};
@@ -49,6 +50,22 @@ impl Default for Budget {
     }
 }
 
+/// Whose tables, and whose frames their L1 entries may name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Owners {
+    /// Owner of the page tables.
+    pub tables: DomId,
+    /// Owner of the pages mapped: another domain only for Dom0.
+    pub pages: DomId,
+}
+
+impl Owners {
+    /// A domain that maps its own pages in its own tables.
+    pub const fn only(dom: DomId) -> Self {
+        Self { tables: dom, pages: dom }
+    }
+}
+
 /// What a validation needs besides the table itself.
 pub struct Walk<'a> {
     pub budget: &'a mut Budget,
@@ -56,151 +73,132 @@ pub struct Walk<'a> {
     pub io: &'a dyn Fn(Mfn) -> bool,
 }
 
-/// Why a page table or an entry can not be.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum TableError {
-    /// Not finished; the same call again goes on.
-    Again,
-    Frame(FrameError),
-    Entry {
-        table: Mfn,
-        index: u16,
-        rule: Rule,
-    },
-}
-
-impl From<FrameError> for TableError {
-    fn from(error: FrameError) -> Self {
-        Self::Frame(error)
-    }
-}
-
 impl FrameTable {
     /// Takes a general and a type reference on a page table that `owner` owns; the first
     /// validates it.
     ///
-    /// Cost: at most the budget. Errors: on [`TableError::Again`] and
+    /// Cost: at most the budget. Errors: on [`FrameError::Again`] and
     /// [`FrameError::Busy`] the caller holds nothing and may call again; on any other the
     /// frame is what it was, or will be after [`Self::drain`].
-    pub fn get_table(
-        &mut self,
-        mfn: Mfn,
-        owner: DomId,
-        level: Level,
-        walk: &mut Walk,
-    ) -> Result<(), TableError> {
+    pub fn get_table(&mut self, mfn: Mfn, owner: DomId, level: Level, walk: &mut Walk) -> Result {
         self.check_owner(mfn, owner)?;
-        self.check_type(mfn, level.frame_type())?;
-        let Some(&frame) = self.get(mfn) else {
-            return Err(FrameError::NoFrame { mfn }.into());
-        };
-        if frame.types == 0 {
-            self.take_plain(mfn, level.frame_type())?;
-            self.set_done(mfn, 0);
-            return self.validate(mfn, owner, level, walk);
-        }
-        if frame.flags.contains(Flags::PARTIAL) {
+        let (kind, frame) = (FrameType::Table(level), self.get_mut(mfn));
+        if frame.kind == kind && frame.flags.contains(Flags::PARTIAL) {
             // The reference that the state held becomes the caller's.
-            self.set_flags(mfn, Flags::PARTIAL, Flags::empty());
-            return self.validate(mfn, owner, level, walk);
+            frame.flags.remove(Flags::PARTIAL);
+        } else if self.get_typed(mfn, owner, kind)? {
+            self.get_mut(mfn).done = 0;
+        } else {
+            return Ok(());
         }
-        self.take_plain(mfn, level.frame_type())?;
-        Ok(())
+        self.validate(mfn, owner, level, walk)
     }
 
     /// Drops what [`Self::get_table`] took. After the last, the table is on the undo list.
     pub fn put_table(&mut self, mfn: Mfn) {
-        match self.get(mfn) {
+        match self.get(mfn).types {
             // The last reference passes to the state.
-            Some(frame) if frame.types == 1 => self.begin_undo(mfn),
-            Some(_) => self.drop_plain(mfn),
-            None => {}
+            1 => self.begin_undo(mfn),
+            _ => self.put_typed(mfn),
         }
     }
 
     /// Pins a page table of `owner`: it stays validated with nothing referring to it.
-    pub fn pin(
-        &mut self,
-        mfn: Mfn,
-        owner: DomId,
-        level: Level,
-        walk: &mut Walk,
-    ) -> Result<(), TableError> {
-        self.check_owner(mfn, owner)?;
-        if self.get(mfn).is_some_and(|f| f.flags.contains(Flags::PINNED)) {
-            return Err(FrameError::Pin { mfn }.into());
-        }
+    pub fn pin(&mut self, mfn: Mfn, owner: DomId, level: Level, walk: &mut Walk) -> Result {
+        self.check_pin(mfn, owner, false)?;
         self.get_table(mfn, owner, level, walk)?;
-        self.set_flags(mfn, Flags::empty(), Flags::PINNED);
+        self.get_mut(mfn).flags.insert(Flags::PINNED);
         Ok(())
     }
 
     /// Undoes [`Self::pin`].
-    pub fn unpin(&mut self, mfn: Mfn, owner: DomId) -> Result<(), FrameError> {
-        self.check_owner(mfn, owner)?;
-        if !self.get(mfn).is_some_and(|f| f.flags.contains(Flags::PINNED)) {
-            return Err(FrameError::Pin { mfn });
-        }
-        self.set_flags(mfn, Flags::PINNED, Flags::empty());
+    pub fn unpin(&mut self, mfn: Mfn, owner: DomId) -> Result {
+        self.check_pin(mfn, owner, true)?;
+        self.get_mut(mfn).flags.remove(Flags::PINNED);
         self.put_table(mfn);
         Ok(())
+    }
+
+    fn check_pin(&self, mfn: Mfn, owner: DomId, is_pinned: bool) -> Result {
+        self.check_owner(mfn, owner)?;
+        match self.get(mfn).flags.contains(Flags::PINNED) == is_pinned {
+            true => Ok(()),
+            false => Err(FrameError::Pin { mfn }),
+        }
     }
 
     /// Takes apart the tables of `dom` that lost their last reference; `false` when the budget
     /// ended first.
     pub fn drain(&mut self, dom: DomId, budget: &mut Budget) -> bool {
-        self.drain_account((dom.get() as usize).min(ORPHANS), budget)
-            && self.drain_account(ORPHANS, budget)
+        for slot in [slot(dom), ORPHANS] {
+            while self.accounts[slot].undo != NIL {
+                if !self.undo_step(slot, budget) {
+                    return false;
+                }
+            }
+        }
+        true
     }
 
     /// Level of a table whose entries can be replaced: fully validated.
     pub(in crate::memory) fn live_level(&self, mfn: Mfn) -> Option<Level> {
-        let frame = self.get(mfn)?;
-        frame.flags.contains(Flags::VALIDATED).then(|| Level::of(frame.kind))?
+        let frame = self.get(mfn);
+        match frame.kind {
+            FrameType::Table(level)
+                if frame.done == ENTRIES && !frame.flags.contains(Flags::UNDO) =>
+            {
+                Some(level)
+            }
+            _ => None,
+        }
     }
 
     /// Whether a frame is no table at all, live or half done, nor descriptors, so that
     /// words may be stored there without more questions. A half-validated one is sent
     /// off to be taken apart.
-    pub(in crate::memory) fn check_plain(&mut self, mfn: Mfn) -> Result<(), FrameError> {
-        self.check_type(mfn, super::FrameType::Writable)
+    pub(in crate::memory) fn check_plain(&mut self, mfn: Mfn) -> Result {
+        self.check_type(mfn, FrameType::Writable)
     }
 
     /// Whether the entry of an L1 holds references, though the table may be half undone.
     pub(in crate::memory) fn holds_leaf(&self, table: Mfn, index: u16) -> bool {
-        self.get(table).is_some_and(|f| {
-            f.types > 0
-                && f.kind == super::FrameType::L1
-                && (f.flags.contains(Flags::VALIDATED) || index < f.done)
-        })
+        self.frame_type(table) == FrameType::Table(Level::L1) && index < self.get(table).done
+    }
+
+    /// What would be stored for a present entry, by the rules that ask for no reference.
+    pub(in crate::memory) fn check_entry(&self, level: Level, entry: Pte) -> Result<Pte> {
+        let stored = validate::stored_entry(level, entry).map_err(FrameError::BadEntry)?;
+        if level == Level::L1 && stored.is_uncached() && self.is_ram(stored.mfn()) {
+            return Err(FrameError::BadEntry(Rule::UncachedMemory));
+        }
+        Ok(stored)
     }
 
     /// Takes the references that a present entry needs; gives the entry to store.
-    /// `target` owns the frames that an L1 entry may name.
     pub(in crate::memory) fn take_entry(
         &mut self,
-        (table, index): (Mfn, u16),
         level: Level,
-        (owner, target): (DomId, DomId),
+        owners: Owners,
         entry: Pte,
         walk: &mut Walk,
-    ) -> Result<Pte, TableError> {
+    ) -> Result<Pte> {
         if !entry.is_present() {
             return Ok(entry);
         }
-        let broken = |rule| TableError::Entry { table, index, rule };
-        let stored = validate::stored_entry(level, entry).map_err(broken)?;
+        let stored = self.check_entry(level, entry)?;
         let mfn = stored.mfn();
         match level.below() {
-            Some(below) => self.get_table(mfn, owner, below, walk)?,
-            None if !self.is_ram(mfn) => {
-                if !(walk.io)(mfn) {
-                    return Err(FrameError::NoFrame { mfn }.into());
-                }
+            Some(below) => self.get_table(mfn, owners.tables, below, walk)?,
+            None if self.is_ram(mfn) => {
+                self.get_mapped(mfn, owners.pages, stored.is_writable()).map_err(|refused| {
+                    match refused {
+                        FrameError::Busy { .. } => refused,
+                        _ => FrameError::NotMappable { mfn },
+                    }
+                })?;
             }
-            None if stored.is_uncached() => return Err(broken(Rule::UncachedMemory)),
-            None if stored.is_writable() => self.get_writable(mfn, target)?,
-            None => self.get_page(mfn, target)?,
+            None if (walk.io)(mfn) => {}
+            None => return Err(FrameError::NotDevice { mfn }),
         }
         Ok(stored)
     }
@@ -211,58 +209,34 @@ impl FrameTable {
         match level {
             _ if !entry.is_present() => {}
             Level::L1 if !self.is_ram(mfn) => {}
-            Level::L1 if entry.is_writable() => self.put_writable(mfn),
-            Level::L1 => self.put_page(mfn),
+            Level::L1 => self.put_mapped(mfn, entry.is_writable()),
             _ => self.put_table(mfn),
-        }
-    }
-
-    /// References for an entry that a grant map makes, whoever owns the frame: the caller holds some already.
-    pub(in crate::memory) fn take_granted(
-        &mut self,
-        mfn: Mfn,
-        is_writable: bool,
-    ) -> Result<(), FrameError> {
-        match self.owner(mfn) {
-            Owner::Domain(_) | Owner::Orphan if is_writable => {
-                self.take_plain(mfn, super::FrameType::Writable).map(drop)
-            }
-            Owner::Domain(_) | Owner::Orphan => self.add_ref(mfn),
-            owner => Err(FrameError::NotOwner { mfn, owner }),
         }
     }
 
     /// An entry for `mfn` loses its write permission and keeps the frame.
     pub(in crate::memory) fn demote_entry(&mut self, mfn: Mfn) {
         if self.is_ram(mfn) {
-            self.drop_type(mfn);
+            self.put_type(mfn);
         }
     }
 
     /// Goes on with a table that has its one reference; on success that is the caller's,
     /// else it stays with the table.
-    fn validate(
-        &mut self,
-        mfn: Mfn,
-        owner: DomId,
-        level: Level,
-        walk: &mut Walk,
-    ) -> Result<(), TableError> {
-        let first = self.get(mfn).map_or(0, |f| f.done);
-        for index in first..ENTRIES {
+    fn validate(&mut self, mfn: Mfn, owner: DomId, level: Level, walk: &mut Walk) -> Result {
+        for index in self.get(mfn).done..ENTRIES {
             if let Err(error) = self.validate_entry(mfn, index, owner, level, walk) {
-                self.set_done(mfn, index);
+                self.get_mut(mfn).done = index;
                 match error {
-                    TableError::Again | TableError::Frame(FrameError::Busy { .. }) => {
-                        self.set_flags(mfn, Flags::empty(), Flags::PARTIAL);
+                    FrameError::Again | FrameError::Busy { .. } => {
+                        self.get_mut(mfn).flags.insert(Flags::PARTIAL);
                     }
                     _ => self.begin_undo(mfn),
                 }
                 return Err(error);
             }
         }
-        self.set_done(mfn, ENTRIES);
-        self.set_flags(mfn, Flags::empty(), Flags::VALIDATED);
+        self.get_mut(mfn).done = ENTRIES;
         Ok(())
     }
 
@@ -273,7 +247,7 @@ impl FrameTable {
         owner: DomId,
         level: Level,
         walk: &mut Walk,
-    ) -> Result<(), TableError> {
+    ) -> Result {
         let at = validate::entry_at(mfn, index);
         if level == Level::L4 && validate::is_core_slot(index) {
             // Whatever the guest left there is ignored.
@@ -281,10 +255,10 @@ impl FrameTable {
             return Ok(());
         }
         if !walk.budget.step() {
-            return Err(TableError::Again);
+            return Err(FrameError::Again);
         }
         let entry = Pte::new(self.mem.read_u64(at));
-        let stored = self.take_entry((mfn, index), level, (owner, owner), entry, walk)?;
+        let stored = self.take_entry(level, Owners::only(owner), entry, walk)?;
         if stored != entry {
             self.mem.write_u64(at, stored.raw());
         }
@@ -293,39 +267,29 @@ impl FrameTable {
 
     /// Hands a table with one type reference to the undo list, which takes the reference over.
     pub(super) fn begin_undo(&mut self, mfn: Mfn) {
-        let n = mfn.get() as u32;
-        let account = self.account(n);
-        let next = core::mem::replace(&mut account.undo, n);
-        self.frames[n as usize].undo = next;
-        self.set_flags(mfn, Flags::VALIDATED | Flags::PARTIAL, Flags::UNDO);
+        let slot = slot_of(self.owner(mfn));
+        let next = core::mem::replace(&mut self.accounts[slot].undo, mfn.get() as u32);
+        let frame = self.get_mut(mfn);
+        frame.undo = next;
+        frame.flags.remove(Flags::PARTIAL);
+        frame.flags.insert(Flags::UNDO);
     }
 
-    fn drain_account(&mut self, slot: usize, budget: &mut Budget) -> bool {
-        while let Some(&Account { undo: n, .. }) = self.accounts.get(slot)
-            && n != NIL
-        {
-            if !self.undo_step(slot, n, budget) {
-                return false;
-            }
-        }
-        true
-    }
-
-    /// One entry of the first table on the list, or its end.
-    fn undo_step(&mut self, slot: usize, n: u32, budget: &mut Budget) -> bool {
+    /// One entry of the first table on the list, or its end; `false` when the budget ended first.
+    fn undo_step(&mut self, slot: usize, budget: &mut Budget) -> bool {
+        let n = self.accounts[slot].undo;
         let mfn = Mfn::new(u64::from(n));
-        let frame = self.frames[n as usize];
-        let (Some(index), Some(level)) = (frame.done.checked_sub(1), Level::of(frame.kind)) else {
-            self.accounts[slot].undo = frame.undo;
-            self.frames[n as usize].undo = NIL;
-            self.set_flags(mfn, Flags::UNDO, Flags::empty());
-            self.drop_plain(mfn);
+        let frame = &mut self.frames[n as usize];
+        let (Some(index), FrameType::Table(level)) = (frame.done.checked_sub(1), frame.kind) else {
+            self.accounts[slot].undo = core::mem::replace(&mut frame.undo, NIL);
+            frame.flags.remove(Flags::UNDO);
+            self.put_typed(mfn);
             return true;
         };
         if !budget.step() {
             return false;
         }
-        self.set_done(mfn, index);
+        frame.done = index;
         let at = validate::entry_at(mfn, index);
         if level == Level::L4 && validate::is_core_slot(index) {
             self.mem.write_u64(at, 0);
@@ -334,18 +298,5 @@ impl FrameTable {
             self.drop_entry(level, entry);
         }
         true
-    }
-
-    fn set_done(&mut self, mfn: Mfn, done: u16) {
-        if let Some(frame) = self.get_mut(mfn) {
-            frame.done = done;
-        }
-    }
-
-    fn set_flags(&mut self, mfn: Mfn, clear: Flags, set: Flags) {
-        if let Some(frame) = self.get_mut(mfn) {
-            frame.flags.remove(clear);
-            frame.flags.insert(set);
-        }
     }
 }

@@ -1,9 +1,9 @@
 use super::{
     fake,
-    table::{Budget, TableError, Walk},
+    table::{Budget, Walk},
     *,
 };
-use crate::memory::validate::{self, Level, Pte};
+use crate::memory::validate::{self, Pte};
 use proptest::prelude::*;
 
 const DOM: DomId = DomId::new(1);
@@ -23,7 +23,7 @@ fn walk<R>(steps: u32, f: impl FnOnce(&mut Walk) -> R) -> R {
     f(&mut Walk { budget: &mut Budget::new(steps), io: &|_| false })
 }
 
-fn pin(table: &mut FrameTable, mfn: Mfn, level: Level) -> Result<(), TableError> {
+fn pin(table: &mut FrameTable, mfn: Mfn, level: Level) -> Result {
     walk(u32::MAX, |w| table.pin(mfn, DOM, level, w))
 }
 
@@ -62,10 +62,7 @@ fn a_writable_frame_can_not_become_a_table_nor_descriptors() {
     let mut table = fake::table(64);
     let [mfn] = frames(&mut table);
     table.get_writable(mfn, DOM).unwrap();
-    assert!(matches!(
-        pin(&mut table, mfn, Level::L1),
-        Err(TableError::Frame(FrameError::WrongType { .. }))
-    ));
+    assert!(matches!(pin(&mut table, mfn, Level::L1), Err(FrameError::WrongType { .. })));
     assert!(table.get_descriptors(mfn, DOM, |_, _| true).is_err());
     table.put_writable(mfn);
     assert_eq!(pin(&mut table, mfn, Level::L1), Ok(()));
@@ -78,10 +75,10 @@ fn a_table_can_not_become_writable_nor_a_table_of_another_level() {
     pin(&mut table, mfn, Level::L2).unwrap();
     assert!(matches!(
         table.get_writable(mfn, DOM),
-        Err(FrameError::WrongType { is: FrameType::L2, .. })
+        Err(FrameError::WrongType { is: FrameType::Table(Level::L2), .. })
     ));
     assert!(walk(9999, |w| table.get_table(mfn, DOM, Level::L1, w)).is_err());
-    assert_eq!(table.counts(mfn), (2, 1, FrameType::L2));
+    assert_eq!(table.counts(mfn), (2, 1, FrameType::Table(Level::L2)));
 }
 
 #[test]
@@ -175,7 +172,7 @@ fn a_validation_stops_at_its_budget_and_goes_on_where_it_stopped() {
     }
     let mut stays = 1;
     while let Err(error) = walk(64, |w| table.pin(l4, DOM, Level::L4, w)) {
-        assert_eq!(error, TableError::Again);
+        assert_eq!(error, FrameError::Again);
         stays += 1;
     }
     let entries = 3 * 512 + 512 - 16u32;
@@ -190,7 +187,7 @@ fn half_a_validation_gives_way_to_another_use() {
     let [l2, l1, page] = frames(&mut table);
     link(&table, l2, 0, l1);
     link(&table, l1, 0, page);
-    assert_eq!(walk(10, |w| table.pin(l2, DOM, Level::L2, w)), Err(TableError::Again));
+    assert_eq!(walk(10, |w| table.pin(l2, DOM, Level::L2, w)), Err(FrameError::Again));
     assert_eq!(table.get_writable(l1, DOM), Err(FrameError::Busy { mfn: l1 }));
     assert!(matches!(table.get_writable(l2, DOM), Err(FrameError::Busy { .. })));
     drain(&mut table);
@@ -208,10 +205,7 @@ fn taking_apart_stops_at_its_budget_and_frees_all_in_the_end() {
     pin(&mut table, l2, Level::L2).unwrap();
     table.unpin(l2, DOM).unwrap();
     assert!(!table.drain(DOM, &mut Budget::new(600)));
-    assert_eq!(
-        walk(9, |w| table.pin(l2, DOM, Level::L2, w)),
-        Err(FrameError::Busy { mfn: l2 }.into())
-    );
+    assert_eq!(walk(9, |w| table.pin(l2, DOM, Level::L2, w)), Err(FrameError::Busy { mfn: l2 }));
     assert!(!table.drain(DOM, &mut Budget::new(400)));
     assert!(table.drain(DOM, &mut Budget::new(24)));
     for mfn in [l2, l1, page] {
@@ -241,7 +235,7 @@ fn pin_and_unpin_do_not_nest() {
     let [mfn] = frames(&mut table);
     assert!(matches!(table.unpin(mfn, DOM), Err(FrameError::Pin { .. })));
     pin(&mut table, mfn, Level::L1).unwrap();
-    assert_eq!(pin(&mut table, mfn, Level::L1), Err(FrameError::Pin { mfn }.into()));
+    assert_eq!(pin(&mut table, mfn, Level::L1), Err(FrameError::Pin { mfn }));
     assert!(table.unpin(mfn, OTHER).is_err());
     table.unpin(mfn, DOM).unwrap();
     assert!(matches!(table.unpin(mfn, DOM), Err(FrameError::Pin { .. })));
@@ -253,17 +247,15 @@ fn stolen_frames_come_back_as_they_were_or_are_freed() {
     let [a, b, held] = frames(&mut table);
     table.get_page(held, DOM).unwrap();
     let (core, free) = (table.core_frames(), table.free_frames());
-    let mut list = Stolen::new();
-    table.steal(&mut list, a, DOM).unwrap();
-    table.steal(&mut list, b, DOM).unwrap();
-    assert!(table.steal(&mut list, b, DOM).is_err(), "named twice");
-    assert!(table.steal(&mut list, held, DOM).is_err(), "referenced");
+    table.steal(a, DOM).unwrap();
+    table.steal(b, DOM).unwrap();
+    assert!(table.steal(b, DOM).is_err(), "named twice");
+    assert!(table.steal(held, DOM).is_err(), "referenced");
     assert_eq!(table.tot_pages(DOM), 1);
-    table.restore(list, DOM);
+    table.settle_stolen(Some(DOM));
     assert_eq!((table.tot_pages(DOM), table.core_frames()), (3, core));
-    let mut list = Stolen::new();
-    table.steal(&mut list, a, DOM).unwrap();
-    table.free_stolen(list);
+    table.steal(a, DOM).unwrap();
+    table.settle_stolen(None);
     assert_eq!(
         (table.owner(a), table.core_frames(), table.free_frames()),
         (Owner::Free, core, free + 1)

@@ -1,92 +1,70 @@
 //! Copying between a granted frame and one's own, or between two grants, without mapping.
 
-use super::{GrantError, Use, acquire, drop_frame, release_use, take_frame};
+use super::{Refusal, Use, acquire, release_use, take_frame};
 use crate::Core;
-use bulkhead_abi::{DomId, Gref, Maddr, Mfn, PAGE_SIZE};
+use bulkhead_abi::{
+    DomId, Gref, Maddr, Mfn, PAGE_SIZE,
+    grant::{self as nr, CopyPtr, GrantCopy},
+};
 
-/// What an end of a copy is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum What {
-    /// A frame that its domain granted to the caller.
-    Grant(Gref),
-    /// A frame of the caller.
-    Frame(Mfn),
-}
-
-/// One end of a copy.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct End {
-    pub dom: DomId,
-    pub what: What,
-    /// Bytes into the frame.
-    pub offset: u16,
-}
-
-/// What an end holds while bytes move.
-enum Held {
-    Grant(Use),
-    Own { frame: Mfn, writable: bool },
-}
-
-impl Held {
-    fn at(&self, offset: u16) -> Maddr {
-        let (Self::Grant(Use { frame, .. }) | Self::Own { frame, .. }) = self;
-        Maddr::new(frame.maddr().get() + u64::from(offset))
-    }
-
-    fn release(self, core: &mut Core) {
-        match self {
-            Self::Grant(used) => release_use(core, used),
-            Self::Own { frame, writable } => drop_frame(core, frame, writable),
-        }
-    }
-}
-
-/// Copies `len` bytes within one frame each.
+/// Copies `len` bytes within one frame each: one element of a `copy`.
 ///
-/// Errors: `BadRange`, `NotPermitted`, `NoDomain`, `BadGref`, `NotGranted`, `BadFrame`, `NotWritable`;
-/// on error nothing was copied.
-pub fn copy(
-    core: &mut Core,
-    caller: DomId,
-    from: End,
-    to: End,
-    len: u16,
-) -> Result<(), GrantError> {
-    check(caller, from, len)?;
-    check(caller, to, len)?;
-    let source = hold(core, caller, from, false)?;
-    let dest = match hold(core, caller, to, true) {
+/// Errors: `BAD_COPY_ARG`, `PERMISSION_DENIED`, `BAD_DOMAIN`, `BAD_GNTREF`, `BAD_PAGE`,
+/// `GENERAL_ERROR`; on error nothing was copied.
+pub fn copy(core: &mut Core, caller: DomId, asked: &GrantCopy) -> Result<(), Refusal> {
+    let GrantCopy { source, dest, len, flags, .. } = asked;
+    let from = End { ptr: source, is_gref: flags & nr::GNTCOPY_SOURCE_GREF != 0 };
+    let to = End { ptr: dest, is_gref: flags & nr::GNTCOPY_DEST_GREF != 0 };
+    from.check(*len)?;
+    to.check(*len)?;
+    let source = from.hold(core, caller, false)?;
+    let dest = match to.hold(core, caller, true) {
         Ok(dest) => dest,
         Err(refused) => {
-            source.release(core);
+            release_use(core, source);
             return Err(refused);
         }
     };
-    if len > 0 {
+    if *len > 0 {
         // Both offsets are within their frames: checked above, with at least a byte behind them.
-        core.frames.mem().copy(source.at(from.offset), dest.at(to.offset), usize::from(len));
+        core.frames.mem().copy(from.at(&source), to.at(&dest), usize::from(*len));
     }
-    dest.release(core);
-    source.release(core);
+    release_use(core, dest);
+    release_use(core, source);
     Ok(())
 }
 
-fn check(caller: DomId, end: End, len: u16) -> Result<(), GrantError> {
-    if matches!(end.what, What::Frame(_)) && end.dom != caller {
-        return Err(GrantError::NotPermitted);
-    }
-    if usize::from(end.offset) + usize::from(len) > PAGE_SIZE {
-        return Err(GrantError::BadRange);
-    }
-    Ok(())
+/// One end of a copy: a frame that its domain granted to the caller, or one of the caller's own.
+struct End<'a> {
+    ptr: &'a CopyPtr,
+    is_gref: bool,
 }
 
-fn hold(core: &mut Core, caller: DomId, end: End, writable: bool) -> Result<Held, GrantError> {
-    match end.what {
-        What::Grant(gref) => acquire(core, end.dom, gref, caller, writable).map(Held::Grant),
-        What::Frame(frame) => {
-            take_frame(core, caller, frame, writable).map(|()| Held::Own { frame, writable })
+impl End<'_> {
+    fn check(&self, len: u16) -> Result<(), Refusal> {
+        // A frame by number is the caller's, and that only as SELF.
+        if !self.is_gref && DomId::new(self.ptr.domid) != DomId::SELF {
+            return Err(nr::GNTST_PERMISSION_DENIED);
         }
+        if usize::from(self.ptr.offset) + usize::from(len) > PAGE_SIZE {
+            return Err(nr::GNTST_BAD_COPY_ARG);
+        }
+        Ok(())
+    }
+
+    fn hold(&self, core: &mut Core, caller: DomId, writable: bool) -> Result<Use, Refusal> {
+        if !self.is_gref {
+            return take_frame(core, caller, Mfn::new(self.ptr.gref_or_gmfn), writable);
+        }
+        let granter = match DomId::new(self.ptr.domid) {
+            DomId::SELF => caller,
+            dom => dom,
+        };
+        // The field is a union: a gref is its lower half.
+        acquire(core, granter, Gref::new(self.ptr.gref_or_gmfn as u32), caller, writable)
+    }
+
+    fn at(&self, used: &Use) -> Maddr {
+        Maddr::new(used.frame.maddr().get() + u64::from(self.ptr.offset))
     }
 }

@@ -1,43 +1,18 @@
 //! Mapping and unmapping what others granted.
 
 use super::{
-    GrantError, Use, acquire, release_use,
+    Refusal, Use, acquire, release_use,
     track::{Track, Tracks},
 };
 use crate::{
     Core,
-    memory::{
-        frame_box::FrameBox,
-        update::{self, PteTarget},
-        validate::Pte,
-    },
+    memory::{frame_box::FrameBox, update},
     state::Caller,
 };
 use bulkhead_abi::{
     DomId, Gref, GuestVa, Maddr, Mfn,
-    grant::{GNTMAP_CONTAINS_PTE, GNTMAP_HOST_MAP, GNTMAP_READONLY},
+    grant::{self as nr, MapGrantRef},
 };
-
-/// One element of a `map_grant_ref`.
-#[derive(Clone, Copy, Debug)]
-pub struct MapRequest {
-    /// `GNTMAP_*`
-    pub flags: u32,
-    /// Address of the page, or machine address of the entry with `GNTMAP_CONTAINS_PTE`.
-    pub host_addr: u64,
-    pub granter: DomId,
-    pub gref: Gref,
-}
-
-impl MapRequest {
-    fn target(&self) -> PteTarget {
-        if self.flags & GNTMAP_CONTAINS_PTE != 0 {
-            PteTarget::Pte(Maddr::new(self.host_addr))
-        } else {
-            PteTarget::Va(GuestVa::new(self.host_addr))
-        }
-    }
-}
 
 /// What a map gives: the handle to unmap with, and the frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,117 +23,81 @@ pub struct Mapped {
 
 /// Maps a granted frame at the caller's address.
 ///
-/// Errors: `BadGref` (also for flags without `GNTMAP_HOST_MAP`), `NoDomain`, `NoHandle`, `NotGranted`,
-/// `BadFrame`, `NotWritable`, `BadAddress`; on error nothing has changed.
-pub fn map(core: &mut Core, caller: Caller, asked: &MapRequest) -> Result<Mapped, GrantError> {
-    let gref = asked.gref;
-    if asked.flags & GNTMAP_HOST_MAP == 0 {
-        return Err(GrantError::BadGref { gref });
+/// Errors: `BAD_GNTREF`, `BAD_DOMAIN`, `NO_DEVICE_SPACE`, `BAD_PAGE`, `GENERAL_ERROR`; on error
+/// nothing has changed.
+pub fn map(core: &mut Core, caller: Caller, asked: &MapGrantRef) -> Result<Mapped, Refusal> {
+    let (granter, gref) = (DomId::new(asked.dom), Gref::new(asked.gref));
+    if asked.flags & nr::GNTMAP_HOST_MAP == 0 {
+        return Err(nr::GNTST_BAD_GNTREF);
     }
-    let granter =
-        core.domains.get(asked.granter).ok_or(GrantError::NoDomain { dom: asked.granter })?;
-    let life = granter.incarnation;
-    reserve_handle(core, caller.dom)?;
-    let writable = asked.flags & GNTMAP_READONLY == 0;
-    let used = acquire(core, asked.granter, gref, caller.dom, writable)?;
-    let pte = match enter(core, caller, asked, &used) {
-        Ok(pte) => pte,
-        Err(refused) => {
-            release_use(core, used);
-            return Err(refused);
-        }
-    };
-    let by_pte = asked.flags & GNTMAP_CONTAINS_PTE != 0;
+    let life = core.domains.get(granter).ok_or(nr::GNTST_BAD_DOMAIN)?.incarnation;
+    reserve_handle(core, caller.dom).ok_or(nr::GNTST_NO_DEVICE_SPACE)?;
+    let writable = asked.flags & nr::GNTMAP_READONLY == 0;
+    let by_pte = asked.flags & nr::GNTMAP_CONTAINS_PTE != 0;
+    let used = acquire(core, granter, gref, caller.dom, writable)?;
     let frame = used.frame;
-    let track = Track { granter: asked.granter, life, gref, writable, by_pte, pte, frame };
-    let tracks = tracks_mut(core, caller.dom).ok_or(GrantError::NoHandle)?;
-    let handle = tracks.insert(track).ok_or(GrantError::NoHandle)?;
-    Ok(Mapped { handle, frame })
+    let entered = entry_of(core, caller, by_pte, asked.host_addr).and_then(|pte| {
+        let (to, from) = ((caller.dom, pte), (granter, frame));
+        Some((pte, update::grant_map(&mut core.frames, to, from, writable, asked.flags)?))
+    });
+    let Some((pte, flush)) = entered else {
+        release_use(core, used);
+        return Err(nr::GNTST_GENERAL_ERROR);
+    };
+    core.request_flush(caller.cpu, flush);
+    let track = Track { granter, life, gref, writable, by_pte, pte, frame };
+    let handle = tracks_mut(core, caller.dom).and_then(|tracks| tracks.insert(track));
+    Ok(Mapped { handle: handle.ok_or(nr::GNTST_NO_DEVICE_SPACE)?, frame })
 }
 
-fn tracks_mut(core: &mut Core, dom: DomId) -> Option<&mut Tracks> {
+/// The entry that an address in a request means: that at the address, or that of the page there.
+fn entry_of(core: &Core, caller: Caller, by_pte: bool, addr: u64) -> Option<Maddr> {
+    if by_pte {
+        return Some(Maddr::new(addr)).filter(|at| at.offset().is_multiple_of(8));
+    }
+    let root = core.vcpu(caller)?.roots.kernel?;
+    update::l1_entry_of(&core.frames, root, GuestVa::new(addr))
+}
+
+pub(super) fn tracks_mut(core: &mut Core, dom: DomId) -> Option<&mut Tracks> {
     core.domains.get_mut(dom)?.grants.tracks.as_deref_mut()
 }
 
-fn reserve_handle(core: &mut Core, dom: DomId) -> Result<(), GrantError> {
-    let domain = core.domains.get_mut(dom).ok_or(GrantError::NoHandle)?;
+fn reserve_handle(core: &mut Core, dom: DomId) -> Option<()> {
+    let domain = core.domains.get_mut(dom)?;
     if domain.grants.tracks.is_none() {
-        let tracks = FrameBox::new(&mut core.frames, Tracks::new()).ok_or(GrantError::NoHandle)?;
-        domain.grants.tracks = Some(tracks);
-        domain.memory.overhead_pages += 1;
+        domain.grants.tracks = Some(FrameBox::new(&mut core.frames, Tracks::new())?);
     }
-    let tracks = domain.grants.tracks.as_deref_mut().ok_or(GrantError::NoHandle)?;
-    let taken = tracks.reserve(&mut core.frames).ok_or(GrantError::NoHandle)?;
-    domain.memory.overhead_pages += taken;
-    Ok(())
-}
-
-/// Puts the frame into the caller's tables.
-fn enter(
-    core: &mut Core,
-    caller: Caller,
-    asked: &MapRequest,
-    used: &Use,
-) -> Result<Maddr, GrantError> {
-    let root = root_of(core, caller).ok_or(GrantError::BadAddress)?;
-    let target = asked.target();
-    update::grant_map(core, caller.dom, root, target, used.frame, used.writable, asked.flags)
-        .map_err(|_| GrantError::BadAddress)
-}
-
-fn root_of(core: &Core, caller: Caller) -> Option<Mfn> {
-    core.domains.get(caller.dom)?.vcpu(caller.vcpu)?.roots.kernel
+    domain.grants.tracks.as_deref_mut()?.reserve(&mut core.frames)
 }
 
 /// Undoes a map: the entry at `host_addr` (the same kind of address as the map was given) must still
 /// map the frame. With `host_addr` 0 nothing is undone and nothing refused, as on Xen.
 ///
-/// Errors: `BadHandle`, `BadAddress`; on error nothing has changed.
-pub fn unmap(
-    core: &mut Core,
-    caller: Caller,
-    host_addr: u64,
-    handle: u32,
-) -> Result<(), GrantError> {
-    let bad = GrantError::BadHandle { handle };
-    let track = tracks_mut(core, caller.dom).and_then(|tracks| tracks.get(handle)).ok_or(bad)?;
+/// Errors: `BAD_HANDLE`, `GENERAL_ERROR`; on error nothing has changed.
+pub fn unmap(core: &mut Core, caller: Caller, host_addr: u64, handle: u32) -> Result<(), Refusal> {
+    let track = tracks_mut(core, caller.dom).and_then(|tracks| tracks.get(handle));
+    let track = track.ok_or(nr::GNTST_BAD_HANDLE)?;
     if host_addr == 0 {
         return Ok(());
     }
-    let pte = if track.by_pte {
-        Some(track.pte).filter(|pte| pte.get() == host_addr)
-    } else {
-        root_of(core, caller)
-            .and_then(|root| update::l1_entry_of(&core.frames, root, GuestVa::new(host_addr)))
-    };
-    let pte = pte.filter(|&pte| maps_frame(core, caller.dom, pte, track.frame));
-    let pte = pte.ok_or(GrantError::BadAddress)?;
+    let pte = entry_of(core, caller, track.by_pte, host_addr)
+        .filter(|pte| !track.by_pte || *pte == track.pte)
+        .ok_or(nr::GNTST_GENERAL_ERROR)?;
     let flush = update::grant_unmap(&mut core.frames, caller.dom, pte, track.frame);
-    core.request_flush(caller.cpu, flush);
+    core.request_flush(caller.cpu, flush.ok_or(nr::GNTST_GENERAL_ERROR)?);
     release(core, caller.dom, handle)
-}
-
-/// Whether `pte` is an entry of the mapper's own live tables that maps `frame`.
-fn maps_frame(core: &Core, mapper: DomId, pte: Maddr, frame: Mfn) -> bool {
-    update::is_live_l1_of(&core.frames, pte.mfn(), mapper) && {
-        let entry = Pte::new(core.frames.mem().read_u64(pte));
-        entry.is_present() && entry.mfn() == frame
-    }
 }
 
 /// Gives a handle back with all that it holds but the page-table entry.
 ///
-/// Errors: `BadHandle`.
-pub(super) fn release(core: &mut Core, mapper: DomId, handle: u32) -> Result<(), GrantError> {
-    let bad = GrantError::BadHandle { handle };
-    let track = tracks_mut(core, mapper).and_then(|tracks| tracks.remove(handle)).ok_or(bad)?;
-    let Track { granter, gref, writable, frame, .. } = track;
-    let is_same_life =
-        core.domains.get(granter).is_some_and(|domain| domain.incarnation == track.life);
-    if is_same_life {
-        release_use(core, Use { granter, gref, writable, frame });
-    } else {
-        super::drop_frame(core, frame, writable);
-    }
+/// Errors: `BAD_HANDLE`.
+pub(super) fn release(core: &mut Core, mapper: DomId, handle: u32) -> Result<(), Refusal> {
+    let track = tracks_mut(core, mapper).and_then(|tracks| tracks.remove(handle));
+    let track = track.ok_or(nr::GNTST_BAD_HANDLE)?;
+    let granter = core.domains.get(track.granter);
+    let is_same_life = granter.is_some_and(|granter| granter.incarnation == track.life);
+    let grant = is_same_life.then_some((track.granter, track.gref));
+    release_use(core, Use { frame: track.frame, writable: track.writable, grant });
     Ok(())
 }

@@ -29,7 +29,7 @@ use crate::{
     domain::Life,
     memory::{frame::FrameError, frame_box::FrameBox, teardown::Progress},
 };
-use bulkhead_abi::{DomId, Errno, Gref, Mfn, grant};
+use bulkhead_abi::{DomId, Errno, Gref, Mfn, grant as nr};
 use table::{MAX_FRAMES, Table};
 use track::Tracks;
 
@@ -47,54 +47,28 @@ impl GrantTable {
         self.tracks.as_deref().map_or(0, Tracks::in_use)
     }
 
+    /// Frames that both take, those that it shares with the domain included.
+    pub fn overhead(&self) -> u64 {
+        self.table.as_deref().map_or(0, Table::overhead)
+            + self.tracks.as_deref().map_or(0, Tracks::overhead)
+    }
+
     /// Frames of its table.
     pub fn nr_frames(&self) -> u32 {
         self.table.as_deref().map_or(0, Table::nr_frames)
     }
 }
 
-/// Why one grant operation of a batch is refused.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum GrantError {
-    /// No such domain, or it is going.
-    NoDomain { dom: DomId },
-    /// Beyond the granter's table, or flags that ask for nothing.
-    BadGref { gref: Gref },
-    /// The entry does not permit this, or keeps changing, or is in use by somebody else.
-    NotGranted { gref: Gref },
-    /// No such mapping.
-    BadHandle { handle: u32 },
-    /// The frame in the entry is not the granter's memory.
-    BadFrame { mfn: Mfn },
-    /// The frame is in use as something that may not be written.
-    NotWritable { mfn: Mfn },
-    /// The entry to be written or cleared is not there, or does not map the frame.
-    BadAddress,
-    /// No memory for more handles, or too many of them.
-    NoHandle,
-    /// The range leaves the page.
-    BadRange,
-    /// A frame by number must be the caller's own.
-    NotPermitted,
-}
-
-impl GrantError {
-    /// `GNTST_*`, as Xen 4.17 chooses it.
-    pub const fn status(self) -> i16 {
-        match self {
-            Self::NoDomain { .. } => grant::GNTST_BAD_DOMAIN,
-            Self::BadGref { .. } => grant::GNTST_BAD_GNTREF,
-            Self::NotGranted { .. } | Self::NotWritable { .. } | Self::BadAddress => {
-                grant::GNTST_GENERAL_ERROR
-            }
-            Self::BadHandle { .. } => grant::GNTST_BAD_HANDLE,
-            Self::BadFrame { .. } => grant::GNTST_BAD_PAGE,
-            Self::NoHandle => grant::GNTST_NO_DEVICE_SPACE,
-            Self::BadRange => grant::GNTST_BAD_COPY_ARG,
-            Self::NotPermitted => grant::GNTST_PERMISSION_DENIED,
-        }
-    }
-}
+/// Why one grant operation of a batch is refused: `GNTST_*`, as Xen 4.17 chooses it.
+///
+/// `BAD_DOMAIN`: no such domain, or it is going. `BAD_GNTREF`: beyond the granter's table, or
+/// flags that ask for nothing. `BAD_HANDLE`: no such mapping. `BAD_PAGE`: the frame in the entry
+/// is not the granter's memory. `NO_DEVICE_SPACE`: no memory for more handles, or too many of
+/// them. `BAD_COPY_ARG`: the range leaves the page. `PERMISSION_DENIED`: a frame by number must be
+/// the caller's own. `GENERAL_ERROR`: the entry does not permit this, keeps changing, or is in use
+/// by somebody else; the frame is in use as something that may not be written; the entry to be
+/// written or cleared is not there, or does not map the frame.
+pub type Refusal = i16;
 
 /// Makes the table of `dom` at least `nr_frames` large and gives its size.
 ///
@@ -107,11 +81,10 @@ pub fn grow(core: &mut Core, dom: DomId, nr_frames: u32) -> Result<u32, Errno> {
     if domain.grants.table.is_none() {
         let table = FrameBox::new(&mut core.frames, Table::new()).ok_or(Errno::ENOMEM)?;
         domain.grants.table = Some(table);
-        domain.memory.overhead_pages += 1;
     }
     let table = domain.grants.table.as_deref_mut().ok_or(Errno::ENOMEM)?;
     while table.nr_frames() < nr_frames {
-        domain.memory.overhead_pages += table.grow(&mut core.frames, dom).ok_or(Errno::ENOMEM)?;
+        table.grow(&mut core.frames, dom).ok_or(Errno::ENOMEM)?;
     }
     Ok(table.nr_frames())
 }
@@ -136,8 +109,9 @@ pub fn set_entry(
     grow(core, dom, 1)?;
     let table = core.domains.get(dom).and_then(|domain| domain.grants.table.as_deref());
     let at = table.and_then(|table| table.entry_at(gref)).ok_or(Errno::EINVAL)?;
-    let entry = table::Entry { flags: grant::GTF_PERMIT_ACCESS, domid: grantee.get(), frame };
-    core.frames.mem().write_u64(at, entry.word());
+    let flags = nr::GTF_PERMIT_ACCESS;
+    let entry = nr::GrantEntryV1 { flags, domid: grantee.get(), frame };
+    core.frames.mem().write_u64(at, zerocopy::transmute!(entry));
     Ok(())
 }
 
@@ -145,29 +119,17 @@ pub fn set_entry(
 /// still hold entries; they go with them, and no vCPU of it runs any more. Each mapping takes a step
 /// of `budget`.
 pub fn release_maps(core: &mut Core, dom: DomId, budget: &mut u32) -> Progress {
-    loop {
-        let Some(domain) = core.domains.get_mut(dom) else {
-            return Progress::Done;
-        };
-        let Some(tracks) = domain.grants.tracks.as_deref_mut() else {
-            return Progress::Done;
-        };
-        let Some(handle) = tracks.first_used() else {
-            break;
-        };
+    while let Some(handle) = map::tracks_mut(core, dom).and_then(Tracks::first_used) {
         if *budget == 0 {
             return Progress::More;
         }
         *budget -= 1;
-        if map::release(core, dom, handle).is_err() {
-            break;
-        }
+        // The handle is in use: there is nothing to refuse.
+        let _ = map::release(core, dom, handle);
     }
-    if let Some(domain) = core.domains.get_mut(dom)
-        && let Some(tracks) = domain.grants.tracks.take()
-    {
-        let given = track::free(tracks, &mut core.frames);
-        domain.memory.overhead_pages = domain.memory.overhead_pages.saturating_sub(given);
+    let tracks = core.domains.get_mut(dom).and_then(|domain| domain.grants.tracks.take());
+    if let Some(tracks) = tracks {
+        track::free(tracks, &mut core.frames);
     }
     Progress::Done
 }
@@ -177,21 +139,19 @@ pub fn release_maps(core: &mut Core, dom: DomId, budget: &mut u32) -> Progress {
 ///
 /// Cost: a few steps per frame of the table, of which there are at most [`MAX_FRAMES`].
 pub fn free_table(core: &mut Core, dom: DomId) {
-    if let Some(domain) = core.domains.get_mut(dom)
-        && let Some(table) = domain.grants.table.take()
-    {
-        let given = table::free(table, &mut core.frames);
-        domain.memory.overhead_pages = domain.memory.overhead_pages.saturating_sub(given);
+    let table = core.domains.get_mut(dom).and_then(|domain| domain.grants.table.take());
+    if let Some(table) = table {
+        table::free(table, &mut core.frames);
     }
 }
 
-/// A frame of a granter that is in use: what must be given back.
+/// A frame that is in use: what must be given back.
 #[derive(Clone, Copy, Debug)]
 struct Use {
-    granter: DomId,
-    gref: Gref,
-    writable: bool,
     frame: Mfn,
+    writable: bool,
+    /// The entry that is marked, unless the frame is the user's own.
+    grant: Option<(DomId, Gref)>,
 }
 
 /// Takes a use of `gref` for `by`: entry marked, references held.
@@ -201,25 +161,34 @@ fn acquire(
     gref: Gref,
     by: DomId,
     writable: bool,
-) -> Result<Use, GrantError> {
+) -> Result<Use, Refusal> {
     let mem = core.frames.mem();
     let domain = core.domains.get_mut(granter).filter(|d| d.life != Life::Dying);
-    let domain = domain.ok_or(GrantError::NoDomain { dom: granter })?;
-    let table = domain.grants.table.as_deref_mut().ok_or(GrantError::BadGref { gref })?;
+    let domain = domain.ok_or(nr::GNTST_BAD_DOMAIN)?;
+    let table = domain.grants.table.as_deref_mut().ok_or(nr::GNTST_BAD_GNTREF)?;
     let frame = table.acquire(mem, gref, by, writable)?;
-    match take_frame(core, granter, frame, writable) {
-        Ok(()) => Ok(Use { granter, gref, writable, frame }),
-        Err(refused) => {
-            unmark(core, granter, gref, writable);
-            Err(refused)
-        }
+    let taken = take_frame(core, granter, frame, writable);
+    if taken.is_err() {
+        unmark(core, granter, gref, writable);
+    }
+    Ok(Use { grant: Some((granter, gref)), ..taken? })
+}
+
+/// Takes a use of a frame of `owner` by number.
+fn take_frame(core: &mut Core, owner: DomId, frame: Mfn, writable: bool) -> Result<Use, Refusal> {
+    match core.frames.get_mapped(frame, owner, writable) {
+        Ok(()) => Ok(Use { frame, writable, grant: None }),
+        Err(FrameError::NoFrame { .. } | FrameError::NotOwner { .. }) => Err(nr::GNTST_BAD_PAGE),
+        Err(_) => Err(nr::GNTST_GENERAL_ERROR),
     }
 }
 
 /// Gives a use back.
 fn release_use(core: &mut Core, used: Use) {
-    drop_frame(core, used.frame, used.writable);
-    unmark(core, used.granter, used.gref, used.writable);
+    core.frames.put_mapped(used.frame, used.writable);
+    if let Some((granter, gref)) = used.grant {
+        unmark(core, granter, gref, used.writable);
+    }
 }
 
 fn unmark(core: &mut Core, granter: DomId, gref: Gref, writable: bool) {
@@ -227,27 +196,5 @@ fn unmark(core: &mut Core, granter: DomId, gref: Gref, writable: bool) {
     let table = core.domains.get_mut(granter).and_then(|domain| domain.grants.table.as_deref_mut());
     if let Some(table) = table {
         table.release(mem, gref, writable);
-    }
-}
-
-fn take_frame(core: &mut Core, owner: DomId, mfn: Mfn, writable: bool) -> Result<(), GrantError> {
-    let taken = if writable {
-        core.frames.get_writable(mfn, owner)
-    } else {
-        core.frames.get_page(mfn, owner)
-    };
-    taken.map_err(|refused| match refused {
-        FrameError::NoFrame { mfn } | FrameError::NotOwner { mfn, .. } => {
-            GrantError::BadFrame { mfn }
-        }
-        _ => GrantError::NotWritable { mfn },
-    })
-}
-
-fn drop_frame(core: &mut Core, mfn: Mfn, writable: bool) {
-    if writable {
-        core.frames.put_writable(mfn);
-    } else {
-        core.frames.put_page(mfn);
     }
 }

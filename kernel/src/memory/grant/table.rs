@@ -1,13 +1,15 @@
 //! The granter's side: the frames of its table, which it writes at any time, and the core's
 //! own count of the uses of each entry, which it can not reach.
 
-use super::GrantError;
-use crate::memory::{frame::FrameTable, frame_box::FrameBox, phys::PhysMem};
+use super::Refusal;
+use crate::memory::{
+    frame::FrameTable,
+    frame_box::{FrameBox, frames_for},
+    phys::PhysMem,
+};
 use bulkhead_abi::{
     DomId, Gref, Maddr, Mfn, PAGE_SIZE,
-    grant::{
-        ENTRIES_PER_FRAME, GTF_PERMIT_ACCESS, GTF_READING, GTF_READONLY, GTF_TYPE_MASK, GTF_WRITING,
-    },
+    grant::{self as nr, ENTRIES_PER_FRAME, GTF_READING, GTF_WRITING, GrantEntryV1},
 };
 
 /// Most frames of one table: 32768 entries.
@@ -15,29 +17,11 @@ pub const MAX_FRAMES: u32 = 64;
 /// How often an entry may change under our eyes before it is refused.
 const MAX_TRIES: u32 = 5;
 
-/// An entry as one word: read, checked and marked in one piece.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Entry {
-    pub flags: u16,
-    pub domid: u16,
-    pub frame: u32,
-}
-
-impl Entry {
-    pub const fn word(self) -> u64 {
-        self.flags as u64 | (self.domid as u64) << 16 | (self.frame as u64) << 32
-    }
-
-    const fn of(word: u64) -> Self {
-        Self { flags: word as u16, domid: (word >> 16) as u16, frame: (word >> 32) as u32 }
-    }
-
-    /// Whether it lets `by` use the frame so.
-    fn permits(self, by: DomId, writable: bool) -> bool {
-        self.flags & GTF_TYPE_MASK == GTF_PERMIT_ACCESS
-            && self.domid == by.get()
-            && !(writable && self.flags & GTF_READONLY != 0)
-    }
+/// Whether an entry lets `by` use the frame so.
+fn permits(entry: GrantEntryV1, by: DomId, writable: bool) -> bool {
+    entry.flags & nr::GTF_TYPE_MASK == nr::GTF_PERMIT_ACCESS
+        && entry.domid == by.get()
+        && !(writable && entry.flags & nr::GTF_READONLY != 0)
 }
 
 const fn marks(writable: bool) -> u16 {
@@ -61,17 +45,15 @@ impl Active {
     }
 }
 
-const ACTIVE_PER_CHUNK: usize = 256;
-type Chunk = FrameBox<[Active; ACTIVE_PER_CHUNK]>;
-const CHUNKS_PER_FRAME: usize = ENTRIES_PER_FRAME as usize / ACTIVE_PER_CHUNK;
+/// What the core knows of the entries in one frame.
+type Chunk = [Active; ENTRIES_PER_FRAME as usize];
 
 /// A domain's table.
 pub struct Table {
-    frames: heapless::Vec<(Mfn, [Chunk; CHUNKS_PER_FRAME]), { MAX_FRAMES as usize }>,
+    frames: heapless::Vec<(Mfn, FrameBox<Chunk>), { MAX_FRAMES as usize }>,
 }
 
 const _: () = assert!(size_of::<Table>() <= PAGE_SIZE);
-const _: () = assert!(size_of::<[Active; ACTIVE_PER_CHUNK]>() <= PAGE_SIZE);
 
 impl Table {
     pub(super) const fn new() -> Self {
@@ -86,25 +68,24 @@ impl Table {
         self.frames.get(index as usize).map(|(mfn, _)| *mfn)
     }
 
-    /// Adds a frame of entries. Gives how many frames that took; `None`, with nothing taken,
-    /// without memory or room.
-    pub(super) fn grow(&mut self, frames: &mut FrameTable, dom: DomId) -> Option<u64> {
+    /// Frames of memory it takes.
+    pub(super) fn overhead(&self) -> u64 {
+        1 + u64::from(self.nr_frames()) * (1 + frames_for::<Chunk>() as u64)
+    }
+
+    /// Adds a frame of entries; `None`, with nothing taken, without memory or room.
+    pub(super) fn grow(&mut self, frames: &mut FrameTable, dom: DomId) -> Option<()> {
         if self.frames.is_full() {
             return None;
         }
-        let first = Chunk::new(frames, [Active::NONE; ACTIVE_PER_CHUNK])?;
-        let Some(second) = Chunk::new(frames, [Active::NONE; ACTIVE_PER_CHUNK]) else {
-            first.free(frames);
-            return None;
-        };
+        let chunk = FrameBox::new(frames, [Active::NONE; ENTRIES_PER_FRAME as usize])?;
         let Some(mfn) = frames.alloc_shared(dom) else {
-            first.free(frames);
-            second.free(frames);
+            chunk.free(frames);
             return None;
         };
         // There is room: looked at above.
-        let _ = self.frames.push((mfn, [first, second]));
-        Some(1 + CHUNKS_PER_FRAME as u64)
+        let _ = self.frames.push((mfn, chunk));
+        Some(())
     }
 
     /// Where an entry is; `None` beyond the table.
@@ -115,25 +96,24 @@ impl Table {
     }
 
     fn active_mut(&mut self, gref: Gref) -> Option<&mut Active> {
-        let (_, chunks) = self.frames.get_mut((gref.get() / ENTRIES_PER_FRAME) as usize)?;
-        let n = (gref.get() % ENTRIES_PER_FRAME) as usize;
-        chunks.get_mut(n / ACTIVE_PER_CHUNK)?.get_mut(n % ACTIVE_PER_CHUNK)
+        let (_, chunk) = self.frames.get_mut((gref.get() / ENTRIES_PER_FRAME) as usize)?;
+        chunk.get_mut((gref.get() % ENTRIES_PER_FRAME) as usize)
     }
 
     /// Notes one more use of an entry by `by` and marks it; gives the frame, of which nothing is
     /// known but that the entry names it.
     ///
-    /// Errors: `BadGref`, `NotGranted`; nothing has changed then.
+    /// Errors: `BAD_GNTREF`, `GENERAL_ERROR`; nothing has changed then.
     pub(super) fn acquire(
         &mut self,
         mem: PhysMem,
         gref: Gref,
         by: DomId,
         writable: bool,
-    ) -> Result<Mfn, GrantError> {
-        let at = self.entry_at(gref).ok_or(GrantError::BadGref { gref })?;
-        let active = self.active_mut(gref).ok_or(GrantError::BadGref { gref })?;
-        let refused = GrantError::NotGranted { gref };
+    ) -> Result<Mfn, Refusal> {
+        let at = self.entry_at(gref).ok_or(nr::GNTST_BAD_GNTREF)?;
+        let active = self.active_mut(gref).ok_or(nr::GNTST_BAD_GNTREF)?;
+        let refused = nr::GNTST_GENERAL_ERROR;
         let (is_used, frame) = (active.is_used(), active.frame);
         if is_used && active.by != by.get() {
             return Err(refused);
@@ -141,9 +121,9 @@ impl Table {
         let count = if writable { &mut active.writers } else { &mut active.readers };
         let more = count.checked_add(1).ok_or(refused)?;
         if !is_used || (writable && active.writers == 0) {
-            let same = |entry: Entry| !is_used || entry.frame == frame;
+            let same = |entry: GrantEntryV1| !is_used || entry.frame == frame;
             let entry =
-                mark(mem, at, |entry| entry.permits(by, writable) && same(entry), marks(writable));
+                mark(mem, at, |entry| permits(entry, by, writable) && same(entry), marks(writable));
             active.frame = entry.ok_or(refused)?.frame;
             active.by = by.get();
         }
@@ -158,10 +138,8 @@ impl Table {
     /// Takes one use back and clears the marks that the last one leaves. A use that is not
     /// there (the table is a new one) is none of ours.
     pub(super) fn release(&mut self, mem: PhysMem, gref: Gref, writable: bool) {
-        let Some(at) = self.entry_at(gref) else {
-            return;
-        };
-        let Some(active) = self.active_mut(gref) else {
+        let at = self.entry_at(gref);
+        let (Some(at), Some(active)) = (at, self.active_mut(gref)) else {
             return;
         };
         let count = if writable { &mut active.writers } else { &mut active.readers };
@@ -169,24 +147,23 @@ impl Table {
             return;
         };
         *count = less;
-        let mut cleared = 0;
-        if writable && less == 0 {
-            cleared |= GTF_WRITING;
-        }
-        if !active.is_used() {
-            cleared |= GTF_READING;
-        }
-        if cleared != 0 {
-            mem.fetch_and_u64(at, !u64::from(cleared));
-        }
+        let writing = if writable && less == 0 { GTF_WRITING } else { 0 };
+        let reading = if active.is_used() { 0 } else { GTF_READING };
+        mem.fetch_and_u64(at, !u64::from(reading | writing));
     }
 }
 
-/// Sets `marks` in an entry that passes `check`, unless it keeps changing meanwhile.
-fn mark(mem: PhysMem, at: Maddr, check: impl Fn(Entry) -> bool, marks: u16) -> Option<Entry> {
+/// Sets `marks` in an entry that passes `check`, unless it keeps changing meanwhile. It is read,
+/// checked and marked as one word.
+fn mark(
+    mem: PhysMem,
+    at: Maddr,
+    check: impl Fn(GrantEntryV1) -> bool,
+    marks: u16,
+) -> Option<GrantEntryV1> {
     for _ in 0..MAX_TRIES {
         let word = mem.read_u64(at);
-        let entry = Entry::of(word);
+        let entry = zerocopy::transmute!(word);
         if !check(entry) {
             return None;
         }
@@ -197,16 +174,11 @@ fn mark(mem: PhysMem, at: Maddr, check: impl Fn(Entry) -> bool, marks: u16) -> O
     None
 }
 
-/// Gives a table back; how many frames that was.
-pub(super) fn free(mut table: FrameBox<Table>, frames: &mut FrameTable) -> u64 {
-    let mut given = 1;
-    while let Some((mfn, chunks)) = table.frames.pop() {
+/// Gives a table back.
+pub(super) fn free(mut table: FrameBox<Table>, frames: &mut FrameTable) {
+    while let Some((mfn, chunk)) = table.frames.pop() {
         frames.free_shared(mfn);
-        given += 1 + CHUNKS_PER_FRAME as u64;
-        for chunk in chunks {
-            chunk.free(frames);
-        }
+        chunk.free(frames);
     }
     table.free(frames);
-    given
 }

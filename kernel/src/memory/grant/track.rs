@@ -8,9 +8,8 @@ use crate::{
 use bulkhead_abi::{DomId, Gref, Maddr, Mfn, PAGE_SIZE};
 
 const PER_CHUNK: u32 = 102;
+/// A domain may have 25500 mappings at once.
 const CHUNKS: usize = 250;
-/// Most mappings a domain may have at once.
-pub const MAX_HANDLES: u32 = PER_CHUNK * CHUNKS as u32;
 
 /// One mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,7 +27,7 @@ pub struct Track {
 
 #[derive(Clone, Copy, Debug)]
 enum Place {
-    /// The next free handle; the handle count where the list ends.
+    /// The next free handle; [`END_OF_LIST`] where the list ends.
     Free(u32),
     Used(Track),
 }
@@ -38,11 +37,9 @@ const _: () = assert!(size_of::<Chunk>() <= PAGE_SIZE);
 
 /// All mappings of a domain.
 pub struct Tracks {
-    chunks: [Option<FrameBox<Chunk>>; CHUNKS],
-    /// First free handle, `end` if there is none.
+    chunks: heapless::Vec<FrameBox<Chunk>, CHUNKS>,
+    /// First free handle, [`END_OF_LIST`] if there is none.
     free: u32,
-    /// Handles that have memory.
-    end: u32,
     in_use: u32,
     /// No handle below this is in use.
     first: u32,
@@ -54,7 +51,7 @@ const END_OF_LIST: u32 = u32::MAX;
 
 impl Tracks {
     pub(super) const fn new() -> Self {
-        Self { chunks: [const { None }; CHUNKS], free: END_OF_LIST, end: 0, in_use: 0, first: 0 }
+        Self { chunks: heapless::Vec::new(), free: END_OF_LIST, in_use: 0, first: 0 }
     }
 
     pub(super) const fn in_use(&self) -> u32 {
@@ -62,34 +59,45 @@ impl Tracks {
     }
 
     fn place_mut(&mut self, handle: u32) -> Option<&mut Place> {
-        let chunk = self.chunks.get_mut((handle / PER_CHUNK) as usize)?.as_deref_mut()?;
+        let chunk = self.chunks.get_mut((handle / PER_CHUNK) as usize)?;
         chunk.get_mut((handle % PER_CHUNK) as usize)
     }
 
     /// What a handle stands for.
-    pub(super) fn get(&self, handle: u32) -> Option<Track> {
-        let chunk = self.chunks.get((handle / PER_CHUNK) as usize)?.as_deref()?;
-        match chunk.get((handle % PER_CHUNK) as usize)? {
-            Place::Used(track) => Some(*track),
+    pub(super) fn get(&mut self, handle: u32) -> Option<Track> {
+        match *self.place_mut(handle)? {
+            Place::Used(track) => Some(track),
             Place::Free(_) => None,
         }
     }
 
-    /// Makes sure that the next [`Self::insert`] succeeds. Gives how many frames that took; `None` without
-    /// memory or with all handles in use.
-    pub(super) fn reserve(&mut self, frames: &mut FrameTable) -> Option<u64> {
+    /// Frames of memory they take.
+    pub(super) fn overhead(&self) -> u64 {
+        1 + self.chunks.len() as u64
+    }
+
+    /// Makes sure that the next [`Self::insert`] succeeds; `None` without memory or with all handles in use.
+    pub(super) fn reserve(&mut self, frames: &mut FrameTable) -> Option<()> {
         if self.free != END_OF_LIST {
-            return Some(0);
+            return Some(());
         }
-        let chunk = self.chunks.get_mut((self.end / PER_CHUNK) as usize)?;
+        if self.chunks.is_full() {
+            return None;
+        }
+        let first = self.end();
         let mut places = [Place::Free(END_OF_LIST); PER_CHUNK as usize];
-        for (place, next) in places.iter_mut().zip(self.end + 1..self.end + PER_CHUNK) {
+        for (place, next) in places.iter_mut().zip(first + 1..first + PER_CHUNK) {
             *place = Place::Free(next);
         }
-        *chunk = Some(FrameBox::new(frames, places)?);
-        self.free = self.end;
-        self.end += PER_CHUNK;
-        Some(1)
+        // There is room: looked at above.
+        let _ = self.chunks.push(FrameBox::new(frames, places)?);
+        self.free = first;
+        Some(())
+    }
+
+    /// Handles that have memory.
+    fn end(&self) -> u32 {
+        self.chunks.len() as u32 * PER_CHUNK
     }
 
     /// Takes a handle for a mapping. There must be a free one: see [`Self::reserve`].
@@ -121,23 +129,16 @@ impl Tracks {
 
     /// The lowest handle in use. Removing one after the other costs one pass in all.
     pub(super) fn first_used(&mut self) -> Option<u32> {
-        if self.in_use == 0 {
-            return None;
-        }
-        let first = (self.first..self.end).find(|&handle| self.get(handle).is_some())?;
-        self.first = first;
-        Some(first)
+        self.first = (self.first..self.end()).find(|&handle| self.get(handle).is_some())?;
+        Some(self.first)
     }
 }
 
-/// Gives the memory of the mappings back, of which none is left; how many frames that was.
-pub(super) fn free(mut tracks: FrameBox<Tracks>, frames: &mut FrameTable) -> u64 {
+/// Gives the memory of the mappings back, of which none is left.
+pub(super) fn free(mut tracks: FrameBox<Tracks>, frames: &mut FrameTable) {
     debug_assert_eq!(tracks.in_use, 0, "a mapping in use holds references");
-    let mut given = 1;
-    for chunk in tracks.chunks.iter_mut().filter_map(Option::take) {
+    while let Some(chunk) = tracks.chunks.pop() {
         chunk.free(frames);
-        given += 1;
     }
     tracks.free(frames);
-    given
 }

@@ -133,13 +133,13 @@ impl World {
     /// patience is at an end (`None`).
     fn insist<R>(
         &mut self,
-        mut f: impl FnMut(&mut FrameTable, &mut Walk) -> Result<R, TableError>,
-    ) -> Option<Result<R, TableError>> {
+        mut f: impl FnMut(&mut FrameTable, &mut Walk) -> Result<R>,
+    ) -> Option<Result<R>> {
         for _ in 0..self.patience {
             let mut budget = Budget::new(self.budget);
             while self.frames.drain(DOM, &mut budget) && budget.step() {
                 match walk(&mut budget, |w| f(&mut self.frames, w)) {
-                    Err(TableError::Again | TableError::Frame(FrameError::Busy { .. })) => {}
+                    Err(FrameError::Again | FrameError::Busy { .. }) => {}
                     other => return Some(other),
                 }
             }
@@ -313,7 +313,7 @@ impl World {
                         "type references of {mfn:#x}"
                     );
                     if let Some(level) = frame.level {
-                        assert_eq!(kind, level.frame_type(), "type of {mfn:#x}");
+                        assert_eq!(kind, FrameType::Table(level), "type of {mfn:#x}");
                     } else if types > 0 {
                         assert_eq!(kind, FrameType::Writable, "type of {mfn:#x}");
                     }
@@ -385,7 +385,7 @@ proptest! {
             world.frames.put_table(root);
         }
         let steps = u32::try_from(slice).unwrap();
-        while teardown::relinquish_frames(&mut world.frames, DOM, &mut Budget::new(steps)) == Progress::More {}
+        while teardown::relinquish(&mut world.frames, DOM, &mut Budget::new(steps)) == Progress::More {}
         prop_assert_eq!(world.frames.tot_pages(DOM), 0);
         prop_assert_eq!(world.frames.free_frames(), free);
     }
@@ -397,7 +397,7 @@ fn granted(world: &mut World) -> (Maddr, Mfn) {
     // What the grant table holds for the map itself.
     world.frames.get_writable(frame, OTHER).unwrap();
     let at = validate::entry_at(world.candidates[3], 250);
-    map_granted(&mut world.frames, DOM, at, frame, true, 0).unwrap();
+    assert_eq!(grant_map(&mut world.frames, (DOM, at), (OTHER, frame), true, 0), Some(Flush::None));
     (at, frame)
 }
 
@@ -406,7 +406,7 @@ fn a_granted_page_is_mapped_with_references_of_its_own() {
     let mut world = World::new(9999, 9);
     let (at, frame) = granted(&mut world);
     assert_eq!(world.frames.counts(frame), (3, 2, FrameType::Writable));
-    assert_eq!(grant_unmap(&mut world.frames, DOM, at, frame), Flush::All);
+    assert_eq!(grant_unmap(&mut world.frames, DOM, at, frame), Some(Flush::All));
     assert_eq!(world.frames.counts(frame), (2, 1, FrameType::Writable));
     assert_eq!(world.frames.mem().read_u64(at), 0);
     // A second unmap finds nothing of its own.
@@ -468,7 +468,7 @@ fn a_grant_goes_only_into_a_live_l1_of_the_mapper() {
     for table in [2, 5, 24, 25, 26, 27] {
         let at = validate::entry_at(world.candidates[table], 5);
         assert!(
-            map_granted(&mut world.frames, DOM, at, frame, false, 0).is_err(),
+            grant_map(&mut world.frames, (DOM, at), (OTHER, frame), false, 0).is_none(),
             "candidate {table}"
         );
     }
@@ -479,9 +479,7 @@ fn a_grant_goes_only_into_a_live_l1_of_the_mapper() {
 fn a_granted_page_outlives_its_owner_until_it_is_unmapped() {
     let mut world = World::new(9999, 9);
     let (at, frame) = granted(&mut world);
-    while teardown::relinquish_frames(&mut world.frames, OTHER, &mut Budget::new(3))
-        == Progress::More
-    {}
+    while teardown::relinquish(&mut world.frames, OTHER, &mut Budget::new(3)) == Progress::More {}
     assert_eq!(world.frames.owner(frame), Owner::Orphan);
     assert!(world.frames.get_page(frame, OTHER).is_err());
     let _ = grant_unmap(&mut world.frames, DOM, at, frame);

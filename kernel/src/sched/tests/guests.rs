@@ -176,7 +176,7 @@ fn a_poll_ends_with_its_port_though_events_are_masked() {
     let wake = crate::event::send(&mut core, caller.dom, port).unwrap();
     core.wake(wake);
     assert!(!is_blocked(&mut core, caller));
-    assert_eq!(polling(&core, caller.dom, caller.vcpu), None);
+    assert_eq!(core.vcpu(caller).unwrap().sched.polling, None);
     assert_eq!(poll_for(&mut core, caller, &[port.get()], 0), Outcome::Done(0));
     assert!(!is_blocked(&mut core, caller), "it is pending already");
 }
@@ -263,14 +263,11 @@ fn a_paused_domain_does_not_run_and_keeps_what_it_waits_for() {
 #[test]
 fn a_wake_up_of_an_earlier_life_wakes_nobody() {
     let (mut core, caller) = machine();
-    let stale = VcpuRef {
-        dom: caller.dom,
-        vcpu: caller.vcpu,
-        incarnation: core.domains.get(caller.dom).unwrap().incarnation,
-    };
+    let incarnation = core.domains.get(caller.dom).unwrap().incarnation;
+    let stale = Wake::Vcpus { dom: caller.dom, incarnation, mask: 1 };
     block_now(&mut core, caller);
     core.domains.get_mut(caller.dom).unwrap().incarnation = Incarnation(99);
-    core.wake(Wake::Vcpu(stale));
+    core.wake(stale);
     assert!(is_blocked(&mut core, caller));
 }
 

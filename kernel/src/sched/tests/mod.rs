@@ -6,11 +6,11 @@ mod guests;
 use super::{
     bvt::{Account, Params, VirtTime, Weight},
     line::Line,
-    runstate::RunState,
-    slot::{ByDeadline, SlotId, Slots},
+    slot::{Slot, SlotId, Slots},
     *,
 };
 use crate::memory::frame::{FrameTable, fake as frames};
+use bulkhead_abi::vcpu::*;
 use proptest::prelude::*;
 
 const CPU: CpuId = CpuId(0);
@@ -31,7 +31,7 @@ struct Sim {
 impl Sim {
     fn new(params: &[Params]) -> Self {
         let mut sim = Self {
-            sched: Scheduler::new(),
+            sched: Scheduler::default(),
             frames: frames::table(128),
             now: Ns::new(0),
             ids: Vec::new(),
@@ -65,7 +65,7 @@ impl Sim {
     }
 
     fn block(&mut self, n: usize) {
-        self.sched.block(self.ids[n], self.now);
+        self.sched.block(self.ids[n], None, self.now);
     }
 
     fn wake(&mut self, n: usize) {
@@ -77,7 +77,7 @@ impl Sim {
     }
 }
 
-fn weight(raw: u32) -> Params {
+fn weight(raw: u16) -> Params {
     Params { weight: Weight::new(raw).unwrap(), ..Params::DEFAULT }
 }
 
@@ -253,15 +253,15 @@ fn virtual_time_goes_round_without_anyone_noticing() {
 
 #[test]
 fn parameters_from_outside_are_checked() {
-    let ns = Ns::new;
-    let ok = Params::checked(1, ns(0), ns(0), ns(0), ns(0)).unwrap();
-    assert_eq!(ok.allowance, Params::DEFAULT.allowance);
-    assert_eq!(Params::checked(0, ns(0), ns(0), ns(0), ns(0)), Err(Errno::EINVAL));
-    assert_eq!(Params::checked(65_536, ns(0), ns(0), ns(0), ns(0)), Err(Errno::EINVAL));
-    let long = ns(bvt::MAX_SPAN.get() + 1);
-    assert_eq!(Params::checked(1, long, ns(0), ns(0), ns(0)), Err(Errno::EINVAL));
-    let short = Params::checked(1, ns(0), ns(0), ns(0), ns(1)).unwrap();
-    assert_eq!(short.allowance, bvt::MIN_ALLOWANCE);
+    let asked = |weight, warp_ns, allowance_ns| {
+        let asked = SchedParams { weight, warp_ns, allowance_ns, ..Default::default() };
+        Params::checked(&asked)
+    };
+    assert_eq!(asked(1, 0, 0).unwrap().allowance, Params::DEFAULT.allowance);
+    assert_eq!(asked(0, 0, 0), Err(Errno::EINVAL));
+    assert_eq!(asked(65_536, 0, 0), Err(Errno::EINVAL));
+    assert_eq!(asked(1, bvt::MAX_SPAN.get() + 1, 0), Err(Errno::EINVAL));
+    assert_eq!(asked(1, 0, 1).unwrap().allowance, bvt::MIN_ALLOWANCE);
 }
 
 /// What may happen to a vCPU.
@@ -271,7 +271,7 @@ enum Step {
     Wake(usize),
     Pause(usize, bool),
     Yield(usize),
-    Weigh(usize, u32, u64),
+    Weigh(usize, u16, u64),
     Pick,
     Pass(u64),
 }
@@ -283,7 +283,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         n.clone().prop_map(Step::Wake),
         (n.clone(), any::<bool>()).prop_map(|(n, paused)| Step::Pause(n, paused)),
         n.clone().prop_map(Step::Yield),
-        (n, 1..2000u32, 0..30 * MS).prop_map(|(n, weight, warp)| Step::Weigh(n, weight, warp)),
+        (n, 1..2000u16, 0..30 * MS).prop_map(|(n, weight, warp)| Step::Weigh(n, weight, warp)),
         Just(Step::Pick),
         Just(Step::Pick),
         (1..20 * MS).prop_map(Step::Pass),
@@ -333,16 +333,16 @@ proptest! {
             let times = sim.sched.times(sim.ids[n], sim.now).unwrap();
             prop_assert_eq!(times.time[0], expected, "time of vCPU {}", n);
             prop_assert_eq!(times.time.iter().sum::<u64>(), sim.now.get());
-            let state = if blocked[n] { RunState::Blocked } else if paused[n] { RunState::Offline }
-                else if running == Some(n) { RunState::Running } else { RunState::Runnable };
-            prop_assert_eq!(times.state, state as u32);
+            let state = if blocked[n] { RUNSTATE_BLOCKED } else if paused[n] { RUNSTATE_OFFLINE }
+                else if running == Some(n) { RUNSTATE_RUNNING } else { RUNSTATE_RUNNABLE };
+            prop_assert_eq!(times.state, state);
         }
     }
 
     /// Independent of BVT's own reckoning: exact shares, in integers.
     #[test]
     fn busy_vcpus_get_their_share_to_within_a_few_allowances(
-        weights in proptest::collection::vec(16u32..2048, 2..6),
+        weights in proptest::collection::vec(16u16..2048, 2..6),
     ) {
         let params: Vec<Params> = weights.iter().map(|&raw| weight(raw)).collect();
         let mut sim = Sim::new(&params);
@@ -365,9 +365,11 @@ proptest! {
         ops in proptest::collection::vec((0..40usize, proptest::option::of(0..1000u64)), 1..300),
     ) {
         let mut table = frames::table(64);
-        let mut slots = Slots::new();
-        let ids: Vec<SlotId> = (0..40).map(|n| slots.take(&mut table, who(n)).unwrap()).collect();
-        let mut line = Line::<ByDeadline>::new();
+        let mut slots = Slots::default();
+        let slot = |n| Slot::new(who(n), CPU, VirtTime::new(0), Ns::new(0));
+        let ids: Vec<SlotId> =
+            (0..40).map(|n| slots.take(&mut table, slot(n)).unwrap()).collect();
+        let mut line = Line::new(Slot::due_before);
         let mut list = [None; 40];
         for (n, key) in ops {
             list[n] = key;

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Core,
-    memory::{frame::FrameType, update},
+    memory::{frame::FrameType, update, validate::Level},
     state::Caller,
     trap::mapped_frame,
 };
@@ -109,7 +109,7 @@ pub fn page_table_write(core: &mut Core, caller: Caller, address: u64) -> Option
 fn table_entry(core: &Core, caller: Caller, address: u64) -> Option<Maddr> {
     let root = core.vcpu(caller)?.roots.kernel?;
     let mfn = mapped_frame(core, root, GuestVa::new(address))?;
-    let is_table = core.frames.frame_type(mfn) == FrameType::L1;
+    let is_table = core.frames.frame_type(mfn) == FrameType::Table(Level::L1);
     is_table.then(|| Maddr::new(mfn.maddr().get() + (address & 0xff8)))
 }
 

@@ -9,8 +9,11 @@ use crate::{
     fixture::{self, HOLE, frame_at, get, page, put},
     hypercall::{Outcome, grant::grant_table_op},
     memory::{
-        frame::{FrameType, table::Budget},
-        update::{self, Owners},
+        frame::{
+            FrameType,
+            table::{Budget, Owners},
+        },
+        update,
     },
     state::Caller,
 };
@@ -54,8 +57,8 @@ impl Machine {
     }
 
     fn write_entry(&self, of: Caller, gref: u32, flags: u16, to: Caller, frame: Mfn) {
-        let entry = table::Entry { flags, domid: to.dom.get(), frame: frame.get() as u32 };
-        self.core.frames.mem().write_u64(self.entry_at(of, gref), entry.word());
+        let entry = GrantEntryV1 { flags, domid: to.dom.get(), frame: frame.get() as u32 };
+        self.core.frames.mem().write_u64(self.entry_at(of, gref), zerocopy::transmute!(entry));
     }
 
     /// `a` grants its page `n` to `b` as gref 8 + n.
@@ -135,7 +138,7 @@ impl Machine {
         let owners = Owners::only(who.dom);
         let mut budget = Budget::default();
         update::with_walk(&mut self.core, who.dom, &mut budget, |frames, walk| {
-            update::write_entry(frames, owners, at, |_| 0, walk).unwrap();
+            update::write_entry(frames, owners, at, |_| 0, walk)
         })
         .unwrap();
     }
@@ -161,6 +164,17 @@ fn a_mapped_frame_is_the_granters_frame() {
     assert_eq!(m.refs(m.granted(5)), before);
     assert!(m.core.guest(m.b).read::<u64>(GuestVa::new(HOLE)).is_err());
     assert_eq!(m.unmap(handle, HOLE), GNTST_BAD_HANDLE);
+}
+
+#[test]
+fn a_map_over_a_page_makes_the_processor_forget_the_page() {
+    let mut m = machine();
+    let gref = m.grant(5, 0);
+    m.core.cpus[0].flush = Default::default();
+    m.map(gref, HOLE, 0).unwrap();
+    assert_eq!(m.core.cpus[0].flush, crate::memory::flush::Flush::None);
+    m.map(gref, page(9), 0).unwrap();
+    assert_eq!(m.core.cpus[0].flush, crate::memory::flush::Flush::All);
 }
 
 #[test]
@@ -347,7 +361,7 @@ fn a_guest_that_clears_its_entry_still_holds_the_grant() {
 #[test]
 fn the_death_of_a_mapper_clears_every_mark_in_steps() {
     let mut m = machine();
-    let overhead = m.core.domains.get(m.b.dom).unwrap().memory.overhead_pages;
+    let overhead = m.core.domains.get(m.b.dom).unwrap().grants.overhead();
     for n in 2..8 {
         let gref = m.grant(n, 0);
         m.map(gref, HOLE + n * 0x1000, if n % 2 == 0 { GNTMAP_READONLY } else { 0 }).unwrap();
@@ -361,7 +375,7 @@ fn the_death_of_a_mapper_clears_every_mark_in_steps() {
         m.clear(m.b, HOLE + n * 0x1000);
         assert_eq!(m.refs(m.granted(n)), (2, 1));
     }
-    assert_eq!(m.core.domains.get(m.b.dom).unwrap().memory.overhead_pages, overhead);
+    assert_eq!(m.core.domains.get(m.b.dom).unwrap().grants.overhead(), overhead);
 }
 
 #[test]
@@ -546,7 +560,7 @@ fn tables_grow_to_their_limit_and_are_listed() {
     let before = m.core.frames.free_frames();
     free_table(&mut m.core, m.b.dom);
     assert_eq!(m.core.frames.free_frames(), before + 1 + 64 * 3);
-    assert_eq!(m.core.domains.get(m.b.dom).unwrap().memory.overhead_pages, 0);
+    assert_eq!(m.core.domains.get(m.b.dom).unwrap().grants.overhead(), 0);
 }
 
 #[test]

@@ -6,8 +6,8 @@ use crate::{
     domain::Incarnation,
     fixture::{self, HOLE, PAGES, frame_at, page},
     memory::{
-        frame::table::Budget,
-        update::{self, Owners},
+        frame::table::{Budget, Owners},
+        update,
         validate::{self, Pte},
     },
     state::Caller,
@@ -15,8 +15,9 @@ use crate::{
 use bulkhead_abi::{
     GuestVa, Maddr,
     grant::{
-        GNTMAP_CONTAINS_PTE, GNTMAP_HOST_MAP, GNTMAP_READONLY, GTF_PERMIT_ACCESS, GTF_READING,
-        GTF_READONLY, GTF_WRITING,
+        CopyPtr, GNTCOPY_DEST_GREF, GNTCOPY_SOURCE_GREF, GNTMAP_CONTAINS_PTE, GNTMAP_HOST_MAP,
+        GNTMAP_READONLY, GTF_PERMIT_ACCESS, GTF_READING, GTF_READONLY, GTF_WRITING, GrantCopy,
+        GrantEntryV1, MapGrantRef,
     },
 };
 use proptest::prelude::*;
@@ -140,7 +141,8 @@ impl World {
                 let at = self.entry_at(d, gref as u32);
                 // A well-behaved granter: not while it is in use.
                 if Entry(mem.read_u64(at)).marks() == 0 {
-                    mem.write_u64(at, table::Entry { flags, domid, frame }.word());
+                    let entry = GrantEntryV1 { flags, domid, frame };
+                    mem.write_u64(at, zerocopy::transmute!(entry));
                 }
             }
             Act::Revoke(d, gref) => {
@@ -155,9 +157,9 @@ impl World {
                 let (host_addr, kind) =
                     if by_pte { (at.get(), GNTMAP_CONTAINS_PTE) } else { (va, 0) };
                 let flags = GNTMAP_HOST_MAP | kind | if readonly { GNTMAP_READONLY } else { 0 };
-                let granter = self.callers[of].dom;
+                let (dom, gref32) = (self.callers[of].dom.get(), gref as u32);
                 let request =
-                    map::MapRequest { flags, host_addr, granter, gref: Gref::new(gref as u32) };
+                    MapGrantRef { flags, host_addr, dom, gref: gref32, ..Default::default() };
                 let before = Entry(mem.read_u64(self.entry_at(of, gref as u32)));
                 let result = map::map(&mut self.core, self.callers[by], &request);
                 let allowed = before.lets(self.callers[by].dom, !readonly);
@@ -202,22 +204,27 @@ impl World {
                 let at = self.pte_at(d, slot_va(slot));
                 let dom = self.callers[d].dom;
                 update::with_walk(&mut self.core, dom, &mut Budget::default(), |frames, walk| {
-                    update::write_entry(frames, Owners::only(dom), at, |_| 0, walk).unwrap();
+                    update::write_entry(frames, Owners::only(dom), at, |_| 0, walk)
                 })
                 .unwrap();
             }
             Act::Copy { by, of, gref, write } => {
                 let own = frame_at(&self.core, self.callers[by], page(PAGES - 1));
-                let own = copy::End {
-                    dom: self.callers[by].dom,
-                    what: copy::What::Frame(own),
-                    offset: 3,
+                let end = |gref_or_gmfn, domid: DomId, offset| CopyPtr {
+                    gref_or_gmfn,
+                    domid: domid.get(),
+                    offset,
+                    ..Default::default()
                 };
-                let what = copy::What::Grant(Gref::new(gref as u32));
-                let theirs = copy::End { dom: self.callers[of].dom, what, offset: 0 };
-                let (from, to) = if write { (own, theirs) } else { (theirs, own) };
+                let own = end(own.get(), DomId::SELF, 3);
+                let theirs = end(gref, self.callers[of].dom, 0);
+                let (source, dest, flags) = match write {
+                    true => (own, theirs, GNTCOPY_DEST_GREF),
+                    false => (theirs, own, GNTCOPY_SOURCE_GREF),
+                };
+                let asked = GrantCopy { source, dest, len: 100, flags, ..Default::default() };
                 let before = Entry(mem.read_u64(self.entry_at(of, gref as u32)));
-                let result = copy::copy(&mut self.core, self.callers[by].dom, from, to, 100);
+                let result = copy::copy(&mut self.core, self.callers[by].dom, &asked);
                 let dom = self.callers[by].dom;
                 assert_eq!(result.is_ok(), before.lets(dom, write), "{act:?} {result:?}");
             }
