@@ -100,7 +100,8 @@ pub const STATE_DYING: u32 = 1 << 4;
 pub const STATE_DRIVER: u32 = 1 << 5;
 
 op!(SetVcpuContext { domid: u16, _pad: u16, vcpu: u32,
-    /** address of a [`crate::vcpu::VcpuGuestContext`]; its cr3 must be a pinned L4 */ context: u64 } 16);
+    /** address of a [`crate::vcpu::VcpuGuestContext`]; its cr3 must be an L4 of the domain,
+    pinned or not: it is validated where it is not one yet */ context: u64 } 16);
 op!(
     /// Borrowed Virtual Time (Duda and Cheriton, SOSP 1999).
     SchedParams {

@@ -74,7 +74,7 @@ pub async fn run(news: &mut News) {
     refused(
         "frames of its first life are not its own",
         map_foreign(domid, &first.frames[DATA_PAGE..], false),
-        Errno::EINVAL,
+        Errno::EBUSY,
     );
 
     let second = visit(news, domid, &house, "second life", SHUTDOWN_POWEROFF).await;

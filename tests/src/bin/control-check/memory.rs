@@ -68,7 +68,7 @@ fn foreign() {
     refused(
         "a frame is not mapped under another domain's name",
         map_foreign(other, &frames[..1], false),
-        Errno::EINVAL,
+        Errno::EBUSY,
     );
     destroy(other).expect("there");
     destroy(domid).expect("there");
@@ -93,7 +93,7 @@ fn tables() {
         refused(
             &alloc::format!("{name} is not mapped writable"),
             map_foreign(domid, &small.frames[page..=page], true),
-            Errno::EINVAL,
+            Errno::EBUSY,
         );
     }
     let seen = map_foreign(domid, &small.frames[L1..=L1], false).expect("readable");
@@ -118,13 +118,13 @@ fn bad_tables(small: &Small) {
     refused(
         "a table that maps Dom0's memory is no table",
         pin_foreign(domid, 4, small.frames[L4]),
-        Errno::EPERM,
+        Errno::EBUSY,
     );
     small.write(L1, 100, small.frames[L1].maddr().get() | WRITE).expect("nothing was pinned");
     refused(
         "a table that maps itself writable is no table",
         pin_foreign(domid, 1, small.frames[L1]),
-        Errno::EINVAL,
+        Errno::EBUSY,
     );
     small.write(L1, 100, 0).expect("nothing was pinned");
     small.write(L2, 3, small.frames[DATA_PAGE].maddr().get() | 0x80 | WRITE).expect("no table");

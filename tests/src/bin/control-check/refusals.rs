@@ -184,6 +184,9 @@ fn contexts() {
     equal("a sound context is taken", small.prepare(), Ok(()));
     refused("and only once", small.set_context(&small.context()), Errno::EEXIST);
     small.destroy();
+    let bare = Small::create(&Program::default()).expect("a small domain");
+    equal("a root that is sound needs no pin", bare.set_context(&bare.context()), Ok(()));
+    bare.destroy();
     equal("refusals hold no frames", free_frames(), before);
 }
 
