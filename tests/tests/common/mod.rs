@@ -25,6 +25,18 @@ use std::{
 /// TCG on a busy host of two cores is slow; a test that is stuck ends all the same.
 const LIMIT: Duration = Duration::from_secs(240);
 
+/// Looks until there is something, or the limit is reached.
+pub fn wait<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let found = look();
+        if found.is_some() || Instant::now() >= deadline {
+            return found;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// What was seen of a run.
 pub struct Ran {
     pub report: Report,
