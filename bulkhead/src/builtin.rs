@@ -36,6 +36,12 @@ pub const DOMAINS: &[Builtin] = &[
         binary: "disk-check",
         purpose: "lists an ext4 disk, writes and checks a pattern on another",
     },
+    Builtin {
+        name: "echo",
+        package: "bulkhead-tests",
+        binary: "echo",
+        purpose: "says back what is typed on its console",
+    },
     Builtin { name: "spin", package: "bulkhead-tests", binary: "spin", purpose: "burns CPU time" },
     Builtin {
         name: "nap",

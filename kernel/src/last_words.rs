@@ -15,7 +15,7 @@ use core::{
 use kernel::{
     arch::{self, machine::entry},
     memory::phys::PhysMem,
-    trace::words::{self, SymbolBytes, Uart},
+    trace::words::{self, Uart},
 };
 
 /// The vector by which somebody asks the core where it is.
@@ -24,36 +24,18 @@ const NMI: u32 = 2;
 /// Frames of the backtrace.
 const DEPTH: usize = 32;
 
-/// The symbol table in the boot archive.
-struct Symbols {
-    mem: PhysMem,
-    at: u64,
-    bytes: u64,
-}
+/// The symbol table in the boot archive; empty if there is none.
+static SYMBOLS: spin::Once<&[u8]> = spin::Once::new();
 
-static SYMBOLS: spin::Mutex<Option<Symbols>> = spin::Mutex::new(None);
-
-impl SymbolBytes for Symbols {
-    fn read(&self, offset: u64, out: &mut [u8]) -> Option<()> {
-        if offset.checked_add(out.len() as u64)? > self.bytes {
-            return None;
-        }
-        read(self.mem, self.at + offset, out);
-        Some(())
-    }
-}
-
-/// Copies across frames.
-fn read(mem: PhysMem, at: u64, out: &mut [u8]) {
-    for (n, byte) in (0u64..).zip(out) {
-        *byte = mem.read_u8(Maddr::new(at + n));
-    }
-}
-
-/// Remembers where the core's symbols are.
+/// Remembers where the core's symbols are: in RAM that the core keeps.
 pub fn set_symbols(mem: PhysMem, at: Range<Maddr>) {
-    let (at, end) = (at.start.get(), at.end.get());
-    *SYMBOLS.lock() = Some(Symbols { mem, at, bytes: end - at });
+    let bytes = (at.end.get() - at.start.get()) as usize;
+    if let Some(frame) = mem.frame_ptr(at.start.mfn()) {
+        let start = frame.wrapping_add(at.start.offset()).cast_const();
+        // SAFETY: 1. The archive was opened, so the range lies within memory, which is mapped for
+        // ever. 2. Its frames stay the core's, so nobody writes them any more.
+        SYMBOLS.call_once(|| unsafe { core::slice::from_raw_parts(start, bytes) });
+    }
 }
 
 /// Whether somebody is speaking already: a fault in the last words ends them.
@@ -95,13 +77,11 @@ pub fn panicked(info: &core::panic::PanicInfo<'_>) -> ! {
 
 fn say(rip: u64, rbp: u64) {
     let _ = writeln!(Uart, "backtrace:");
-    let symbols = SYMBOLS.try_lock();
-    let symbols = symbols.as_ref().and_then(|slot| slot.as_ref());
+    let symbols = SYMBOLS.get().copied().unwrap_or_default();
     let _ = words::address(&mut Uart, symbols, rip, CORE_BASE);
     let mut frame = rbp;
     for _ in 0..DEPTH {
-        if !frame.is_multiple_of(8) || !entry::is_on_stack(frame) || !entry::is_on_stack(frame + 8)
-        {
+        if !frame.is_multiple_of(8) || ![frame, frame + 8].into_iter().all(entry::is_on_stack) {
             break;
         }
         // SAFETY: both words are on one of this CPU's stacks, which are mapped.

@@ -8,8 +8,11 @@ mod last_words;
 use bulkhead_abi::{Maddr, Mfn, PAGE_SIZE, vcpu::UserRegs};
 use core::{fmt::Write, ops::Range};
 use kernel::{
-    Core, arch,
-    arch::machine::{apic, boot, boot::Handover, cpu, entry as stubs, paging, serial, tables},
+    Core,
+    arch::{
+        self,
+        machine::{apic, boot, cpu, entry as stubs, paging, serial, tables},
+    },
     domain::dom0::{self, Archive},
     memory::{
         frame::{Frame, FrameTable},
@@ -50,24 +53,15 @@ extern "C" fn core_start(info: u32) -> ! {
     let _ = log::set_logger(&UartLog);
     log::set_max_level(log::LevelFilter::Info);
     log::info!("Bulkhead {}", env!("CARGO_PKG_VERSION"));
-    let handover = match boot::handover(info.into()) {
-        Ok(handover) => handover,
-        Err(why) => panic!("{why}"),
-    };
-    let core = build(&handover);
-    let regs = {
-        let mut slot = CORE.lock();
-        let core = slot.insert(core);
-        start_dom0(core, &handover);
-        entry::leave(core, CPU).as_ptr()
-    };
-    stubs::set_entry(regs);
+    let handover = boot::handover(info.into()).unwrap_or_else(|why| panic!("{why}"));
+    *CORE.lock() = Some(build(&handover));
+    let regs = with_core(|core| start_dom0(core, &handover.archive));
     // SAFETY: `leave` gives the registers of the vCPU whose state it loaded, and entries save there.
     unsafe { stubs::resume(regs) }
 }
 
 /// Divides memory, builds the core's page tables and the frame table, and sets the CPU up.
-fn build(handover: &Handover) -> Core {
+fn build(handover: &boot::Handover) -> Core {
     let mut carver = boot::Carver::new(handover).expect("RAM for the core below 4 GiB");
     let max_mfn = handover.ram.iter().map(|range| range.end).max().unwrap_or(0) / PAGE;
     let large = 2 << 20;
@@ -75,20 +69,10 @@ fn build(handover: &Handover) -> Core {
     let m2p = carver.take(m2p_bytes, large).expect("RAM for the machine-to-phys table");
     let frames_bytes = max_mfn * size_of::<Frame>() as u64;
     let frames_at = carver.take(frames_bytes, PAGE).expect("RAM for the frame table");
-    let built = paging::build(
-        &mut carver,
-        &handover.ram,
-        m2p..m2p + m2p_bytes,
-        &stubs::guards(),
-        cpu::physical_bits(),
-    );
-    tables::init(CPU, stubs::interrupt_stacks());
-    if let Err(missing) = cpu::init() {
-        panic!("this processor has no {missing}");
-    }
-    if let Err(missing) = apic::init() {
-        panic!("no {missing}");
-    }
+    let slots = paging::build(&mut carver, &handover.ram, m2p..m2p + m2p_bytes);
+    tables::init(CPU);
+    cpu::init().unwrap_or_else(|missing| panic!("this processor has no {missing}"));
+    apic::init().unwrap_or_else(|missing| panic!("no {missing}"));
 
     // SAFETY: the core's tables map all RAM below `max_mfn` there, for ever; only frames that the frame table
     // knows as RAM are accessed.
@@ -100,18 +84,14 @@ fn build(handover: &Handover) -> Core {
     }
     // SAFETY: written above, nobody else has it, and it stays.
     let storage = unsafe { core::slice::from_raw_parts_mut(storage, max_mfn as usize) };
-    let mut ranges = heapless::Vec::<Range<u64>, { boot::MAX_RANGES }>::new();
-    for range in &handover.ram {
-        // As many as the handover has.
-        let _ = ranges.push(range.start / PAGE..range.end / PAGE);
-    }
+    let ranges: heapless::Vec<_, { boot::MAX_RANGES }> =
+        handover.ram.iter().map(|range| range.start / PAGE..range.end / PAGE).collect();
     let mut frames = FrameTable::new(mem, storage, Maddr::new(m2p), &ranges);
-    frames.set_core_slots(built.slots);
-    give_back(
-        &mut frames,
-        handover,
-        &[paging::image(), carver.taken(), handover.archive.clone().unwrap_or(0..0)],
-    );
+    frames.set_core_slots(slots);
+    let used = [paging::image(), carver.taken(), handover.archive.clone()];
+    boot::unused(&handover.ram, &used, |free| {
+        frames.free_core(Mfn::new(free.start / PAGE), ((free.end - free.start) / PAGE) as usize);
+    });
     log::info!(
         "{} MiB of memory, {} MiB free, TSC {} kHz",
         frames.total_frames() >> 8,
@@ -121,33 +101,12 @@ fn build(handover: &Handover) -> Core {
     Core::new(frames)
 }
 
-/// Puts all RAM that is not in use on the free list.
-fn give_back(frames: &mut FrameTable, handover: &Handover, used: &[Range<u64>]) {
-    for range in &handover.ram {
-        let mut at = range.start;
-        while at < range.end {
-            let user = used.iter().find(|used| used.start & !(PAGE - 1) <= at && at < used.end);
-            if let Some(user) = user {
-                at = user.end.next_multiple_of(PAGE);
-                continue;
-            }
-            let next =
-                used.iter().map(|used| used.start & !(PAGE - 1)).filter(|start| *start > at).min();
-            let end = next.unwrap_or(range.end).min(range.end);
-            frames.free_core(Mfn::new(at / PAGE), ((end - at) / PAGE) as usize);
-            at = end;
-        }
-    }
-}
-
-fn start_dom0(core: &mut Core, handover: &Handover) {
+fn start_dom0(core: &mut Core, archive: &Range<u64>) {
     let devices = core.devices.scan();
     log::info!("{devices} PCI functions");
-    let Some(Range { start, end }) = handover.archive.clone() else {
-        panic!("no boot archive: start with -initrd")
-    };
     let mem = core.frames.mem();
-    let built = Archive::open(mem, Maddr::new(start), end - start).and_then(|archive| {
+    let (at, bytes) = (Maddr::new(archive.start), archive.end - archive.start);
+    let built = Archive::open(mem, at, bytes).and_then(|archive| {
         last_words::set_symbols(mem, archive.symbols());
         dom0::build(core, &archive)
     });
@@ -156,27 +115,27 @@ fn start_dom0(core: &mut Core, handover: &Handover) {
     }
 }
 
-/// A trap from ring 3; the registers are saved. Gives those to go back with.
-#[unsafe(no_mangle)]
-extern "C" fn core_from_guest(_saved: *mut UserRegs) -> *mut UserRegs {
+/// Has the core, under its lock, deal with a trap; gives the registers to go to ring 3 with.
+fn with_core(handle: impl FnOnce(&mut Core)) -> *mut UserRegs {
     let mut slot = CORE.lock();
     let core = slot.as_mut().expect("guests run only after the core was made");
-    entry::enter(core, CPU);
+    handle(core);
     let regs = entry::leave(core, CPU).as_ptr();
     stubs::set_entry(regs);
     regs
+}
+
+/// A trap from ring 3; the registers are saved. Gives those to go back with.
+#[unsafe(no_mangle)]
+extern "C" fn core_from_guest(_saved: *mut UserRegs) -> *mut UserRegs {
+    with_core(|core| entry::enter(core, CPU))
 }
 
 /// The processor refused to go to ring 3 with the registers that were given.
 #[unsafe(no_mangle)]
 extern "C" fn core_return_refused() -> *mut UserRegs {
     let (vector, address) = stubs::last_fixed();
-    let mut slot = CORE.lock();
-    let core = slot.as_mut().expect("guests run only after the core was made");
-    entry::return_refused(core, CPU, vector, address);
-    let regs = entry::leave(core, CPU).as_ptr();
-    stubs::set_entry(regs);
-    regs
+    with_core(|core| entry::return_refused(core, CPU, vector, address))
 }
 
 /// A trap from ring 0.
@@ -184,7 +143,7 @@ extern "C" fn core_return_refused() -> *mut UserRegs {
 extern "C" fn core_from_core(regs: *mut UserRegs) {
     // SAFETY: the entry code passes the registers it has just saved on this stack.
     let regs = unsafe { &mut *regs };
-    if let stubs::FromCore::Fault = stubs::from_core(regs) {
+    if !stubs::from_core(regs) {
         last_words::fault(regs);
     }
 }

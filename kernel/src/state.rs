@@ -74,9 +74,13 @@ impl Core {
     /// One CPU runs guests today, so its own list is enough; with more, this is
     /// where the shootdown by IPI is requested.
     pub fn request_flush(&mut self, cpu: CpuId, flush: Flush) {
-        if let Some(state) = self.cpus.get_mut(cpu.0) {
-            state.flush = state.flush.merge(flush);
-        }
+        let state = self.cpu(cpu);
+        state.flush = state.flush.merge(flush);
+    }
+
+    /// What a CPU is doing. Numbers of CPUs are the core's own, so they exist.
+    pub fn cpu(&mut self, cpu: CpuId) -> &mut CpuState {
+        &mut self.cpus[cpu.0]
     }
 
     /// The calling vCPU.
@@ -87,12 +91,5 @@ impl Core {
     /// The calling vCPU, to be changed.
     pub fn vcpu_mut(&mut self, caller: Caller) -> Option<&mut Vcpu> {
         self.domains.get_mut(caller.dom)?.vcpu_mut(caller.vcpu)
-    }
-
-    /// Notes that the current vCPU's descriptor tables changed.
-    pub fn reload_tables(&mut self, cpu: CpuId) {
-        if let Some(state) = self.cpus.get_mut(cpu.0) {
-            state.reload_tables = true;
-        }
     }
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use bulkhead::{remote::RunListing, report::Domain, watch::Outcome};
-use common::Background;
+use common::{Background, run_text_by_instructions};
 
 const SPINNERS: &str = r#"
 [guest.light]
@@ -97,4 +97,31 @@ fn a_woken_guest_with_warp_preempts_those_that_spin() {
     let late = |name| mean_lateness(ran.console(name)).unwrap_or_else(|| panic!("{}", ran.story()));
     let (warped, plain) = (late("warped"), late("plain"));
     assert!(warped * 4 < plain, "warped {warped} us, plain {plain} us late\n{}", ran.story());
+}
+
+#[test]
+fn a_driver_domain_is_woken_soon_and_one_that_loops_takes_no_more_than_its_share() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut text = String::new();
+    for (name, kernel) in
+        [("driver.napper", "nap"), ("driver.loops", "spin"), ("guest.plain", "nap")]
+    {
+        text += &format!("[{name}]\nkernel = \"{kernel}\"\nmemory = \"16M\"\n");
+    }
+    for name in ["one", "two"] {
+        text += &format!(
+            "[guest.{name}]\nkernel = \"spin\"\nmemory = \"16M\"\ncmdline = \"seconds=4\"\n"
+        );
+    }
+    let ran = run_text_by_instructions(folder.path(), &text);
+    assert_eq!(ran.report.outcome, Outcome::Ok, "{}", ran.story());
+    let late = |name| mean_lateness(ran.console(name)).unwrap_or_else(|| panic!("{}", ran.story()));
+    let (driver, guest) = (late("napper"), late("plain"));
+    assert!(driver * 10 < guest, "driver {driver} us, guest {guest} us late\n{}", ran.story());
+    for name in ["one", "two"] {
+        let found = ran.report.domains.iter().find(|d| d.name == name).expect("listed");
+        // A third of four seconds, less what Dom0 and those that nap took of it.
+        let due = 4_000_000_000 / 3;
+        assert!(found.cpu_ns * 10 > due * 9, "{name} had {} ns\n{}", found.cpu_ns, ran.story());
+    }
 }

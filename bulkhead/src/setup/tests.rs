@@ -51,9 +51,12 @@ fn reads_a_whole_set_up() {
 
 #[test]
 fn driver_domains_warp_unless_told_otherwise_and_guests_do_not() {
-    let setup = parse(DISK, &["driver.disk.unwarp=1ms"]).expect("is right");
+    let setup =
+        parse(DISK, &["driver.disk.unwarp=1ms", "driver.disk.warp-limit=0ms"]).expect("is right");
     let warps = |s: &Sched| (s.warp_ns, s.warp_limit_ns, s.unwarp_ns, s.allowance_ns);
-    assert_eq!(warps(&setup.drivers[0].sched), (20_000_000, 5_000_000, 1_000_000, 1_000_000));
+    assert_eq!(warps(&setup.drivers[0].sched), (20_000_000, 0, 1_000_000, 1_000_000));
+    let setup = parse(DISK, &[]).expect("is right");
+    assert_eq!(warps(&setup.drivers[0].sched), (20_000_000, 5_000_000, 0, 1_000_000));
     assert_eq!(warps(&setup.guests[0].domain.sched), (5_000_000, 0, 0, 1_000_000));
 }
 

@@ -13,20 +13,21 @@ pub use machine::{
     apic::{eoi, ioapic_mask, ioapic_set, msi_address_data, set_deadline},
     clock::{now, ns_at, time_scale, tsc, tsc_khz, wallclock_ns_at_boot},
     cpu::{cpuid, features, wait_for_interrupt},
+    entry::stack_top,
     exit_machine,
     guest::{
-        fault_address, load_debug, load_fpu, load_segments, load_user_gs, read_fs_base,
-        read_gs_base, read_inactive_gs_base, save_fpu, save_segments, set_serial_access,
-        set_task_switched, stack_top, swap_gs_bases, take_debug_status, write_fs_base,
-        write_gs_base, write_inactive_gs_base, write_tsc_aux, write_xcr0,
+        fault_address, load_debug, load_fpu, load_segments, load_user_gs, read_base, save_fpu,
+        save_segments, set_task_switched, swap_gs_bases, take_debug_status, write_base,
+        write_tsc_aux, write_xcr0,
     },
     paging::{flush_all, flush_page, leave_root, load_idle_root, load_root, map_device},
     pci::{pci_read, pci_write},
     serial::console_write,
-    tables::{ldt_window_page, load_tables},
+    tables::{ldt_window_page, load_tables, set_serial_access},
 };
 
 #[cfg(not(target_os = "none"))]
+#[path = "tests/fake.rs"]
 pub mod fake;
 #[cfg(not(target_os = "none"))]
 pub use fake::*;
@@ -54,19 +55,16 @@ pub struct Features {
     pub rdtscp: bool,
 }
 
-/// Data segment registers and bases, as the processor has them while the core runs: the core
-/// uses none of them, so they stay the guest's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Segments {
-    pub ds: u16,
-    pub es: u16,
-    pub fs: u16,
-    pub gs: u16,
-    pub fs_base: u64,
-    /// GS base of the mode the vCPU is in.
-    pub gs_base: u64,
-    /// GS base that SWAPGS would bring.
-    pub inactive_gs_base: u64,
+/// Segment bases of the running vCPU, each by its model-specific register. They stay in the
+/// processor while the core runs: the core uses none of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Base {
+    Fs = 0xc000_0100,
+    /// Of the mode that the vCPU is in.
+    Gs = 0xc000_0101,
+    /// That SWAPGS would bring.
+    InactiveGs = 0xc000_0102,
 }
 
 /// Nanoseconds of `cycles`, by the arithmetic that guests use on their

@@ -19,49 +19,40 @@ impl DeviceWindow {
     /// Maps `bytes` bytes of registers at `at`, for ever; `None` when the range is empty or
     /// not below the processor's address width, or the window is full.
     pub fn map(at: Maddr, bytes: usize) -> Option<Self> {
-        let base = super::map_device(at, bytes)?;
-        Some(Self { base, bytes })
+        Some(Self { base: super::map_device(at, bytes)?, bytes })
     }
 
-    fn word(&self, offset: usize) -> Option<*mut u32> {
-        (offset.is_multiple_of(4) && offset.checked_add(4)? <= self.bytes)
+    /// Where a register of type `T` is; `None` outside the window or unaligned.
+    fn register<T>(&self, offset: usize) -> Option<*mut T> {
+        let bytes = size_of::<T>();
+        (offset.is_multiple_of(bytes) && offset.checked_add(bytes)? <= self.bytes)
             .then(|| self.base.wrapping_add(offset).cast())
     }
 
     /// Reads a word; all ones outside the window or unaligned, as a bus without a device answers.
     pub fn read(&self, offset: usize) -> u32 {
-        match self.word(offset) {
-            // SAFETY: `word` checked bounds and alignment; the mapping stays for ever.
-            Some(at) => unsafe { at.read_volatile() },
-            None => u32::MAX,
-        }
+        // SAFETY: `register` checked bounds and alignment; the mapping stays for ever.
+        self.register(offset).map_or(u32::MAX, |at: *mut u32| unsafe { at.read_volatile() })
     }
 
     /// Writes a word; outside the window or unaligned it goes nowhere.
     pub fn write(&self, offset: usize, value: u32) {
-        if let Some(at) = self.word(offset) {
+        if let Some(at) = self.register::<u32>(offset) {
             // SAFETY: as in `read`.
             unsafe { at.write_volatile(value) }
         }
     }
 
-    fn byte(&self, offset: usize) -> Option<*mut u8> {
-        (offset < self.bytes).then(|| self.base.wrapping_add(offset))
-    }
-
     /// Reads a byte-wide register; all ones outside the window.
     pub fn read_u8(&self, offset: usize) -> u8 {
-        match self.byte(offset) {
-            // SAFETY: `byte` checked the bounds; the mapping stays for ever.
-            Some(at) => unsafe { at.read_volatile() },
-            None => u8::MAX,
-        }
+        // SAFETY: as in `read`.
+        self.register(offset).map_or(u8::MAX, |at: *mut u8| unsafe { at.read_volatile() })
     }
 
     /// Writes a byte-wide register; outside the window it goes nowhere.
     pub fn write_u8(&self, offset: usize, value: u8) {
-        if let Some(at) = self.byte(offset) {
-            // SAFETY: as in `read_u8`.
+        if let Some(at) = self.register::<u8>(offset) {
+            // SAFETY: as in `read`.
             unsafe { at.write_volatile(value) }
         }
     }

@@ -1,7 +1,10 @@
 //! One virtual CPU: registers, what its guest registered, and each room's share.
 
 use super::Incarnation;
-use crate::{sched::VcpuSched, trap::context::GuestContext};
+use crate::{
+    sched::VcpuSched,
+    trap::context::{GuestContext, Mode},
+};
 use bulkhead_abi::{DomId, Maddr, Mfn, VcpuId, vcpu::UserRegs};
 
 /// Where the machine saves the registers of the running vCPU: the entry path pushes
@@ -66,6 +69,14 @@ impl Vcpu {
             online: false,
             guest: GuestContext::default(),
             sched: VcpuSched::default(),
+        }
+    }
+
+    /// The root of the mode it is in.
+    pub fn root(&self) -> Option<Mfn> {
+        match self.guest.mode {
+            Mode::Kernel => self.roots.kernel,
+            Mode::User => self.roots.user,
         }
     }
 

@@ -3,24 +3,19 @@
 use super::{Outcome, device, sched};
 use crate::{Core, domain::lifecycle, state::Caller};
 use bulkhead_abi::{
-    Errno, GuestVa,
-    physdev::{PHYSDEVOP_EOI, PHYSDEVOP_SET_IOBITMAP, PHYSDEVOP_SET_IOPL},
+    Errno, GuestVa, physdev,
     sched::{SCHEDOP_BLOCK, SCHEDOP_SHUTDOWN, SCHEDOP_YIELD},
-    trap::{
-        VMASST_4GB_SEGMENTS, VMASST_4GB_SEGMENTS_NOTIFY, VMASST_ARCHITECTURAL_IOPL,
-        VMASST_CMD_DISABLE, VMASST_CMD_ENABLE, VMASST_PAE_EXTENDED_CR3,
-        VMASST_RUNSTATE_UPDATE_FLAG, VMASST_WRITABLE_PAGETABLES,
-    },
+    trap as nr,
 };
 
 /// Assists that may be asked for. Emulated page-table writes are always on, and the two about
 /// segments and CR3 mean nothing to a 64-bit guest.
-const ASSISTS: u64 = 1 << VMASST_4GB_SEGMENTS
-    | 1 << VMASST_4GB_SEGMENTS_NOTIFY
-    | 1 << VMASST_WRITABLE_PAGETABLES
-    | 1 << VMASST_PAE_EXTENDED_CR3
-    | 1 << VMASST_ARCHITECTURAL_IOPL
-    | 1 << VMASST_RUNSTATE_UPDATE_FLAG;
+const ASSISTS: u64 = 1 << nr::VMASST_4GB_SEGMENTS
+    | 1 << nr::VMASST_4GB_SEGMENTS_NOTIFY
+    | 1 << nr::VMASST_WRITABLE_PAGETABLES
+    | 1 << nr::VMASST_PAE_EXTENDED_CR3
+    | 1 << nr::VMASST_ARCHITECTURAL_IOPL
+    | 1 << nr::VMASST_RUNSTATE_UPDATE_FLAG;
 
 /// `vm_assist(cmd, type)`.
 ///
@@ -33,8 +28,8 @@ pub fn vm_assist(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     };
     match cmd & 0xffff_ffff {
         _ if bit & ASSISTS == 0 => return Errno::EINVAL.into(),
-        VMASST_CMD_ENABLE => domain.assists |= bit,
-        VMASST_CMD_DISABLE => domain.assists &= !bit,
+        nr::VMASST_CMD_ENABLE => domain.assists |= bit,
+        nr::VMASST_CMD_DISABLE => domain.assists &= !bit,
         _ => return Errno::ENOSYS.into(),
     }
     Outcome::Done(0)
@@ -48,9 +43,9 @@ pub fn vm_assist(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
 pub fn physdev_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     let [cmd, arg, ..] = args;
     match cmd & 0xffff_ffff {
-        PHYSDEVOP_SET_IOPL => set_iopl(core, caller, GuestVa::new(arg)).into(),
-        PHYSDEVOP_SET_IOBITMAP => Outcome::Done(0),
-        PHYSDEVOP_EOI => device::physdev_eoi(core, caller, args),
+        physdev::PHYSDEVOP_SET_IOPL => set_iopl(core, caller, GuestVa::new(arg)).into(),
+        physdev::PHYSDEVOP_SET_IOBITMAP => Outcome::Done(0),
+        physdev::PHYSDEVOP_EOI => device::physdev_eoi(core, caller, args),
         _ => Errno::ENOSYS.into(),
     }
 }

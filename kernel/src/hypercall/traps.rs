@@ -3,22 +3,18 @@
 
 use super::Outcome;
 use crate::{
-    Core, arch,
+    Core,
+    arch::{self, Base},
     state::Caller,
     trap::{
         bounce,
-        context::{Callback, GuestContext, guest_selector, is_guest_address},
+        context::{Callback, GuestContext, guest_selector, is_guest_address, set_base},
         debug, descriptor, vector,
     },
 };
 use bulkhead_abi::{
     Errno, GuestVa, Maddr,
-    trap::{
-        CALLBACKF_MASK_EVENTS, CALLBACKOP_REGISTER, CALLBACKOP_UNREGISTER, CALLBACKTYPE_EVENT,
-        CALLBACKTYPE_FAILSAFE, CALLBACKTYPE_NMI, CALLBACKTYPE_SYSCALL, CallbackRegister,
-        CallbackUnregister, FLAT_RING3_CS64, SEGBASE_FS, SEGBASE_GS_KERNEL, SEGBASE_GS_USER,
-        SEGBASE_GS_USER_SEL, TI_MASK_EVENTS, TrapInfo,
-    },
+    trap::{self as nr, CallbackRegister, CallbackUnregister, TrapInfo},
 };
 
 /// Entries of a trap table before the call continues.
@@ -84,11 +80,9 @@ fn install_gdt(core: &mut Core, caller: Caller, list: GuestVa, entries: u64) -> 
         *frame = core.guest(caller).read(GuestVa::new(list.get().wrapping_add(n * 8)))?;
     }
     let held = descriptor::get_gdt(core, caller.dom, &frames, entries)?;
-    let guest = guest(core, caller)?;
-    guest.gdt_entries = entries as u32;
-    let old = core::mem::replace(&mut guest.gdt, held);
-    core.reload_tables(caller.cpu);
-    descriptor::put_gdt(core, &old);
+    let old = core::mem::replace(&mut guest(core, caller)?.gdt, held);
+    core.cpu(caller.cpu).reload_tables = true;
+    descriptor::put(core, &old);
     Ok(())
 }
 
@@ -103,12 +97,8 @@ pub fn update_descriptor(core: &mut Core, caller: Caller, args: [u64; 6]) -> Out
 /// `stack_switch(ss, sp)`: the stack on which traps from user mode enter the guest's kernel.
 pub fn stack_switch(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     let [ss, sp, ..] = args;
-    guest(core, caller)
-        .map(|guest| {
-            guest.kernel_ss = ss as u16 | 3;
-            guest.kernel_sp = sp;
-        })
-        .into()
+    let stack = (ss as u16 | 3, sp);
+    guest(core, caller).map(|guest| (guest.kernel_ss, guest.kernel_sp) = stack).into()
 }
 
 /// `set_callbacks(event, failsafe, syscall)`, the older form of [`callback_op`].
@@ -119,13 +109,13 @@ pub fn set_callbacks(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome
     if ![event, failsafe, syscall].into_iter().all(is_guest_address) {
         return Errno::EINVAL.into();
     }
-    guest(core, caller)
-        .map(|guest| {
-            guest.event = Callback { address: event, mask_events: true };
-            guest.failsafe = Callback { address: failsafe, mask_events: false };
-            guest.syscall = Callback { address: syscall, mask_events: false };
-        })
-        .into()
+    let event = Callback { address: event, mask_events: true };
+    let others = [failsafe, syscall].map(|address| Callback { address, mask_events: false });
+    let set = |guest: &mut GuestContext| {
+        guest.event = event;
+        [guest.failsafe, guest.syscall] = others;
+    };
+    guest(core, caller).map(set).into()
 }
 
 /// `callback_op(cmd, arg)`.
@@ -136,32 +126,26 @@ pub fn set_callbacks(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome
 pub fn callback_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     let [cmd, arg, ..] = args;
     match cmd & 0xffff_ffff {
-        CALLBACKOP_REGISTER => register(core, caller, GuestVa::new(arg)).into(),
-        CALLBACKOP_UNREGISTER => unregister(core, caller, GuestVa::new(arg)).into(),
+        nr::CALLBACKOP_REGISTER => register(core, caller, GuestVa::new(arg)).into(),
+        nr::CALLBACKOP_UNREGISTER => unregister(core, caller, GuestVa::new(arg)).into(),
         _ => Errno::ENOSYS.into(),
     }
 }
 
 fn register(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
-    let asked: CallbackRegister = core.guest(caller).read(at)?;
-    if !is_guest_address(asked.address) {
+    let CallbackRegister { kind, flags, address, .. } = core.guest(caller).read(at)?;
+    if !is_guest_address(address) {
         return Err(Errno::EINVAL);
     }
-    let callback =
-        Callback { address: asked.address, mask_events: asked.flags & CALLBACKF_MASK_EVENTS != 0 };
+    let callback = Callback { address, mask_events: flags & nr::CALLBACKF_MASK_EVENTS != 0 };
     let guest = guest(core, caller)?;
-    match asked.kind {
-        CALLBACKTYPE_EVENT => guest.event = Callback { mask_events: true, ..callback },
-        CALLBACKTYPE_FAILSAFE => guest.failsafe = callback,
-        CALLBACKTYPE_SYSCALL => guest.syscall = callback,
-        CALLBACKTYPE_NMI => {
-            guest.traps[usize::from(vector::NMI)] = TrapInfo {
-                vector: vector::NMI,
-                flags: TI_MASK_EVENTS,
-                cs: FLAT_RING3_CS64,
-                _pad: 0,
-                address: asked.address,
-            }
+    match kind {
+        nr::CALLBACKTYPE_EVENT => guest.event = Callback { mask_events: true, ..callback },
+        nr::CALLBACKTYPE_FAILSAFE => guest.failsafe = callback,
+        nr::CALLBACKTYPE_SYSCALL => guest.syscall = callback,
+        nr::CALLBACKTYPE_NMI => {
+            let (vector, flags, cs) = (vector::NMI, nr::TI_MASK_EVENTS, nr::FLAT_RING3_CS64);
+            guest.traps[usize::from(vector)] = TrapInfo { vector, flags, cs, _pad: 0, address };
         }
         _ => return Err(Errno::ENOSYS),
     }
@@ -171,11 +155,13 @@ fn register(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
 fn unregister(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
     let asked: CallbackUnregister = core.guest(caller).read(at)?;
     match asked.kind {
-        CALLBACKTYPE_NMI => {
+        nr::CALLBACKTYPE_NMI => {
             guest(core, caller)?.traps[usize::from(vector::NMI)].address = 0;
             Ok(())
         }
-        CALLBACKTYPE_EVENT | CALLBACKTYPE_FAILSAFE | CALLBACKTYPE_SYSCALL => Err(Errno::EINVAL),
+        nr::CALLBACKTYPE_EVENT | nr::CALLBACKTYPE_FAILSAFE | nr::CALLBACKTYPE_SYSCALL => {
+            Err(Errno::EINVAL)
+        }
         _ => Err(Errno::ENOSYS),
     }
 }
@@ -191,12 +177,12 @@ pub fn fpu_taskswitch(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcom
 /// Errors: see [`debug::set`].
 pub fn set_debugreg(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     let [register, value, ..] = args;
-    let result = guest(core, caller).and_then(|guest| {
+    let set = |guest: &mut GuestContext| {
         debug::set(guest, register & 0xffff_ffff, value)?;
         arch::load_debug(&guest.debug);
-        Ok(())
-    });
-    result.into()
+        Ok::<_, Errno>(())
+    };
+    guest(core, caller).and_then(set).into()
 }
 
 /// `get_debugreg(register)`.
@@ -204,38 +190,25 @@ pub fn set_debugreg(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome 
 /// Errors: see [`debug::get`].
 pub fn get_debugreg(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     let [register, ..] = args;
-    guest(core, caller)
-        .and_then(|guest| debug::get(guest, register & 0xffff_ffff))
-        .map(|value| value as i64)
-        .into()
+    let value = guest(core, caller).and_then(|guest| debug::get(guest, register & 0xffff_ffff));
+    value.map(|value| value as i64).into()
 }
 
 /// `set_segment_base(which, base)`; `which` 3 loads a selector into the user's GS, a bad one
 /// becomes null.
 ///
 /// Errors: `EINVAL` unknown `which`, or a base that is not canonical.
-pub fn set_segment_base(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
+pub fn set_segment_base(_core: &mut Core, _caller: Caller, args: [u64; 6]) -> Outcome {
     let [which, base, ..] = args;
-    let guest = match guest(core, caller) {
-        Ok(guest) => guest,
-        Err(error) => return error.into(),
-    };
     match which & 0xffff_ffff {
-        SEGBASE_GS_USER_SEL => arch::load_user_gs(guest_selector(base as u16)),
-        _ if !GuestVa::new(base).is_canonical() => return Errno::EINVAL.into(),
-        SEGBASE_FS => {
-            guest.fs_base = base;
-            arch::write_fs_base(base);
+        nr::SEGBASE_FS => set_base(Base::Fs, base),
+        nr::SEGBASE_GS_USER => set_base(Base::InactiveGs, base),
+        nr::SEGBASE_GS_KERNEL => set_base(Base::Gs, base),
+        nr::SEGBASE_GS_USER_SEL => {
+            arch::load_user_gs(guest_selector(base as u16));
+            Ok(())
         }
-        SEGBASE_GS_USER => {
-            guest.gs_base_user = base;
-            arch::write_inactive_gs_base(base);
-        }
-        SEGBASE_GS_KERNEL => {
-            guest.gs_base_kernel = base;
-            arch::write_gs_base(base);
-        }
-        _ => return Errno::EINVAL.into(),
+        _ => Err(Errno::EINVAL),
     }
-    Outcome::Done(0)
+    .into()
 }

@@ -6,12 +6,7 @@ use crate::{Core, state::Caller};
 use bulkhead_abi::{
     Errno, GuestVa, PAGE_SIZE,
     mmu::HOLE_START,
-    version::{
-        FeatureInfo, VERSION, XENFEAT_DOM0, XENFEAT_GNTTAB_MAP_AVAIL_BITS, XENFEAT_HIGHMEM_ASSIST,
-        XENFEAT_MMU_PT_UPDATE_PRESERVE_AD, XENVER_CAPABILITIES, XENVER_CHANGESET,
-        XENVER_COMMANDLINE, XENVER_COMPILE_INFO, XENVER_EXTRAVERSION, XENVER_GET_FEATURES,
-        XENVER_GUEST_HANDLE, XENVER_PAGESIZE, XENVER_PLATFORM_PARAMETERS, XENVER_VERSION,
-    },
+    version::{self as nr, FeatureInfo, VERSION},
 };
 
 const EXTRAVERSION: &[u8] = b"-bulkhead";
@@ -25,17 +20,17 @@ pub fn xen_version(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
     let [cmd, arg, ..] = args;
     let at = GuestVa::new(arg);
     match cmd {
-        XENVER_VERSION => Outcome::Done(VERSION as i64),
-        XENVER_PAGESIZE => Outcome::Done(PAGE_SIZE as i64),
-        XENVER_EXTRAVERSION => text::<16>(core, caller, at, EXTRAVERSION),
-        XENVER_CAPABILITIES => text::<1024>(core, caller, at, CAPABILITIES),
-        XENVER_CHANGESET => text::<64>(core, caller, at, b""),
-        XENVER_COMMANDLINE => text::<1024>(core, caller, at, b""),
+        nr::XENVER_VERSION => Outcome::Done(VERSION as i64),
+        nr::XENVER_PAGESIZE => Outcome::Done(PAGE_SIZE as i64),
+        nr::XENVER_EXTRAVERSION => text::<16>(core, caller, at, EXTRAVERSION),
+        nr::XENVER_CAPABILITIES => text::<1024>(core, caller, at, CAPABILITIES),
+        nr::XENVER_CHANGESET => text::<64>(core, caller, at, b""),
+        nr::XENVER_COMMANDLINE => text::<1024>(core, caller, at, b""),
         // compiler[64], compile_by[16], compile_domain[32], compile_date[32]
-        XENVER_COMPILE_INFO => text::<144>(core, caller, at, COMPILER),
-        XENVER_GUEST_HANDLE => text::<16>(core, caller, at, b""),
-        XENVER_PLATFORM_PARAMETERS => write(core, caller, at, &HOLE_START.to_le_bytes()),
-        XENVER_GET_FEATURES => features(core, caller, at).into(),
+        nr::XENVER_COMPILE_INFO => text::<144>(core, caller, at, COMPILER),
+        nr::XENVER_GUEST_HANDLE => text::<16>(core, caller, at, b""),
+        nr::XENVER_PLATFORM_PARAMETERS => write(core, caller, at, &HOLE_START.to_le_bytes()),
+        nr::XENVER_GET_FEATURES => features(core, caller, at).into(),
         _ => Errno::ENOSYS.into(),
     }
 }
@@ -47,9 +42,7 @@ fn write(core: &Core, caller: Caller, at: GuestVa, bytes: &[u8]) -> Outcome {
 /// Answers with a NUL-padded field of `N` bytes.
 fn text<const N: usize>(core: &Core, caller: Caller, at: GuestVa, text: &[u8]) -> Outcome {
     let mut field = [0; N];
-    for (to, from) in field.iter_mut().zip(text) {
-        *to = *from;
-    }
+    field[..text.len()].copy_from_slice(text);
     write(core, caller, at, &field)
 }
 
@@ -58,11 +51,11 @@ fn features(core: &Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
     if info.submap_idx != 0 {
         return Err(Errno::EINVAL);
     }
-    info.submap = 1 << XENFEAT_MMU_PT_UPDATE_PRESERVE_AD
-        | 1 << XENFEAT_HIGHMEM_ASSIST
-        | 1 << XENFEAT_GNTTAB_MAP_AVAIL_BITS;
+    info.submap = 1 << nr::XENFEAT_MMU_PT_UPDATE_PRESERVE_AD
+        | 1 << nr::XENFEAT_HIGHMEM_ASSIST
+        | 1 << nr::XENFEAT_GNTTAB_MAP_AVAIL_BITS;
     if core.domains.get(caller.dom).is_some_and(|d| d.is_privileged()) {
-        info.submap |= 1 << XENFEAT_DOM0;
+        info.submap |= 1 << nr::XENFEAT_DOM0;
     }
     Ok(core.guest(caller).write(at, &info)?)
 }

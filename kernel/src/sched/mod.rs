@@ -85,9 +85,7 @@ impl Core {
 
     /// Has a CPU choose anew before it returns to a guest.
     pub fn request_reschedule(&mut self, cpu: CpuId) {
-        if let Some(state) = self.cpus.get_mut(cpu.0) {
-            state.need_resched = true;
-        }
+        self.cpu(cpu).need_resched = true;
     }
 }
 

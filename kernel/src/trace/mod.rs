@@ -14,26 +14,15 @@ const KEPT: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A vCPU was given the CPU.
-    Switch {
-        dom: DomId,
-        vcpu: VcpuId,
-    },
+    Switch { dom: DomId, vcpu: VcpuId },
     /// No vCPU could run.
     Idle,
-    Hypercall {
-        dom: DomId,
-        number: u64,
-        first: u64,
-    },
+    /// A guest called.
+    Hypercall { dom: DomId, number: u64, first: u64 },
     /// An exception of a guest.
-    Exception {
-        dom: DomId,
-        vector: u8,
-        rip: u64,
-    },
-    Interrupt {
-        vector: u8,
-    },
+    Exception { dom: DomId, vector: u8, rip: u64 },
+    /// A device wants attention.
+    Interrupt { vector: u8 },
 }
 
 impl fmt::Display for Event {
@@ -71,15 +60,8 @@ impl Trace {
 
     /// Records an event; the oldest one goes.
     pub fn record(&mut self, at: Ns, event: Event) {
-        if let Some(slot) = self.events.get_mut(self.next % KEPT) {
-            *slot = Some((at, event));
-        }
+        self.events[self.next % KEPT] = Some((at, event));
         self.next = self.next.wrapping_add(1);
-    }
-
-    /// Notes how long the core kept a guest waiting.
-    pub fn stayed(&mut self, span: Ns) {
-        self.longest_stay_ns = self.longest_stay_ns.max(span.get());
     }
 
     /// The last events, oldest first.

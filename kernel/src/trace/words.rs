@@ -2,9 +2,14 @@
 //! words. They are written while anything may be broken: no locks, no memory but the stack.
 
 use super::Trace;
-use crate::{arch, domain::vcpu::Vcpu, state::Caller, trap::context::Mode};
+use crate::{
+    arch::{self, Base},
+    domain::vcpu::Vcpu,
+    state::Caller,
+};
 use bulkhead_abi::{archive::SymbolEntry, vcpu::UserRegs};
 use core::fmt::{self, Write};
+use zerocopy::{FromBytes, Unalign};
 
 /// The debug UART as a writer.
 pub struct Uart;
@@ -18,47 +23,33 @@ impl Write for Uart {
 
 /// Prints registers, four to a line.
 pub fn registers(out: &mut impl Write, regs: &UserRegs) -> fmt::Result {
-    writeln!(
-        out,
-        "rip {:04x}:{:016x} rsp {:04x}:{:016x} rflags {:x}",
-        regs.cs, regs.rip, regs.ss, regs.rsp, regs.rflags
-    )?;
-    writeln!(
-        out,
-        "rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}",
-        regs.rax, regs.rbx, regs.rcx, regs.rdx
-    )?;
-    writeln!(
-        out,
-        "rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}",
-        regs.rsi, regs.rdi, regs.rbp, regs.r8
-    )?;
-    writeln!(
-        out,
-        "r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}",
-        regs.r9, regs.r10, regs.r11, regs.r12
-    )?;
-    writeln!(out, "r13 {:016x} r14 {:016x} r15 {:016x}", regs.r13, regs.r14, regs.r15)
+    let UserRegs { cs, rip, ss, rsp, rflags, .. } = *regs;
+    writeln!(out, "rip {cs:04x}:{rip:016x} rsp {ss:04x}:{rsp:016x} rflags {rflags:x}")?;
+    let rows: [&[_]; 4] = [
+        &[("rax", regs.rax), ("rbx", regs.rbx), ("rcx", regs.rcx), ("rdx", regs.rdx)],
+        &[("rsi", regs.rsi), ("rdi", regs.rdi), ("rbp", regs.rbp), ("r8", regs.r8)],
+        &[("r9", regs.r9), ("r10", regs.r10), ("r11", regs.r11), ("r12", regs.r12)],
+        &[("r13", regs.r13), ("r14", regs.r14), ("r15", regs.r15)],
+    ];
+    for row in rows {
+        row.iter().try_for_each(|(name, value)| write!(out, "{name:<3} {value:016x} "))?;
+        writeln!(out)?;
+    }
+    Ok(())
 }
 
-/// Says why a domain is ended, with the registers of the vCPU that broke it.
-pub fn guest_registers(caller: Caller, vcpu: &Vcpu, why: &str) {
-    let mode = match vcpu.guest.mode {
-        Mode::Kernel => "kernel",
-        Mode::User => "user",
-    };
+/// Says why a domain is ended, with the registers of the vCPU that broke it, which is the
+/// current one.
+pub fn guest_registers(caller: Caller, vcpu: &Vcpu, why: impl fmt::Display) {
+    let guest = &vcpu.guest;
     // The UART takes everything.
-    let _ = writeln!(Uart, "\n{}{} in {mode} mode: {why}", caller.dom, caller.vcpu);
+    let _ = writeln!(Uart, "\n{}{} in {:?} mode: {why}", caller.dom, caller.vcpu, guest.mode);
     let _ = registers(&mut Uart, vcpu.regs());
+    let [fs, gs, inactive] = [Base::Fs, Base::Gs, Base::InactiveGs].map(arch::read_base);
+    let (root, user, stack) = (vcpu.roots.kernel, vcpu.roots.user, guest.kernel_sp);
     let _ = writeln!(
         Uart,
-        "cr3 {:x?} user {:x?} fs {:x} gs {:x} user gs {:x} stack {:x}",
-        vcpu.roots.kernel.map(|mfn| mfn.get()),
-        vcpu.roots.user.map(|mfn| mfn.get()),
-        vcpu.guest.fs_base,
-        vcpu.guest.gs_base_kernel,
-        vcpu.guest.gs_base_user,
-        vcpu.guest.kernel_sp,
+        "cr3 {root:x?} user {user:x?} fs {fs:x} gs {gs:x} other gs {inactive:x} stack {stack:x}"
     );
 }
 
@@ -72,84 +63,33 @@ pub fn events(out: &mut impl Write, trace: &Trace) -> fmt::Result {
     trace.last().try_for_each(|(at, event)| writeln!(out, "  {:>12} {event}", at.get()))
 }
 
-/// Bytes of the core's symbols (see [`SymbolEntry`]), by offset; `None` past the end.
-pub trait SymbolBytes {
-    fn read(&self, offset: u64, out: &mut [u8]) -> Option<()>;
-}
-
-/// The symbol that `offset` (from the core's base) lies in: entry and distance.
-pub fn find_symbol(table: &impl SymbolBytes, offset: u32) -> Option<(SymbolEntry, u32)> {
-    let count = count(table)?;
-    let (mut low, mut high) = (0, count);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        if entry(table, middle)?.offset <= offset {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    let found = entry(table, low.checked_sub(1)?)?;
-    Some((found, offset - found.offset))
-}
-
-fn count(table: &impl SymbolBytes) -> Option<u32> {
-    let mut raw = [0; 4];
-    table.read(0, &mut raw)?;
-    Some(u32::from_le_bytes(raw))
-}
-
-fn entry(table: &impl SymbolBytes, n: u32) -> Option<SymbolEntry> {
-    let mut raw = [0; size_of::<SymbolEntry>()];
-    table.read(8 + u64::from(n) * size_of::<SymbolEntry>() as u64, &mut raw)?;
-    Some(zerocopy::transmute!(raw))
+/// The symbol that `offset` (from the core's base) lies in, and the distance from it. `table`
+/// is as [`SymbolEntry`] says.
+fn find_symbol(table: &[u8], offset: u32) -> Option<(&str, u32)> {
+    let (head, rest) = <[u32; 2]>::read_from_prefix(table).ok()?;
+    let count = usize::try_from(head[0]).ok()?;
+    let (entries, names) =
+        <[Unalign<SymbolEntry>]>::ref_from_prefix_with_elems(rest, count).ok()?;
+    let after = entries.partition_point(|entry| entry.get().offset <= offset);
+    let found = entries.get(after.checked_sub(1)?)?.get();
+    let name = names.get(found.name_offset as usize..)?.get(..found.name_bytes as usize)?;
+    Some((str::from_utf8(name).ok()?, offset - found.offset))
 }
 
 /// Prints an address of the core with the symbol it lies in.
-pub fn address(
-    out: &mut impl Write,
-    table: Option<&impl SymbolBytes>,
-    address: u64,
-    base: u64,
-) -> fmt::Result {
+pub fn address(out: &mut impl Write, table: &[u8], address: u64, base: u64) -> fmt::Result {
     write!(out, "  {address:016x}")?;
     let offset = address.checked_sub(base).and_then(|offset| u32::try_from(offset).ok());
-    if let (Some(table), Some(offset)) = (table, offset)
-        && let Some((symbol, distance)) = find_symbol(table, offset)
-    {
-        write!(out, " ")?;
-        name(out, table, symbol)?;
-        write!(out, "+{distance:#x}")?;
+    if let Some((name, distance)) = offset.and_then(|offset| find_symbol(table, offset)) {
+        write!(out, " {name}+{distance:#x}")?;
     }
     writeln!(out)
-}
-
-fn name(out: &mut impl Write, table: &impl SymbolBytes, symbol: SymbolEntry) -> fmt::Result {
-    let names = 8 + u64::from(count(table).unwrap_or(0)) * size_of::<SymbolEntry>() as u64;
-    for n in 0..u64::from(symbol.name_bytes) {
-        let mut byte = [0];
-        let read = table.read(names + u64::from(symbol.name_offset) + n, &mut byte);
-        let [byte] = byte;
-        if read.is_none() || !byte.is_ascii_graphic() && byte != b' ' {
-            break;
-        }
-        out.write_char(byte.into())?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use zerocopy::IntoBytes;
-
-    impl SymbolBytes for Vec<u8> {
-        fn read(&self, offset: u64, out: &mut [u8]) -> Option<()> {
-            let offset = usize::try_from(offset).ok()?;
-            out.copy_from_slice(self.get(offset..offset.checked_add(out.len())?)?);
-            Some(())
-        }
-    }
 
     fn table() -> Vec<u8> {
         let mut bytes = vec![3, 0, 0, 0, 0, 0, 0, 0];
@@ -162,7 +102,7 @@ mod tests {
 
     fn said(at: u64) -> String {
         let mut out = String::new();
-        address(&mut out, Some(&table()), at, 0x1000).unwrap();
+        address(&mut out, &table(), at, 0x1000).unwrap();
         out
     }
 
@@ -179,7 +119,7 @@ mod tests {
     fn a_broken_table_gives_an_address_without_a_name() {
         let broken = vec![0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
         let mut out = String::new();
-        address(&mut out, Some(&broken), 0x1010, 0x1000).unwrap();
+        address(&mut out, &broken, 0x1010, 0x1000).unwrap();
         assert_eq!(out, "  0000000000001010\n");
     }
 }

@@ -16,13 +16,16 @@ use bulkhead_abi::{
     vcpu::UserRegs,
 };
 use core::mem::offset_of;
+use heapless::Vec;
+use zerocopy::IntoBytes;
 
 const RFLAGS_IF: u64 = 1 << 9;
 const RFLAGS_IOPL: u64 = 3 << 12;
 /// TF, NT, RF, VM, AC: off on entry to a handler.
 const RFLAGS_CLEARED: u64 = 1 << 8 | 1 << 14 | 1 << 16 | 1 << 17 | 1 << 18;
-/// Most words of a frame: the failsafe callback's.
-const MAX_WORDS: usize = 11;
+/// Most words of a frame: all of its parts.
+const MAX_WORDS: usize = 12;
+const NO_VCPU: &str = "no such vcpu";
 
 /// One way into the guest's kernel.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +33,7 @@ pub struct Entry {
     pub address: u64,
     pub cs: u16,
     pub mask_events: bool,
-    pub error_code: Option<u32>,
+    pub error_code: Option<u64>,
     /// The frame also carries DS, ES, FS and GS.
     pub with_selectors: bool,
 }
@@ -38,24 +41,16 @@ pub struct Entry {
 impl Entry {
     /// By a callback.
     pub fn callback(callback: Callback) -> Self {
-        Self {
-            address: callback.address,
-            cs: FLAT_RING3_CS64,
-            mask_events: callback.mask_events,
-            error_code: None,
-            with_selectors: false,
-        }
+        let Callback { address, mask_events } = callback;
+        let cs = FLAT_RING3_CS64;
+        Self { address, cs, mask_events, error_code: None, with_selectors: false }
     }
 
     /// By an entry of the trap table.
     pub fn trap(trap: &TrapInfo, error_code: Option<u32>) -> Self {
-        Self {
-            address: trap.address,
-            cs: trap.cs,
-            mask_events: trap.flags & TI_MASK_EVENTS != 0,
-            error_code,
-            with_selectors: false,
-        }
+        let mask_events = trap.flags & TI_MASK_EVENTS != 0;
+        let by_address = Self::callback(Callback { address: trap.address, mask_events });
+        Self { cs: trap.cs, error_code: error_code.map(u64::from), ..by_address }
     }
 }
 
@@ -77,29 +72,22 @@ fn try_enter(core: &mut Core, caller: Caller, entry: Entry) -> Result<(), &'stat
     if entry.address == 0 {
         return Err("no handler registered");
     }
-    let iopl_assist = has_iopl_assist(core, caller);
-    let vcpu = core.vcpu(caller).ok_or("no such vcpu")?;
-    let masked = u8::from(event::is_upcall_masked(core, vcpu));
-    let (words, count) = frame(vcpu, entry, masked, iopl_assist);
-
+    let vcpu = core.vcpu(caller).ok_or(NO_VCPU)?;
+    let words = frame(core, caller, vcpu, entry);
     let from_user = vcpu.guest.mode == Mode::User;
     let top = if from_user { vcpu.guest.kernel_sp } else { vcpu.regs().rsp };
-    let base = (top & !15).wrapping_sub(8 * count as u64);
+    let base = (top & !15).wrapping_sub(8 * words.len() as u64);
     if !is_guest_address(base) || in_hole(top.wrapping_sub(1)) {
         return Err("its kernel stack lies in the core's range");
     }
-    let mut bytes = [0; 8 * MAX_WORDS];
-    for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
-        to.copy_from_slice(&word.to_le_bytes());
-    }
     // The frame goes through the kernel's tables even when the trap came from user mode.
     core.guest(caller)
-        .write_bytes(GuestVa::new(base), &bytes[..8 * count])
+        .write_bytes(GuestVa::new(base), words.as_bytes())
         .map_err(|_| "its kernel stack can not be written")?;
     if entry.mask_events {
         event::set_upcall_mask(core, vcpu, true);
     }
-    let vcpu = core.vcpu_mut(caller).ok_or("no such vcpu")?;
+    let vcpu = core.vcpu_mut(caller).ok_or(NO_VCPU)?;
     set_mode(vcpu, Mode::Kernel);
     let regs = vcpu.regs_mut();
     regs.rip = entry.address;
@@ -110,42 +98,35 @@ fn try_enter(core: &mut Core, caller: Caller, entry: Entry) -> Result<(), &'stat
     Ok(())
 }
 
-/// The words of a frame, lowest address first, and how many they are.
-fn frame(vcpu: &Vcpu, entry: Entry, masked: u8, iopl_assist: bool) -> ([u64; MAX_WORDS], usize) {
+/// The words of a frame, lowest address first.
+fn frame(core: &Core, caller: Caller, vcpu: &Vcpu, entry: Entry) -> Vec<u64, MAX_WORDS> {
     let regs = vcpu.regs();
+    let is_masked = event::is_upcall_masked(core, vcpu);
     let cs = if vcpu.guest.mode == Mode::Kernel { regs.cs & !3 } else { regs.cs };
     let mut rflags = regs.rflags & !(RFLAGS_IF | RFLAGS_IOPL);
-    if masked == 0 {
+    if !is_masked {
         rflags |= RFLAGS_IF;
     }
-    if iopl_assist {
+    if has_iopl_assist(core, caller) {
         rflags |= u64::from(vcpu.guest.iopl) << 12;
     }
-    let mut words = [0; MAX_WORDS];
-    let mut count = 0;
-    let mut push = |word: u64| {
-        if let Some(slot) = words.get_mut(count) {
-            *slot = word;
-            count += 1;
-        }
-    };
-    push(regs.rcx);
-    push(regs.r11);
-    if entry.with_selectors {
-        [regs.ds, regs.es, regs.fs, regs.gs].into_iter().for_each(|selector| push(selector.into()));
+    let selectors = [regs.ds, regs.es, regs.fs, regs.gs].map(u64::from);
+    let cs = u64::from(cs) | u64::from(is_masked) << 32;
+    let parts: [&[u64]; 4] = [
+        &[regs.rcx, regs.r11],
+        if entry.with_selectors { &selectors } else { &[] },
+        entry.error_code.as_slice(),
+        &[regs.rip, cs, rflags, regs.rsp, regs.ss.into()],
+    ];
+    let mut words = Vec::new();
+    for part in parts {
+        words.extend_from_slice(part).expect("as many as the longest frame has");
     }
-    if let Some(code) = entry.error_code {
-        push(code.into());
-    }
-    push(regs.rip);
-    push(u64::from(cs) | u64::from(masked) << 32);
-    push(rflags);
-    push(regs.rsp);
-    push(regs.ss.into());
-    (words, count)
+    words
 }
 
-fn has_iopl_assist(core: &Core, caller: Caller) -> bool {
+/// Whether the guest wants its I/O privilege level in frames, and kept to.
+pub fn has_iopl_assist(core: &Core, caller: Caller) -> bool {
     core.domains.get(caller.dom).is_some_and(|d| d.assists >> VMASST_ARCHITECTURAL_IOPL & 1 != 0)
 }
 
@@ -166,12 +147,12 @@ pub fn leave_kernel(core: &mut Core, caller: Caller) {
 
 fn try_leave(core: &mut Core, caller: Caller) -> Result<(), &'static str> {
     let iopl_assist = has_iopl_assist(core, caller);
-    let vcpu = core.vcpu(caller).ok_or("no such vcpu")?;
+    let vcpu = core.vcpu(caller).ok_or(NO_VCPU)?;
     let (at, has_user_root) = (vcpu.regs().rsp, vcpu.roots.user.is_some());
     let frame: IretContext =
         core.guest(caller).read(GuestVa::new(at)).map_err(|_| "its iret frame can not be read")?;
 
-    let vcpu = core.vcpu_mut(caller).ok_or("no such vcpu")?;
+    let vcpu = core.vcpu_mut(caller).ok_or(NO_VCPU)?;
     if frame.cs & 3 == 3 {
         if !has_user_root {
             return Err("it went to user mode without a user page table");
@@ -182,7 +163,7 @@ fn try_leave(core: &mut Core, caller: Caller) -> Result<(), &'static str> {
         vcpu.guest.iopl = (frame.rflags >> 12 & 3) as u8;
     }
     load_frame(vcpu.regs_mut(), &frame);
-    let vcpu = core.vcpu(caller).ok_or("no such vcpu")?;
+    let vcpu = core.vcpu(caller).ok_or(NO_VCPU)?;
     event::set_upcall_mask(core, vcpu, frame.rflags & RFLAGS_IF == 0);
     Ok(())
 }

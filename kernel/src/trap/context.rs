@@ -4,6 +4,7 @@
 
 use crate::{
     Core,
+    arch::{self, Base},
     memory::update,
     trap::descriptor::{self, GDT_PAGES, Ldt},
 };
@@ -15,7 +16,6 @@ use bulkhead_abi::{
         UserRegs, VGCF_I387_VALID, VGCF_IN_KERNEL, VGCF_SYSCALL_DISABLES_EVENTS, VcpuGuestContext,
     },
 };
-use core::ops::Range;
 
 /// RFLAGS bits that a guest never chooses: IOPL, VM, VIF, VIP, and what is reserved.
 const RFLAGS_FIXED: u64 =
@@ -59,6 +59,17 @@ pub enum Mode {
     User,
 }
 
+impl Mode {
+    /// Puts FS base, GS base and inactive GS base, as the processor has them in this mode, into the
+    /// order of [`GuestContext::bases`]; and the other way round.
+    pub fn order(self, [fs, gs, inactive]: [u64; 3]) -> [u64; 3] {
+        match self {
+            Self::Kernel => [fs, gs, inactive],
+            Self::User => [fs, inactive, gs],
+        }
+    }
+}
+
 /// Where a callback enters the guest's kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Callback {
@@ -78,12 +89,8 @@ impl FpuArea {
     /// The state after reset.
     pub const fn new() -> Self {
         let mut area = [0; XSAVE_BYTES];
-        let fcw = FCW_RESET.to_le_bytes();
-        let mxcsr = MXCSR_RESET.to_le_bytes();
-        area[0] = fcw[0];
-        area[1] = fcw[1];
-        area[24] = mxcsr[0];
-        area[25] = mxcsr[1];
+        [area[0], area[1]] = FCW_RESET.to_le_bytes();
+        [area[24], area[25], ..] = MXCSR_RESET.to_le_bytes();
         // XSTATE_BV: x87 and SSE are what the legacy region says.
         area[512] = 3;
         Self(area)
@@ -117,14 +124,11 @@ pub struct GuestContext {
     /// Stack of the guest's kernel, used when a trap comes from its user mode.
     pub kernel_ss: u16,
     pub kernel_sp: u64,
-    pub fs_base: u64,
-    /// GS base of guest-kernel mode.
-    pub gs_base_kernel: u64,
-    /// GS base of guest-user mode.
-    pub gs_base_user: u64,
+    /// FS base, and the GS bases of guest-kernel and guest-user mode, while it does not run:
+    /// the processor has them then ([`set_base`]).
+    pub bases: [u64; 3],
     /// Frames of the guest's GDT; each holds a general and a `SegDesc` type reference.
     pub gdt: [Option<Mfn>; GDT_PAGES],
-    pub gdt_entries: u32,
     pub ldt: Ldt,
     /// Debug registers; 4 and 5 do not exist.
     pub debug: [u64; 8],
@@ -147,17 +151,14 @@ impl Default for GuestContext {
     fn default() -> Self {
         Self {
             mode: Mode::Kernel,
-            traps: [const { NO_TRAP }; 256],
+            traps: [TrapInfo::default(); 256],
             event: Callback::default(),
             failsafe: Callback::default(),
             syscall: Callback::default(),
             kernel_ss: FLAT_RING3_SS64,
             kernel_sp: 0,
-            fs_base: 0,
-            gs_base_kernel: 0,
-            gs_base_user: 0,
+            bases: [0; 3],
             gdt: [None; GDT_PAGES],
-            gdt_entries: 0,
             ldt: Ldt::default(),
             debug: [0, 0, 0, 0, 0, 0, super::DR6_RESET, super::DR7_RESET],
             cr4: 0,
@@ -170,8 +171,6 @@ impl Default for GuestContext {
         }
     }
 }
-
-const NO_TRAP: TrapInfo = TrapInfo { vector: 0, flags: 0, cs: 0, _pad: 0, address: 0 };
 
 impl GuestContext {
     /// Takes over everything of `context` that needs no reference: traps, callbacks,
@@ -189,12 +188,11 @@ impl GuestContext {
         };
         self.kernel_ss = context.kernel_ss as u16 | 3;
         self.kernel_sp = context.kernel_sp;
-        self.fs_base = context.fs_base;
-        self.gs_base_kernel = context.gs_base_kernel;
-        self.gs_base_user = context.gs_base_user;
-        for (n, value) in context.debug_values() {
-            // Refused values leave the register as after reset.
-            let _ = super::debug::set(self, n, value);
+        self.bases = bases(context);
+        for n in [0, 1, 2, 3, 7] {
+            // Refused values leave the register as after reset, as 0 does.
+            let value = context.debugreg[n as usize];
+            let _ = (value != 0).then(|| super::debug::set(self, n, value));
         }
         if context.flags & VGCF_I387_VALID != 0 {
             self.fpu.load_legacy(&context.fpu);
@@ -202,18 +200,19 @@ impl GuestContext {
     }
 }
 
-trait DebugValues {
-    fn debug_values(&self) -> impl Iterator<Item = (u64, u64)> + '_;
+fn bases(context: &VcpuGuestContext) -> [u64; 3] {
+    [context.fs_base, context.gs_base_kernel, context.gs_base_user]
 }
 
-impl DebugValues for VcpuGuestContext {
-    fn debug_values(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let numbers: [Range<u64>; 2] = [0..4, 7..8];
-        numbers.into_iter().flatten().filter_map(|n| {
-            let value = *self.debugreg.get(n as usize)?;
-            (value != 0).then_some((n, value))
-        })
+/// Sets a segment base of the current vCPU, which is in kernel mode.
+///
+/// Errors: `EINVAL` not canonical.
+pub fn set_base(base: Base, va: u64) -> Result<(), Errno> {
+    if !GuestVa::new(va).is_canonical() {
+        return Err(Errno::EINVAL);
     }
+    arch::write_base(base, va);
+    Ok(())
 }
 
 /// Makes `context` the state of a vCPU that has none: the one road for
@@ -236,31 +235,15 @@ pub fn set_context(
         return Err(Errno::EEXIST);
     }
     check(context)?;
-    let (kernel, user) =
-        (root(context.ctrlreg[3])?.ok_or(Errno::EINVAL)?, root(context.ctrlreg[1])?);
+    let kernel = root(context.ctrlreg[3])?.ok_or(Errno::EINVAL)?;
+    let user = root(context.ctrlreg[1])?;
 
     update::get_root(core, dom, kernel)?;
-    if let Some(user) = user
-        && let Err(refused) = update::get_root(core, dom, user)
-    {
-        update::put_root(core, dom, kernel);
-        return Err(refused);
-    }
     let gdt =
-        match descriptor::get_gdt(core, dom, &context.gdt_frames[..GDT_PAGES], context.gdt_ents) {
-            Ok(gdt) => gdt,
-            Err(refused) => {
-                update::put_root(core, dom, kernel);
-                if let Some(user) = user {
-                    update::put_root(core, dom, user);
-                }
-                return Err(refused);
-            }
-        };
+        hold_rest(core, dom, user, context).inspect_err(|_| update::put_root(core, dom, kernel))?;
     let vcpu = core.domains.get_mut(dom).and_then(|d| d.vcpu_mut(id)).expect("looked up above");
     vcpu.guest.install(context);
     vcpu.guest.gdt = gdt;
-    vcpu.guest.gdt_entries = context.gdt_ents as u32;
     vcpu.guest.ldt = Ldt::new(context.ldt_base, context.ldt_ents as u32);
     vcpu.roots.kernel = Some(kernel);
     vcpu.roots.user = user;
@@ -269,21 +252,34 @@ pub fn set_context(
     Ok(())
 }
 
+/// Takes the references of a context beside that on its kernel root, or none.
+fn hold_rest(
+    core: &mut Core,
+    dom: DomId,
+    user: Option<Mfn>,
+    context: &VcpuGuestContext,
+) -> Result<[Option<Mfn>; GDT_PAGES], Errno> {
+    if let Some(user) = user {
+        update::get_root(core, dom, user)?;
+    }
+    let gdt = descriptor::get_gdt(core, dom, &context.gdt_frames[..GDT_PAGES], context.gdt_ents);
+    if let (Err(_), Some(user)) = (gdt, user) {
+        update::put_root(core, dom, user);
+    }
+    gdt
+}
+
 /// Drops the descriptor frames that a vCPU's context holds and forgets the context. The
 /// roots are the caller's to put: that may take several steps.
 pub fn release_context(core: &mut Core, dom: DomId, id: VcpuId) {
     let Some(vcpu) = core.domains.get_mut(dom).and_then(|d| d.vcpu_mut(id)) else {
         return;
     };
-    let gdt = core::mem::replace(&mut vcpu.guest.gdt, [None; GDT_PAGES]);
-    let ldt = core::mem::take(&mut vcpu.guest.ldt);
-    vcpu.guest.gdt_entries = 0;
+    let (gdt, ldt) = (vcpu.guest.gdt, vcpu.guest.ldt.frames);
+    vcpu.guest = GuestContext::default();
     vcpu.initialised = false;
-    descriptor::put_gdt(core, &gdt);
-    descriptor::put_ldt(core, ldt);
-    if let Some(vcpu) = core.domains.get_mut(dom).and_then(|d| d.vcpu_mut(id)) {
-        vcpu.guest = GuestContext::default();
-    }
+    descriptor::put(core, &gdt);
+    descriptor::put(core, &ldt);
 }
 
 /// The frame that a `ctrlreg` names: bits 12..52; 0 for none.
@@ -302,11 +298,9 @@ fn check(context: &VcpuGuestContext) -> Result<(), Errno> {
         context.syscall_callback_eip,
         context.kernel_sp,
     ];
-    let bases = [context.fs_base, context.gs_base_kernel, context.gs_base_user];
-    let traps_fine = context.trap_ctxt.iter().all(|trap| is_guest_address(trap.address));
-    let fine = addresses.into_iter().all(is_guest_address)
-        && bases.into_iter().all(|base| GuestVa::new(base).is_canonical())
-        && traps_fine
+    let traps = context.trap_ctxt.iter().map(|trap| trap.address);
+    let fine = addresses.into_iter().chain(traps).all(is_guest_address)
+        && bases(context).into_iter().all(|base| GuestVa::new(base).is_canonical())
         && Ldt::is_acceptable(context.ldt_base, context.ldt_ents);
     fine.then_some(()).ok_or(Errno::EINVAL)
 }

@@ -2,15 +2,14 @@
 //! in. A frame of descriptors has type `SegDesc`, so nobody can write it while the
 //! processor may load from it.
 
+use super::{context::is_guest_address, mapped_frame};
 use crate::{
-    Core,
+    Core, arch,
     memory::{
         frame::{FrameError, FrameType},
         phys::PhysMem,
-        update,
     },
     state::Caller,
-    trap::context::is_guest_address,
 };
 use bulkhead_abi::{
     DomId, Errno, GuestVa, Maddr, Mfn, PAGE_SIZE,
@@ -36,14 +35,11 @@ const DPL3: u64 = 3 << 45;
 /// ones and type 0, which no load accepts. Gates are refused: one could name the core's code.
 /// Source: ABI notes 3.1; Intel SDM 3A, 3.4.5 and 3.5.
 pub const fn acceptable(descriptor: u64) -> Option<u64> {
-    if descriptor & PRESENT == 0 {
-        Some(descriptor)
-    } else if descriptor & CODE_OR_DATA != 0 {
-        Some(descriptor | DPL3)
-    } else if descriptor & TYPE == 0 {
-        Some(descriptor)
-    } else {
-        None
+    match descriptor {
+        _ if descriptor & PRESENT == 0 => Some(descriptor),
+        _ if descriptor & CODE_OR_DATA != 0 => Some(descriptor | DPL3),
+        _ if descriptor & TYPE == 0 => Some(descriptor),
+        _ => None,
     }
 }
 
@@ -85,19 +81,15 @@ fn refused(error: FrameError) -> Errno {
 /// Checks every descriptor of a frame and puts the accepted form in its place; false, and nothing
 /// changed, if one may not exist. Nobody can write the frame meanwhile.
 pub fn validate_frame(mem: PhysMem, mfn: Mfn) -> bool {
-    let at = |n: u64| Maddr::new(mfn.maddr().get() + 8 * n);
-    let fine = (0..PER_PAGE).all(|n| acceptable(mem.read_u64(at(n))).is_some());
-    if !fine {
-        return false;
-    }
-    for n in 0..PER_PAGE {
-        let old = mem.read_u64(at(n));
-        match acceptable(old) {
-            Some(new) if new != old => mem.write_u64(at(n), new),
-            _ => {}
+    let all = || (0..PER_PAGE).map(|n| Maddr::new(mfn.maddr().get() + 8 * n));
+    let is_fine = all().all(|at| acceptable(mem.read_u64(at)).is_some());
+    for at in all().filter(|_| is_fine) {
+        let old = mem.read_u64(at);
+        if let Some(new) = acceptable(old).filter(|new| *new != old) {
+            mem.write_u64(at, new);
         }
     }
-    true
+    is_fine
 }
 
 /// Takes a general and a type reference on each frame of a GDT of `entries` descriptors.
@@ -118,7 +110,7 @@ pub fn get_gdt(
     for (slot, raw) in held.iter_mut().zip(frames.get(..pages).ok_or(Errno::EINVAL)?) {
         let mfn = Mfn::new(*raw);
         if let Err(error) = core.frames.get_descriptors(mfn, dom, validate_frame) {
-            put_gdt(core, &held);
+            put(core, &held);
             return Err(refused(error));
         }
         *slot = Some(mfn);
@@ -126,16 +118,9 @@ pub fn get_gdt(
     Ok(held)
 }
 
-/// Drops what [`get_gdt`] took.
-pub fn put_gdt(core: &mut Core, frames: &[Option<Mfn>; GDT_PAGES]) {
+/// Drops what [`get_gdt`] took, or what an LDT has come to hold.
+pub fn put(core: &mut Core, frames: &[Option<Mfn>]) {
     for mfn in frames.iter().flatten() {
-        core.frames.put_descriptors(*mfn);
-    }
-}
-
-/// Drops the frames that an LDT has come to hold.
-pub fn put_ldt(core: &mut Core, ldt: Ldt) {
-    for mfn in ldt.frames.iter().flatten() {
         core.frames.put_descriptors(*mfn);
     }
 }
@@ -150,38 +135,27 @@ pub fn set_ldt(core: &mut Core, caller: Caller, base: GuestVa, entries: u64) -> 
     }
     let vcpu = core.vcpu_mut(caller).ok_or(Errno::ESRCH)?;
     let old = core::mem::replace(&mut vcpu.guest.ldt, Ldt::new(base.get(), entries as u32));
-    core.reload_tables(caller.cpu);
-    put_ldt(core, old);
+    core.cpu(caller.cpu).reload_tables = true;
+    put(core, &old.frames);
     Ok(())
 }
 
-/// Makes a page of the caller's LDT loadable: its frame becomes a frame of descriptors.
-/// False when the guest maps nothing acceptable there.
-pub fn load_ldt_page(core: &mut Core, caller: Caller, page: usize) -> bool {
-    let Some(vcpu) = core.vcpu(caller) else {
-        return false;
-    };
-    let (ldt, root) = (&vcpu.guest.ldt, vcpu.roots.kernel);
-    let within = (page as u64) < u64::from(ldt.entries).div_ceil(PER_PAGE);
-    let (Some(root), true, Some(None)) = (root, within, ldt.frames.get(page)) else {
-        return false;
-    };
+/// Makes a page of the caller's LDT loadable, if the fault at `address` was for one: its frame
+/// becomes a frame of descriptors. `None` when the guest maps nothing acceptable there.
+pub fn load_ldt_page(core: &mut Core, caller: Caller, address: u64) -> Option<()> {
+    let page = arch::ldt_window_page(address)?;
+    let vcpu = core.vcpu(caller)?;
+    let (ldt, root) = (&vcpu.guest.ldt, vcpu.roots.kernel?);
+    let is_within = (page as u64) < u64::from(ldt.entries).div_ceil(PER_PAGE);
+    if !is_within || ldt.frames.get(page)?.is_some() {
+        return None;
+    }
     let va = GuestVa::new(ldt.base.wrapping_add((page * PAGE_SIZE) as u64));
-    let Some(entry) = update::l1_entry_of(&core.frames, root, va) else {
-        return false;
-    };
-    let pte = core.frames.mem().read_u64(entry);
-    let mfn = Mfn::new(pte >> 12 & 0xff_ffff_ffff);
-    if pte & 1 == 0 || core.frames.get_descriptors(mfn, caller.dom, validate_frame).is_err() {
-        return false;
-    }
-    if let Some(vcpu) = core.vcpu_mut(caller)
-        && let Some(slot) = vcpu.guest.ldt.frames.get_mut(page)
-    {
-        *slot = Some(mfn);
-    }
-    core.reload_tables(caller.cpu);
-    true
+    let mfn = mapped_frame(core, root, va)?;
+    core.frames.get_descriptors(mfn, caller.dom, validate_frame).ok()?;
+    core.vcpu_mut(caller)?.guest.ldt.frames[page] = Some(mfn);
+    core.cpu(caller.cpu).reload_tables = true;
+    Some(())
 }
 
 /// `update_descriptor`: stores one descriptor at a machine address.

@@ -17,6 +17,19 @@ pub mod exception;
 #[cfg(test)]
 mod tests;
 
+use crate::{
+    Core,
+    memory::{update, validate::Pte},
+};
+use bulkhead_abi::{GuestVa, Mfn};
+
+/// The frame that a guest's tables map at `va`, whoever owns it.
+fn mapped_frame(core: &Core, root: Mfn, va: GuestVa) -> Option<Mfn> {
+    let at = update::l1_entry_of(&core.frames, root, va)?;
+    let entry = Pte::new(core.frames.mem().read_u64(at));
+    entry.is_present().then(|| entry.mfn())
+}
+
 /// DR6 with nothing reported.
 pub const DR6_RESET: u64 = 0xffff_0ff0;
 /// DR7 with nothing armed.

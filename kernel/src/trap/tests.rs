@@ -164,16 +164,19 @@ fn forced_cpuid_and_msr_writes_are_done_for_the_kernel() {
     let (mut core, caller) = machine();
     put(&core, caller, 0x1000, &[0x0fu8, 0x0b, 0x78, 0x65, 0x6e, 0x0f, 0xa2]);
     core.vcpu_mut(caller).unwrap().regs_mut().rax = 0x4000_0000;
-    assert!(emulate::forced(&mut core, caller));
+    assert!(emulate::forced(&mut core, caller).is_some());
     let regs = *core.vcpu(caller).unwrap().regs();
     assert_eq!((regs.rbx, regs.rip), (0x566e_6558, 0x1007));
-    assert!(!emulate::forced(&mut core, caller));
+    assert!(emulate::forced(&mut core, caller).is_none());
 
     put(&core, caller, 0x1007, &[0x0fu8, 0x30]);
     let regs = core.vcpu_mut(caller).unwrap().regs_mut();
     (regs.rcx, regs.rax, regs.rdx) = (0xc000_0101, 0x1234, 0);
-    assert!(emulate::privileged(&mut core, caller));
-    assert_eq!((arch::read_gs_base(), core.vcpu(caller).unwrap().regs().rip), (0x1234, 0x1009));
+    assert!(emulate::privileged(&mut core, caller).is_some());
+    assert_eq!(
+        (arch::read_base(arch::Base::Gs), core.vcpu(caller).unwrap().regs().rip),
+        (0x1234, 0x1009)
+    );
 }
 
 #[test]
@@ -193,11 +196,11 @@ fn a_base_that_is_not_canonical_is_the_guests_fault() {
 fn a_port_reads_as_absent_once_the_level_allows_it() {
     let (mut core, caller) = machine();
     put(&core, caller, 0x1000, &[0xe4u8, 0x60, 0xe4, 0x42]);
-    assert!(!emulate::privileged(&mut core, caller));
+    assert!(emulate::privileged(&mut core, caller).is_none());
     core.vcpu_mut(caller).unwrap().guest.iopl = 1;
-    assert!(emulate::privileged(&mut core, caller));
+    assert!(emulate::privileged(&mut core, caller).is_some());
     assert_eq!(core.vcpu(caller).unwrap().regs().rax, 0xff);
-    assert!(emulate::privileged(&mut core, caller));
+    assert!(emulate::privileged(&mut core, caller).is_some());
     assert_eq!(core.vcpu(caller).unwrap().regs().rax, 0);
 }
 
@@ -354,7 +357,7 @@ proptest! {
         exception::handle(&mut core, caller, vector::PROTECTION, 0);
         exception::handle(&mut core, caller, vector::INVALID_OPCODE, 0);
         let vcpu = core.vcpu(caller).unwrap();
-        prop_assert!(GuestVa::new(vcpu.guest.fs_base).is_canonical());
+        prop_assert!(GuestVa::new(arch::read_base(arch::Base::Fs)).is_canonical());
         prop_assert!(vcpu.roots.kernel.is_some());
     }
 }

@@ -25,6 +25,18 @@ use std::{
 /// TCG on a busy host of two cores is slow; a test that is stuck ends all the same.
 const LIMIT: Duration = Duration::from_secs(240);
 
+/// Looks until there is something, or the limit is reached.
+pub fn wait<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let found = look();
+        if found.is_some() || Instant::now() >= deadline {
+            return found;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// What was seen of a run.
 pub struct Ran {
     pub report: Report,
@@ -61,16 +73,30 @@ impl Observer for Recorder {
 /// # Panics
 /// If the set-up is refused.
 pub fn run_file(file: &Path, sets: &[String]) -> Ran {
-    let options = Options {
+    run_options(&Options { sets: sets.to_vec(), ..options(file) })
+}
+
+/// Runs a set-up given as text on a machine whose time is counted in instructions: how
+/// busy the host is does not show in its figures.
+pub fn run_text_by_instructions(folder: &Path, text: &str) -> Ran {
+    let file = folder.join("set-up.toml");
+    fs::write(&file, text).expect("the set-up is written");
+    run_options(&Options { icount: true, ..options(&file) })
+}
+
+fn options(file: &Path) -> Options {
+    Options {
         setup: file.to_owned(),
-        sets: sets.to_vec(),
         limits: Limits { timeout: Some(LIMIT), ..Limits::default() },
         accel: Some(Accel::Tcg),
         ..Options::default()
-    };
+    }
+}
+
+fn run_options(options: &Options) -> Ran {
     let mut seen = Recorder::default();
     let report =
-        run::run(&options, &mut seen).unwrap_or_else(|e| panic!("{e}\n{}", seen.log.join("\n")));
+        run::run(options, &mut seen).unwrap_or_else(|e| panic!("{e}\n{}", seen.log.join("\n")));
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).replace('\r', "");
     let consoles = seen.consoles.into_iter().map(|(name, bytes)| (name, text(bytes))).collect();
     Ran { report, consoles, log: seen.log }

@@ -41,8 +41,8 @@ fn read_u32(at: u64) -> u32 {
 pub struct Handover {
     /// RAM above the firmware's, page-aligned, ascending.
     pub ram: Vec<Range<u64>, MAX_RANGES>,
-    /// The archive.
-    pub archive: Option<Range<u64>>,
+    /// The boot archive.
+    pub archive: Range<u64>,
 }
 
 /// Reads the PVH start information at `at` (public/arch-x86/hvm/start_info.h).
@@ -54,10 +54,11 @@ pub fn handover(at: u64) -> Result<Handover, &'static str> {
     }
     let (modules, module_list) = (read_u32(at + 12), read_u64(at + 16));
     let (map, entries) = (read_u64(at + 40), read_u32(at + 48));
-    let archive = (modules > 0).then(|| {
-        let start = read_u64(module_list);
-        start..start.saturating_add(read_u64(module_list + 8))
-    });
+    if modules == 0 {
+        return Err("no boot archive: start with -initrd");
+    }
+    let start = read_u64(module_list);
+    let archive = start..start.saturating_add(read_u64(module_list + 8));
     let mut ram = Vec::<Range<u64>, MAX_RANGES>::new();
     for n in 0..u64::from(entries) {
         let entry = map + n * 24;
@@ -72,53 +73,49 @@ pub fn handover(at: u64) -> Result<Handover, &'static str> {
     Ok(Handover { ram, archive })
 }
 
+/// Calls `give` with each part of `ram`, in whole pages, that no range of `used` touches.
+pub fn unused(ram: &[Range<u64>], used: &[Range<u64>], mut give: impl FnMut(Range<u64>)) {
+    let first = |used: &Range<u64>| used.start & !0xfff;
+    for range in ram {
+        let mut at = range.start;
+        while at < range.end {
+            if let Some(user) = used.iter().find(|used| first(used) <= at && at < used.end) {
+                at = user.end.next_multiple_of(4096);
+                continue;
+            }
+            let next = used.iter().map(first).filter(|start| *start > at).min();
+            let end = next.unwrap_or(range.end).min(range.end);
+            give(at..end);
+            at = end;
+        }
+    }
+}
+
 /// Takes the core's tables out of RAM, from one contiguous range below 4 GiB.
 pub struct Carver {
+    range: Range<u64>,
     next: u64,
-    start: u64,
-    end: u64,
 }
 
 impl Carver {
     /// The largest range of RAM below 4 GiB that neither the image nor the archive touches.
     pub fn new(handover: &Handover) -> Option<Self> {
-        let image = image();
-        let archive = handover.archive.clone().unwrap_or(0..0);
         let mut best = 0..0;
-        for range in &handover.ram {
-            let mut edges = Vec::<u64, 6>::new();
-            for edge in [
-                range.start,
-                range.end,
-                image.start,
-                image.end,
-                archive.start & !0xfff,
-                archive.end,
-            ] {
-                // Six fit.
-                let _ = edges.push(
-                    edge.clamp(range.start, range.end).next_multiple_of(4096).min(EARLY_LIMIT),
-                );
+        let length = |range: &Range<u64>| range.end.saturating_sub(range.start);
+        unused(&handover.ram, &[image(), handover.archive.clone()], |range| {
+            let range = range.start..range.end.min(EARLY_LIMIT);
+            if length(&range) > length(&best) {
+                best = range;
             }
-            edges.sort_unstable();
-            for pair in edges.windows(2) {
-                let candidate = pair[0]..pair[1];
-                let touches =
-                    |other: &Range<u64>| candidate.start < other.end && other.start < candidate.end;
-                let is_larger = candidate.end - candidate.start > best.end - best.start;
-                if is_larger && !touches(&image) && !touches(&archive) {
-                    best = candidate;
-                }
-            }
-        }
-        (!best.is_empty()).then_some(Self { next: best.start, start: best.start, end: best.end })
+        });
+        (!best.is_empty()).then_some(Self { next: best.start, range: best })
     }
 
     /// Takes zeroed bytes, aligned.
     pub fn take(&mut self, bytes: u64, align: u64) -> Option<u64> {
         let at = self.next.checked_next_multiple_of(align)?;
         let next = at.checked_add(bytes.next_multiple_of(4096))?;
-        if next > self.end {
+        if next > self.range.end {
             return None;
         }
         self.next = next;
@@ -129,6 +126,6 @@ impl Carver {
 
     /// What was taken.
     pub fn taken(&self) -> Range<u64> {
-        self.start..self.next
+        self.range.start..self.next
     }
 }

@@ -3,10 +3,8 @@
 use super::entry;
 use crate::{arch::Features, trap::emulate::msr::PAT_VALUE};
 use bulkhead_abi::trap::FLAT_RING3_CS32;
-use core::{
-    arch::x86_64::__cpuid_count,
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
-};
+use core::arch::x86_64::__cpuid_count;
+use spin::Once;
 use x86_64::registers::{
     control::{Cr0, Cr0Flags, Cr4, Cr4Flags},
     model_specific::Msr,
@@ -28,9 +26,7 @@ const SYSCALL_MASK: u64 = 1 << 8 | 1 << 9 | 1 << 10 | 3 << 12 | 1 << 14 | 1 << 1
 /// Extended state that vCPUs are switched with: x87, SSE, AVX, AVX-512.
 const XCR0_WANTED: u64 = 0xe7;
 
-static XCR0: AtomicU64 = AtomicU64::new(0);
-static PHYSICAL_BITS: AtomicU32 = AtomicU32::new(36);
-static RDTSCP: AtomicBool = AtomicBool::new(false);
+static FEATURES: Once<Features> = Once::new();
 
 /// The processor's answer to CPUID.
 pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
@@ -38,13 +34,9 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     [answer.eax, answer.ebx, answer.ecx, answer.edx]
 }
 
-/// What was found by [`init`].
+/// What was found by [`init`]; before it, nothing.
 pub fn features() -> Features {
-    Features {
-        xcr0: XCR0.load(Ordering::Relaxed),
-        physical_bits: PHYSICAL_BITS.load(Ordering::Relaxed),
-        rdtscp: RDTSCP.load(Ordering::Relaxed),
-    }
+    FEATURES.get().copied().unwrap_or(Features { xcr0: 0, physical_bits: 36, rdtscp: false })
 }
 
 fn has(leaf: u32, register: usize, bit: u32) -> bool {
@@ -59,8 +51,8 @@ fn is_tcg() -> bool {
     [b, c, d].map(u32::to_le_bytes) == [*b"TCGT", *b"CGTC", *b"GTCG"]
 }
 
-/// Physical address width, which page tables need before anything else.
-pub fn physical_bits() -> u32 {
+/// Physical address width.
+fn physical_bits() -> u32 {
     let [highest, ..] = cpuid(0x8000_0000, 0);
     if highest >= 0x8000_0008 { (cpuid(0x8000_0008, 0)[0] & 0xff).clamp(32, 46) } else { 36 }
 }
@@ -75,9 +67,6 @@ pub fn init() -> Result<(), &'static str> {
     if !has(0x8000_0001, 3, 11) {
         return Err("SYSCALL");
     }
-    PHYSICAL_BITS.store(physical_bits(), Ordering::Relaxed);
-    RDTSCP.store(has(0x8000_0001, 3, 27), Ordering::Relaxed);
-
     let mut cr4 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION
         | Cr4Flags::MACHINE_CHECK_EXCEPTION
         | Cr4Flags::PAGE_GLOBAL
@@ -111,16 +100,17 @@ pub fn init() -> Result<(), &'static str> {
         Msr::new(CSTAR).write(compatible);
         Msr::new(SFMASK).write(SYSCALL_MASK);
     }
+    let mut xcr0 = 0;
     if has(1, 2, 26) {
         let [low, _, _, high] = cpuid(0xd, 0);
-        let offered = u64::from(high) << 32 | u64::from(low);
-        let mut wanted = offered & XCR0_WANTED;
-        if wanted & 0xe0 != 0xe0 || wanted & 4 == 0 {
-            wanted &= 7;
+        xcr0 = (u64::from(high) << 32 | u64::from(low)) & XCR0_WANTED;
+        if xcr0 & 0xe0 != 0xe0 || xcr0 & 4 == 0 {
+            xcr0 &= 7;
         }
-        XCR0.store(wanted, Ordering::Relaxed);
-        super::guest::write_xcr0(wanted);
+        super::guest::write_xcr0(xcr0);
     }
+    let (physical_bits, rdtscp) = (physical_bits(), has(0x8000_0001, 3, 27));
+    FEATURES.call_once(|| Features { xcr0, physical_bits, rdtscp });
     Ok(())
 }
 

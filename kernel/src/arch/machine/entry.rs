@@ -8,8 +8,11 @@
 //! instruction listed in `.fixups`, and a fault that is the core's end.
 
 use super::tables;
-use crate::state::CpuId;
-use bulkhead_abi::vcpu::UserRegs;
+use crate::{domain::vcpu::SaveArea, state::CpuId};
+use bulkhead_abi::{
+    trap::{FLAT_RING3_CS64, FLAT_RING3_SS64},
+    vcpu::UserRegs,
+};
 use core::{
     arch::global_asm,
     cell::UnsafeCell,
@@ -77,36 +80,14 @@ const FRAME_END: usize = offset_of!(UserRegs, ss) + 8;
 
 global_asm!(
     include_str!("entry.s"),
-    stack_top = const 200,
-    flat_ss = const 0xe02b,
-    flat_cs = const 0xe033,
-    r15 = const offset_of!(UserRegs, r15),
-    r14 = const offset_of!(UserRegs, r14),
-    r13 = const offset_of!(UserRegs, r13),
-    r12 = const offset_of!(UserRegs, r12),
-    rbp = const offset_of!(UserRegs, rbp),
-    rbx = const offset_of!(UserRegs, rbx),
-    r11 = const offset_of!(UserRegs, r11),
-    r10 = const offset_of!(UserRegs, r10),
-    r9 = const offset_of!(UserRegs, r9),
-    r8 = const offset_of!(UserRegs, r8),
-    rax = const offset_of!(UserRegs, rax),
-    rcx = const offset_of!(UserRegs, rcx),
-    rdx = const offset_of!(UserRegs, rdx),
-    rsi = const offset_of!(UserRegs, rsi),
-    rdi = const offset_of!(UserRegs, rdi),
-    rip = const offset_of!(UserRegs, rip),
-    cs = const offset_of!(UserRegs, cs),
-    rflags = const offset_of!(UserRegs, rflags),
-    rsp = const offset_of!(UserRegs, rsp),
-    ss = const offset_of!(UserRegs, ss),
+    stack_top = const STACK_TOP,
+    flat_ss = const FLAT_RING3_SS64,
+    flat_cs = const FLAT_RING3_CS64,
 );
 
-const _: () = {
-    use crate::domain::vcpu::SaveArea;
-    assert!(offset_of!(SaveArea, stack_top) - offset_of!(SaveArea, regs) == 200);
-    assert!(FRAME_END == 168 && (offset_of!(SaveArea, regs) + FRAME_END).is_multiple_of(16));
-};
+/// Distance from a vCPU's registers to the word that has its CPU's stack.
+const STACK_TOP: usize = offset_of!(SaveArea, stack_top) - offset_of!(SaveArea, regs);
+const _: () = assert!((offset_of!(SaveArea, regs) + FRAME_END).is_multiple_of(16));
 
 /// Addresses of the 256 handlers, for the IDT.
 pub fn vectors() -> [u64; 256] {
@@ -185,38 +166,30 @@ pub fn last_fixed() -> (u8, u64) {
     (FIXED_VECTOR.load(Ordering::Relaxed) as u8, FIXED_ADDRESS.load(Ordering::Relaxed))
 }
 
-/// What to do about a trap from ring 0.
-pub enum FromCore {
-    /// Go on, at the RIP in the registers.
-    Resume,
-    /// It is the core's fault.
-    Fault,
-}
-
-/// Sorts a trap from ring 0.
-pub fn from_core(regs: &mut UserRegs) -> FromCore {
-    let vector = regs.entry_vector;
-    if vector >= 32 {
-        INTERRUPT.store(vector + 1, Ordering::Relaxed);
-        // A second one, of higher priority, must not come before this one is handled: its
-        // number would take this one's place, which then is never acknowledged.
-        regs.rflags &= !RFLAGS_INTERRUPTS;
-        return FromCore::Resume;
-    }
-    if vector == 1 {
+/// Sorts a trap from ring 0: whether to go on, at the RIP in the registers. Else it is the core's
+/// fault.
+pub fn from_core(regs: &mut UserRegs) -> bool {
+    match regs.entry_vector {
         // Reported on the SYSCALL stub's first instruction for a guest's breakpoint.
-        super::guest::take_debug_status();
-        return FromCore::Resume;
-    }
-    match landing_of(regs.rip) {
-        Some(landing) => {
+        1 => {
+            super::guest::take_debug_status();
+        }
+        vector @ 0..32 => {
+            let Some(landing) = landing_of(regs.rip) else {
+                return false;
+            };
             FIXED_VECTOR.store(vector, Ordering::Relaxed);
             FIXED_ADDRESS.store(super::guest::fault_address(), Ordering::Relaxed);
             regs.rip = landing;
-            FromCore::Resume
         }
-        None => FromCore::Fault,
+        vector => {
+            INTERRUPT.store(vector + 1, Ordering::Relaxed);
+            // A second one, of higher priority, must not come before this one is handled: its
+            // number would take this one's place, which then is never acknowledged.
+            regs.rflags &= !RFLAGS_INTERRUPTS;
+        }
     }
+    true
 }
 
 fn landing_of(rip: u64) -> Option<u64> {

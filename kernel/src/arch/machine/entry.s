@@ -16,6 +16,7 @@
     push r15
 .endm
 
+// Offsets below are those of UserRegs, which the interface fixes.
 .altmacro
 .macro vector_stub number
 vector_\number:
@@ -63,27 +64,27 @@ guest_saved:
 resume_guest:
     mov rsp, rsi
 leave_core:
-    push [rdi + {ss}]
-    push [rdi + {rsp}]
-    push [rdi + {rflags}]
-    movzx eax, word ptr [rdi + {cs}]
+    push [rdi + 160]
+    push [rdi + 152]
+    push [rdi + 144]
+    movzx eax, word ptr [rdi + 136]
     push rax
-    push [rdi + {rip}]
-    mov r15, [rdi + {r15}]
-    mov r14, [rdi + {r14}]
-    mov r13, [rdi + {r13}]
-    mov r12, [rdi + {r12}]
-    mov rbp, [rdi + {rbp}]
-    mov rbx, [rdi + {rbx}]
-    mov r11, [rdi + {r11}]
-    mov r10, [rdi + {r10}]
-    mov r9, [rdi + {r9}]
-    mov r8, [rdi + {r8}]
-    mov rax, [rdi + {rax}]
-    mov rcx, [rdi + {rcx}]
-    mov rdx, [rdi + {rdx}]
-    mov rsi, [rdi + {rsi}]
-    mov rdi, [rdi + {rdi}]
+    push [rdi + 128]
+    mov r15, [rdi]
+    mov r14, [rdi + 8]
+    mov r13, [rdi + 16]
+    mov r12, [rdi + 24]
+    mov rbp, [rdi + 32]
+    mov rbx, [rdi + 40]
+    mov r11, [rdi + 48]
+    mov r10, [rdi + 56]
+    mov r9, [rdi + 64]
+    mov r8, [rdi + 72]
+    mov rax, [rdi + 80]
+    mov rcx, [rdi + 88]
+    mov rdx, [rdi + 96]
+    mov rsi, [rdi + 104]
+    mov rdi, [rdi + 112]
 return_to_guest:
     iretq
 

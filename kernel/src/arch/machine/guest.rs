@@ -1,12 +1,12 @@
 //! The part of a vCPU that stays in the processor while the core runs: data segments and their
 //! bases, FPU, debug registers. The core uses none of them.
 
-use super::{entry, tables};
+use super::entry;
 use crate::{
-    arch::Segments,
-    state::CpuId,
+    arch::Base,
     trap::{DR6_RESET, DR7_RESET, context::FpuArea},
 };
+use bulkhead_abi::vcpu::UserRegs;
 use core::{
     arch::asm,
     sync::atomic::{AtomicBool, Ordering},
@@ -16,55 +16,31 @@ use x86_64::registers::{
     model_specific::Msr,
 };
 
-const FS_BASE: u32 = 0xc000_0100;
-const GS_BASE: u32 = 0xc000_0101;
-const KERNEL_GS_BASE: u32 = 0xc000_0102;
 const TSC_AUX: u32 = 0xc000_0103;
+
+const BASES: [Base; 3] = [Base::Fs, Base::Gs, Base::InactiveGs];
 
 /// The address of the last page fault.
 pub fn fault_address() -> u64 {
     Cr2::read_raw()
 }
 
-fn read(register: u32) -> u64 {
-    // SAFETY: one of the segment base registers above.
-    unsafe { Msr::new(register).read() }
+pub fn read_base(base: Base) -> u64 {
+    // SAFETY: a segment base register.
+    unsafe { Msr::new(base as u32).read() }
 }
 
-fn write(register: u32, base: u64) {
-    // SAFETY: 1. One of the registers above, none of which the core uses. 2. Bases are canonical: every
-    // way a guest has to set one checks that.
-    unsafe { Msr::new(register).write(base) }
-}
-
-pub fn read_fs_base() -> u64 {
-    read(FS_BASE)
-}
-
-pub fn read_gs_base() -> u64 {
-    read(GS_BASE)
-}
-
-pub fn read_inactive_gs_base() -> u64 {
-    read(KERNEL_GS_BASE)
-}
-
-pub fn write_fs_base(base: u64) {
-    write(FS_BASE, base);
-}
-
-pub fn write_gs_base(base: u64) {
-    write(GS_BASE, base);
-}
-
-pub fn write_inactive_gs_base(base: u64) {
-    write(KERNEL_GS_BASE, base);
+/// Sets a base, which is canonical: every way a guest has to set one checks that.
+pub fn write_base(base: Base, va: u64) {
+    // SAFETY: a segment base register, and the core uses no segment.
+    unsafe { Msr::new(base as u32).write(va) }
 }
 
 /// Sets TSC_AUX, where the processor has it.
 pub fn write_tsc_aux(value: u32) {
     if super::cpu::features().rdtscp {
-        write(TSC_AUX, value.into());
+        // SAFETY: a number that the core does not use.
+        unsafe { Msr::new(TSC_AUX).write(value.into()) };
     }
 }
 
@@ -74,31 +50,21 @@ pub fn swap_gs_bases() {
     unsafe { asm!("swapgs", options(nomem, nostack, preserves_flags)) };
 }
 
-/// Selectors and bases as they are.
-pub fn save_segments() -> Segments {
-    let (ds, es, fs, gs): (u16, u16, u16, u16);
+/// Takes the selectors into `regs`; gives the FS base, the GS base and the inactive GS base.
+pub fn save_segments(regs: &mut UserRegs) -> [u64; 3] {
     // SAFETY: reads selectors.
     unsafe {
         asm!("mov {0:x}, ds", "mov {1:x}, es", "mov {2:x}, fs", "mov {3:x}, gs",
-            out(reg) ds, out(reg) es, out(reg) fs, out(reg) gs, options(nomem, nostack, preserves_flags));
+            out(reg) regs.ds, out(reg) regs.es, out(reg) regs.fs, out(reg) regs.gs,
+            options(nomem, nostack, preserves_flags));
     }
-    Segments {
-        ds,
-        es,
-        fs,
-        gs,
-        fs_base: read_fs_base(),
-        gs_base: read_gs_base(),
-        inactive_gs_base: read_inactive_gs_base(),
-    }
+    BASES.map(read_base)
 }
 
-/// Loads selectors, then bases. A selector that names nothing becomes null; false then.
-pub fn load_segments(segments: &Segments) -> bool {
-    let fine = entry::load_selectors(segments.ds, segments.es, segments.fs, segments.gs);
-    write_fs_base(segments.fs_base);
-    write_gs_base(segments.gs_base);
-    write_inactive_gs_base(segments.inactive_gs_base);
+/// Loads the selectors of `regs`, then bases. A selector that names nothing becomes null; false then.
+pub fn load_segments(regs: &UserRegs, bases: [u64; 3]) -> bool {
+    let fine = entry::load_selectors(regs.ds, regs.es, regs.fs, regs.gs);
+    BASES.into_iter().zip(bases).for_each(|(base, va)| write_base(base, va));
     fine
 }
 
@@ -200,14 +166,4 @@ pub fn take_debug_status() -> u64 {
         asm!("mov dr6, {}", in(reg) DR6_RESET, options(nomem, nostack, preserves_flags));
     }
     status
-}
-
-/// Opens COM2's ports to the running guest, or closes them.
-pub fn set_serial_access(allowed: bool) {
-    tables::set_io_map(CpuId(0), allowed);
-}
-
-/// Top of the stack on which the core runs after an entry from ring 3.
-pub fn stack_top(cpu: CpuId) -> u64 {
-    entry::stack_top(cpu)
 }

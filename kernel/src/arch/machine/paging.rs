@@ -10,7 +10,7 @@
 //! | `0xffff830000000000` | all RAM but the image | core, writable, not executable |
 //! | `0xffff840000000000` | registers of devices, uncached | core, writable, not executable |
 
-use super::boot::Carver;
+use super::{boot::Carver, cpu, entry::guards};
 use bulkhead_abi::{Maddr, Mfn, archive::CORE_BASE, mmu::M2P_START};
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -48,8 +48,6 @@ static IDLE_ROOT: AtomicU64 = AtomicU64::new(0);
 static LOADED_ROOT: AtomicU64 = AtomicU64::new(0);
 /// Bytes of the device window that are taken.
 static DEVICES_TAKEN: AtomicU64 = AtomicU64::new(0);
-/// Machine addresses are below this.
-static PHYSICAL_LIMIT: AtomicU64 = AtomicU64::new(0);
 
 unsafe extern "C" {
     static __text_start: u8;
@@ -63,20 +61,20 @@ pub fn image() -> Range<u64> {
     CORE_LOAD..CORE_LOAD + ((&raw const __core_end) as u64 - CORE_BASE)
 }
 
-/// A pointer to a word of a page table, through the map of RAM.
-fn word(at: u64) -> *mut u64 {
-    (PHYSMAP + at) as *mut u64
-}
-
 fn read(at: u64) -> u64 {
     // SAFETY: `at` is an aligned word of a page-table frame that this module took from the boot
     // carver; the first tables and these both map it there.
-    unsafe { word(at).read_volatile() }
+    unsafe { ((PHYSMAP + at) as *const u64).read_volatile() }
 }
 
 fn write(at: u64, value: u64) {
     // SAFETY: as in `read`; what is mapped by the entry is argued by the callers.
-    unsafe { word(at).write_volatile(value) }
+    unsafe { ((PHYSMAP + at) as *mut u64).write_volatile(value) }
+}
+
+/// Where `va` has its entry in a table, `level` levels below the root.
+fn slot(table: u64, va: u64, level: u32) -> u64 {
+    table + (va >> (39 - 9 * level) & 511) * 8
 }
 
 /// Builds tables top down.
@@ -90,7 +88,7 @@ impl Builder<'_> {
     fn table(&mut self, va: u64, depth: u32) -> u64 {
         let mut table = self.root;
         for level in 0..depth {
-            let at = table + (va >> (39 - 9 * level) & 511) * 8;
+            let at = slot(table, va, level);
             if read(at) & PRESENT == 0 {
                 let new = self.carver.take(PAGE, PAGE).expect("memory for the core's page tables");
                 // Rights are the leaves' business, but user pages need the bit on the way.
@@ -103,20 +101,17 @@ impl Builder<'_> {
     }
 
     fn small(&mut self, va: u64, at: u64, flags: u64) {
-        let slot = self.table(va, 3) + (va >> 12 & 511) * 8;
-        write(slot, at | flags | PRESENT);
+        write(slot(self.table(va, 3), va, 3), at | flags | PRESENT);
     }
 
     fn large(&mut self, va: u64, at: u64, flags: u64) {
-        let slot = self.table(va, 2) + (va >> 21 & 511) * 8;
-        write(slot, at | flags | PRESENT | LARGE_PAGE);
+        write(slot(self.table(va, 2), va, 2), at | flags | PRESENT | LARGE_PAGE);
     }
 
     /// The image with the rights of its sections; unused pages below stacks stay absent.
     fn image(&mut self, guards: &[u64]) {
         let (text, rodata) = ((&raw const __text_end) as u64, (&raw const __rodata_end) as u64);
-        let mut va = CORE_BASE;
-        while va < (&raw const __core_end) as u64 {
+        for va in (CORE_BASE..(&raw const __core_end) as u64).step_by(PAGE as usize) {
             let flags = match va {
                 _ if va < text => 0,
                 _ if va < rodata => NO_EXECUTE,
@@ -125,7 +120,6 @@ impl Builder<'_> {
             if !guards.contains(&va) {
                 self.small(va, va - CORE_BASE + CORE_LOAD, flags | GLOBAL);
             }
-            va += PAGE;
         }
     }
 
@@ -148,28 +142,16 @@ impl Builder<'_> {
     }
 }
 
-/// What [`build`] made.
-pub struct Built {
-    /// Entries 256..=271 of every root.
-    pub slots: [u64; 16],
-}
-
-/// Builds the core's tables and loads them. `m2p` is 2 MiB-aligned; `guards` are pages of the image
-/// to leave out.
-pub fn build(
-    carver: &mut Carver,
-    ram: &[Range<u64>],
-    m2p: Range<u64>,
-    guards: &[u64],
-    physical_bits: u32,
-) -> Built {
+/// Builds the core's tables and loads them; gives entries 256..=271 of every root. `m2p` is
+/// 2 MiB-aligned.
+pub fn build(carver: &mut Carver, ram: &[Range<u64>], m2p: Range<u64>) -> [u64; 16] {
     let root = carver.take(PAGE, PAGE).expect("memory for the core's root");
     let mut builder = Builder { carver, root };
     // Every slot gets its table now, for roots copy the entries.
     for slot in 256..272u64 {
         builder.table(0xffff_0000_0000_0000 | slot << 39, 1);
     }
-    builder.image(guards);
+    builder.image(&guards());
     for range in ram {
         builder.ram(range.clone());
     }
@@ -180,19 +162,15 @@ pub fn build(
         builder.table(va, 3);
     }
     builder.table(WINDOWS, 3);
-    PHYSICAL_LIMIT.store(1 << physical_bits, Ordering::Relaxed);
     IDLE_ROOT.store(root, Ordering::Relaxed);
     load(root);
-    Built { slots: core::array::from_fn(|n| read(root + (256 + n as u64) * 8)) }
+    core::array::from_fn(|n| read(root + (256 + n as u64) * 8))
 }
 
 /// Where the leaf entry of an address of the windows is.
 fn leaf(va: u64) -> u64 {
-    let mut table = IDLE_ROOT.load(Ordering::Relaxed);
-    for level in 0..3 {
-        table = read(table + (va >> (39 - 9 * level) & 511) * 8) & ADDRESS;
-    }
-    table + (va >> 12 & 511) * 8
+    let root = IDLE_ROOT.load(Ordering::Relaxed);
+    slot((0..3).fold(root, |table, level| read(slot(table, va, level)) & ADDRESS), va, 3)
 }
 
 /// Sets one page of the descriptor windows.
@@ -207,7 +185,7 @@ pub fn set_window(va: u64, entry: u64) {
 pub fn map_device(at: Maddr, bytes: usize) -> Option<*mut u8> {
     let first = at.get() & !(PAGE - 1);
     let end = at.get().checked_add(bytes as u64)?.checked_next_multiple_of(PAGE)?;
-    if bytes == 0 || end > PHYSICAL_LIMIT.load(Ordering::Relaxed) {
+    if bytes == 0 || end > 1 << cpu::features().physical_bits {
         return None;
     }
     let taken = DEVICES_TAKEN.load(Ordering::Relaxed);
@@ -217,11 +195,9 @@ pub fn map_device(at: Maddr, bytes: usize) -> Option<*mut u8> {
     }
     DEVICES_TAKEN.store(next, Ordering::Relaxed);
     let base = DEVICES + taken;
+    let flags = PRESENT | WRITABLE | NO_EXECUTE | UNCACHED | GLOBAL;
     for offset in (0..end - first).step_by(PAGE as usize) {
-        write(
-            leaf(base + offset),
-            (first + offset) | PRESENT | WRITABLE | NO_EXECUTE | UNCACHED | GLOBAL,
-        );
+        write(leaf(base + offset), (first + offset) | flags);
     }
     Some((base + (at.get() - first)) as *mut u8)
 }

@@ -7,47 +7,43 @@ const ADDRESS: u16 = 0xcf8;
 const DATA: u16 = 0xcfc;
 const ENABLE: u32 = 1 << 31;
 
-/// Selects a register; gives the data port for its byte lane.
-fn select(sbdf: u32, offset: u16) -> u16 {
+/// Selects a register; gives the data port for its byte lane. `None` for what is not 1, 2 or 4 bytes
+/// of configuration space, naturally aligned, below offset 256.
+fn select(sbdf: u32, offset: u16, width: u8) -> Option<u16> {
+    let is_aligned = offset.is_multiple_of(width.into());
+    let is_fine = matches!(width, 1 | 2 | 4) && offset < 256 && is_aligned;
     let address = ENABLE | (sbdf & 0xffff) << 8 | u32::from(offset) & 0xfc;
-    // SAFETY: selecting a register has no effect by itself.
-    unsafe { Port::new(ADDRESS).write(address) };
-    DATA + (offset & 3)
+    is_fine.then(|| {
+        // SAFETY: selecting a register has no effect by itself.
+        unsafe { Port::new(ADDRESS).write(address) };
+        DATA + (offset & 3)
+    })
 }
 
-/// Reads 1, 2 or 4 bytes of configuration space, naturally aligned, offset below 256; anything else and
-/// absent functions read as ones.
+/// Reads configuration space; what [`select`] refuses and absent functions read as ones.
 pub fn pci_read(sbdf: u32, offset: u16, width: u8) -> u32 {
-    if offset >= 256 || !offset.is_multiple_of(u16::from(width.max(1))) {
-        return u32::MAX;
-    }
-    let port = select(sbdf, offset);
     // SAFETY: reads of configuration space have no effect on memory.
     unsafe {
-        match width {
-            1 => Port::<u8>::new(port).read().into(),
-            2 => Port::<u16>::new(port).read().into(),
-            4 => Port::<u32>::new(port).read(),
-            _ => u32::MAX,
+        match (select(sbdf, offset, width), width) {
+            (Some(port), 1) => Port::<u8>::new(port).read().into(),
+            (Some(port), 2) => Port::<u16>::new(port).read().into(),
+            (Some(port), _) => Port::new(port).read(),
+            (None, _) => u32::MAX,
         }
     }
 }
 
-/// Writes 1, 2 or 4 bytes of configuration space; see [`pci_read`] for the limits, out of which nothing is
-/// written. Room `device` mediates: it lets nobody turn on bus mastering for a device that is not assigned.
+/// Writes configuration space; nothing where [`select`] refuses. Room `device` mediates: it lets
+/// nobody turn on bus mastering for a device that is not assigned.
 pub fn pci_write(sbdf: u32, offset: u16, width: u8, value: u32) {
-    if offset >= 256 || !offset.is_multiple_of(u16::from(width.max(1))) {
-        return;
-    }
-    let port = select(sbdf, offset);
     // SAFETY: what may be written is the decision of room `device`, which keeps bus mastering off
     // but for assigned devices; their DMA is their owner's until there is an IOMMU.
     unsafe {
-        match width {
-            1 => Port::<u8>::new(port).write(value as u8),
-            2 => Port::<u16>::new(port).write(value as u16),
-            4 => Port::<u32>::new(port).write(value),
-            _ => {}
+        match (select(sbdf, offset, width), width) {
+            (Some(port), 1) => Port::new(port).write(value as u8),
+            (Some(port), 2) => Port::new(port).write(value as u16),
+            (Some(port), _) => Port::new(port).write(value),
+            (None, _) => {}
         }
     }
 }

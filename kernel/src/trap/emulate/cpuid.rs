@@ -162,26 +162,19 @@ fn extended_state(
 
 fn hypervisor(view: &View, leaf: u32, subleaf: u32) -> [u32; 4] {
     let [b, c, d] = SIGNATURE;
-    match leaf - HYPERVISOR_BASE {
-        0 => [HYPERVISOR_BASE + 5, b, c, d],
-        1 => [bulkhead_abi::version::VERSION as u32, 0, 0, 0],
-        2 => [1, super::msr::HYPERCALL_PAGE, 1, 0],
-        3 => time_leaf(view, subleaf),
-        5 => [0, view.features.physical_bits, 0, 0],
-        _ => [0; 4],
-    }
-}
-
-fn time_leaf(view: &View, subleaf: u32) -> [u32; 4] {
     let khz = view.tsc_khz as u32;
-    match subleaf {
+    match (leaf - HYPERVISOR_BASE, subleaf) {
+        (0, _) => [HYPERVISOR_BASE + 5, b, c, d],
+        (1, _) => [bulkhead_abi::version::VERSION as u32, 0, 0, 0],
+        (2, _) => [1, super::msr::HYPERCALL_PAGE, 1, 0],
         // The TSC is native; mode 2 says so.
-        0 => [u32::from(view.features.rdtscp) << 2, 2, khz, view.incarnation],
-        1 => {
+        (3, 0) => [u32::from(view.features.rdtscp) << 2, 2, khz, view.incarnation],
+        (3, 1) => {
             let (mul, shift) = scale_of(view.tsc_khz.max(1));
             [0, 0, mul, shift as u32]
         }
-        2 => [khz, 0, 0, 0],
+        (3, 2) => [khz, 0, 0, 0],
+        (5, _) => [0, view.features.physical_bits, 0, 0],
         _ => [0; 4],
     }
 }

@@ -2,6 +2,10 @@
 //! displacement, immediates. A decoder that says `None` makes the guest get its fault.
 
 use bulkhead_abi::vcpu::UserRegs;
+use heapless::Vec;
+
+/// Longest instruction.
+pub const MAX_INSTRUCTION: usize = 15;
 
 /// What stood before the opcode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,47 +21,38 @@ pub struct Prefixes {
 }
 
 impl Prefixes {
-    pub const fn rex_w(self) -> bool {
-        self.rex & 8 != 0
-    }
-
     /// Bytes of an operand that is not a byte.
     pub const fn width(self) -> u32 {
-        if self.rex_w() {
-            8
-        } else if self.operand16 {
-            2
-        } else {
-            4
+        match (self.rex & 8, self.operand16) {
+            (8, _) => 8,
+            (_, true) => 2,
+            _ => 4,
         }
     }
 }
 
-/// Where the r/m operand is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operand {
-    Register(u8),
-    /// Linear address, without a segment base.
-    Memory(u64),
-}
-
-/// A ModRM byte with what follows it.
+/// A ModRM byte with what follows it, whose r/m operand is in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModRm {
     /// The reg field, extended by REX.R.
     pub reg: u8,
-    pub operand: Operand,
+    /// Linear address, without a segment base.
+    pub address: u64,
 }
 
 /// Reads an instruction from front to back.
-pub struct Decoder<'a> {
-    bytes: &'a [u8],
+pub struct Decoder {
+    pub bytes: Vec<u8, MAX_INSTRUCTION>,
+    /// Those before the opcode, once it was read.
+    pub prefixes: Prefixes,
     at: usize,
 }
 
-impl<'a> Decoder<'a> {
-    pub fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0 }
+impl Decoder {
+    /// Of what may be an instruction: nothing, if it is too long to be one.
+    pub fn new(bytes: &[u8]) -> Self {
+        let bytes = Vec::from_slice(bytes).unwrap_or_default();
+        Self { bytes, prefixes: Prefixes::default(), at: 0 }
     }
 
     /// Bytes read so far.
@@ -72,135 +67,103 @@ impl<'a> Decoder<'a> {
     }
 
     /// A little-endian immediate of `width` bytes (1, 2 or 4), sign-extended.
-    pub fn signed(&mut self, width: u32) -> Option<i64> {
+    pub fn signed(&mut self, width: u32) -> Option<u64> {
         let mut raw = [0u8; 8];
         for slot in raw.iter_mut().take(width as usize) {
             *slot = self.byte()?;
         }
         let unused = 64 - 8 * width;
-        Some(i64::from_le_bytes(raw) << unused >> unused)
+        Some((i64::from_le_bytes(raw) << unused >> unused) as u64)
     }
 
-    /// Prefixes up to the first opcode byte, which is returned with them.
-    pub fn prefixes(&mut self) -> Option<(Prefixes, u8)> {
-        let mut found = Prefixes::default();
+    /// Prefixes and the opcode; one of two bytes is 0x0f00 and the second.
+    pub fn opcode(&mut self) -> Option<u16> {
         loop {
             let byte = self.byte()?;
+            // REX counts only right before the opcode.
+            let rex = core::mem::take(&mut self.prefixes.rex);
             match byte {
-                0xf0 => found.lock = true,
-                0xf2 | 0xf3 => found.repeat = true,
-                0x66 => found.operand16 = true,
-                0x67 => found.address32 = true,
-                0x64 | 0x65 => found.based_segment = true,
+                0xf0 => self.prefixes.lock = true,
+                0xf2 | 0xf3 => self.prefixes.repeat = true,
+                0x66 => self.prefixes.operand16 = true,
+                0x67 => self.prefixes.address32 = true,
+                0x64 | 0x65 => self.prefixes.based_segment = true,
                 0x26 | 0x2e | 0x36 | 0x3e => {}
-                0x40..=0x4f => {
-                    // REX counts only right before the opcode.
-                    let opcode = self.byte()?;
-                    let is_prefix = matches!(
-                        opcode,
-                        0xf0 | 0xf2 | 0xf3 | 0x66 | 0x67 | 0x64 | 0x65 | 0x26 | 0x2e | 0x36 | 0x3e
-                    ) || matches!(opcode, 0x40..=0x4f);
-                    if is_prefix {
-                        self.at -= 1;
-                        continue;
-                    }
-                    found.rex = byte;
-                    return Some((found, opcode));
+                0x40..=0x4f => self.prefixes.rex = byte,
+                opcode => {
+                    self.prefixes.rex = rex;
+                    return match opcode {
+                        0x0f => Some(0x0f00 | u16::from(self.byte()?)),
+                        _ => Some(opcode.into()),
+                    };
                 }
-                opcode => return Some((found, opcode)),
             }
         }
+    }
+
+    /// The reg and r/m fields of a ModRM byte, extended by REX.
+    pub fn fields(&self, modrm: u8) -> (u8, u8) {
+        let rex = self.prefixes.rex;
+        (modrm >> 3 & 7 | rex << 1 & 8, modrm & 7 | rex << 3 & 8)
     }
 
     /// ModRM, SIB and displacement. `immediate` is the number of bytes that follow them, which
-    /// RIP-relative addresses count from.
-    pub fn modrm(&mut self, prefixes: Prefixes, regs: &UserRegs, immediate: u64) -> Option<ModRm> {
+    /// RIP-relative addresses count from. `None` for an operand that is a register, too.
+    pub fn modrm(&mut self, regs: &UserRegs, immediate: u32) -> Option<ModRm> {
         let modrm = self.byte()?;
-        let (mode, low) = (modrm >> 6, modrm & 7);
-        let reg = modrm >> 3 & 7 | prefixes.rex << 1 & 8;
-        let rex_b = prefixes.rex << 3 & 8;
-        if mode == 3 {
-            return Some(ModRm { reg, operand: Operand::Register(low | rex_b) });
-        }
+        let (mode, (reg, base)) = (modrm >> 6, self.fields(modrm));
         let mut rip_relative = false;
-        let base = match low {
-            4 => self.sib(prefixes, regs, mode)?,
+        let base = match modrm & 7 {
+            _ if mode == 3 => return None,
+            4 => self.sib(regs, mode)?,
             5 if mode == 0 => {
                 rip_relative = true;
-                self.signed(4)? as u64
+                self.signed(4)?
             }
-            _ => register(regs, low | rex_b),
+            _ => register(regs, base),
         };
         let displacement = match mode {
             1 => self.signed(1)?,
             2 => self.signed(4)?,
             _ => 0,
         };
-        let mut address = base.wrapping_add(displacement as u64);
+        let mut address = base.wrapping_add(displacement);
         if rip_relative {
-            address =
-                address.wrapping_add(regs.rip).wrapping_add(self.length()).wrapping_add(immediate);
+            let length = self.length() + u64::from(immediate);
+            address = address.wrapping_add(regs.rip).wrapping_add(length);
         }
-        if prefixes.address32 {
+        if self.prefixes.address32 {
             address &= 0xffff_ffff;
         }
-        Some(ModRm { reg, operand: Operand::Memory(address) })
+        Some(ModRm { reg, address })
     }
 
-    fn sib(&mut self, prefixes: Prefixes, regs: &UserRegs, mode: u8) -> Option<u64> {
+    fn sib(&mut self, regs: &UserRegs, mode: u8) -> Option<u64> {
         let sib = self.byte()?;
-        let index = sib >> 3 & 7 | prefixes.rex << 2 & 8;
+        let index = sib >> 3 & 7 | self.prefixes.rex << 2 & 8;
         // Index 4 without REX.X is "none".
         let scaled = if index == 4 { 0 } else { register(regs, index) << (sib >> 6) };
         let base = match sib & 7 {
-            5 if mode == 0 => self.signed(4)? as u64,
-            low => register(regs, low | prefixes.rex << 3 & 8),
+            5 if mode == 0 => self.signed(4)?,
+            _ => register(regs, self.fields(sib).1),
         };
         Some(base.wrapping_add(scaled))
     }
 }
 
+/// Which word of [`UserRegs`] each general register is, by its number in instructions: RAX,
+/// RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
+const WORDS: [usize; 16] = [10, 11, 12, 5, 19, 4, 13, 14, 9, 8, 7, 6, 3, 2, 1, 0];
+
 /// Value of the general register `number` (0 = RAX, 4 = RSP, 15 = R15).
 pub fn register(regs: &UserRegs, number: u8) -> u64 {
-    match number & 15 {
-        0 => regs.rax,
-        1 => regs.rcx,
-        2 => regs.rdx,
-        3 => regs.rbx,
-        4 => regs.rsp,
-        5 => regs.rbp,
-        6 => regs.rsi,
-        7 => regs.rdi,
-        8 => regs.r8,
-        9 => regs.r9,
-        10 => regs.r10,
-        11 => regs.r11,
-        12 => regs.r12,
-        13 => regs.r13,
-        14 => regs.r14,
-        _ => regs.r15,
-    }
+    let words: &[u64; 25] = zerocopy::transmute_ref!(regs);
+    words[WORDS[usize::from(number & 15)]]
 }
 
 fn register_mut(regs: &mut UserRegs, number: u8) -> &mut u64 {
-    match number & 15 {
-        0 => &mut regs.rax,
-        1 => &mut regs.rcx,
-        2 => &mut regs.rdx,
-        3 => &mut regs.rbx,
-        4 => &mut regs.rsp,
-        5 => &mut regs.rbp,
-        6 => &mut regs.rsi,
-        7 => &mut regs.rdi,
-        8 => &mut regs.r8,
-        9 => &mut regs.r9,
-        10 => &mut regs.r10,
-        11 => &mut regs.r11,
-        12 => &mut regs.r12,
-        13 => &mut regs.r13,
-        14 => &mut regs.r14,
-        _ => &mut regs.r15,
-    }
+    let words: &mut [u64; 25] = zerocopy::transmute_mut!(regs);
+    &mut words[WORDS[usize::from(number & 15)]]
 }
 
 /// Reads `width` bytes of a register as an instruction with these prefixes names it: without
@@ -241,11 +204,11 @@ mod tests {
     use super::*;
     use proptest::prelude::{any, prop_assert, proptest};
 
-    fn decode(bytes: &[u8], regs: &UserRegs) -> Option<(Prefixes, u8, ModRm, u64)> {
+    fn decode(bytes: &[u8], regs: &UserRegs) -> Option<(Prefixes, u16, ModRm, u64)> {
         let mut decoder = Decoder::new(bytes);
-        let (prefixes, opcode) = decoder.prefixes()?;
-        let modrm = decoder.modrm(prefixes, regs, 0)?;
-        Some((prefixes, opcode, modrm, decoder.length()))
+        let opcode = decoder.opcode()?;
+        let modrm = decoder.modrm(regs, 0)?;
+        Some((decoder.prefixes, opcode, modrm, decoder.length()))
     }
 
     #[test]
@@ -260,24 +223,25 @@ mod tests {
         };
         // xchg %rax,(%rdi)
         let (prefixes, opcode, modrm, length) = decode(&[0x48, 0x87, 0x07], &regs).unwrap();
-        assert!(prefixes.rex_w() && opcode == 0x87 && length == 3);
-        assert_eq!(modrm, ModRm { reg: 0, operand: Operand::Memory(0x1000) });
+        assert!(prefixes.width() == 8 && opcode == 0x87 && length == 3);
+        assert_eq!(modrm, ModRm { reg: 0, address: 0x1000 });
         // lock andb $..,0x10(%r13)
         let (prefixes, _, modrm, length) = decode(&[0xf0, 0x41, 0x80, 0x65, 0x10], &regs).unwrap();
         assert!(prefixes.lock && length == 5);
-        assert_eq!(modrm, ModRm { reg: 4, operand: Operand::Memory(0x2010) });
+        assert_eq!(modrm, ModRm { reg: 4, address: 0x2010 });
         // mov %r9,-8(%rsp,%rax,4)
         let (.., modrm, length) = decode(&[0x4c, 0x89, 0x4c, 0x84, 0xf8], &regs).unwrap();
-        assert_eq!((modrm, length), (ModRm { reg: 9, operand: Operand::Memory(0x3018) }, 5));
+        assert_eq!((modrm, length), (ModRm { reg: 9, address: 0x3018 }, 5));
         // mov %rax,0x10(%rip)
         let (.., modrm, _) = decode(&[0x48, 0x89, 0x05, 0x10, 0, 0, 0], &regs).unwrap();
-        assert_eq!(modrm, ModRm { reg: 0, operand: Operand::Memory(0x4017) });
+        assert_eq!(modrm, ModRm { reg: 0, address: 0x4017 });
     }
 
     #[test]
     fn a_rex_that_is_not_last_is_ignored() {
-        let (prefixes, opcode) = Decoder::new(&[0x48, 0x66, 0x89]).prefixes().unwrap();
-        assert!(!prefixes.rex_w() && prefixes.operand16 && opcode == 0x89);
+        let mut decoder = Decoder::new(&[0x48, 0x66, 0x89]);
+        assert_eq!(decoder.opcode(), Some(0x89));
+        assert!(decoder.prefixes.width() == 2 && decoder.prefixes.operand16);
     }
 
     #[test]
@@ -286,6 +250,31 @@ mod tests {
         assert_eq!(read(&regs, 4, 1, Prefixes::default()), 0x12);
         write(&mut regs, 4, 1, Prefixes::default(), 0xff);
         assert_eq!(regs.rax, 0xff34);
+    }
+
+    #[test]
+    fn each_number_names_its_register() {
+        let regs = UserRegs {
+            rax: 0,
+            rcx: 1,
+            rdx: 2,
+            rbx: 3,
+            rsp: 4,
+            rbp: 5,
+            rsi: 6,
+            rdi: 7,
+            r8: 8,
+            r9: 9,
+            r10: 10,
+            r11: 11,
+            r12: 12,
+            r13: 13,
+            r14: 14,
+            r15: 15,
+            rip: 99,
+            ..Default::default()
+        };
+        assert!((0..16).all(|n| register(&regs, n) == u64::from(n)));
     }
 
     proptest! {

@@ -41,7 +41,8 @@ pub fn bit(rflags: u64, was_set: bool) -> u64 {
     rflags & !CF | if was_set { CF } else { 0 }
 }
 
-#[cfg(all(test, target_arch = "x86_64", not(miri)))]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[cfg(test)]
 #[allow(unsafe_code, reason = "the oracle is the host's processor")]
 mod tests {
     use super::*;

@@ -11,27 +11,19 @@ pub mod ptwr;
 pub use privileged::{forced, privileged, software_interrupt};
 pub use ptwr::page_table_write;
 
-use crate::{Core, memory::guest::GuestSpace, state::Caller, trap::context::Mode};
+use crate::{Core, memory::guest::GuestSpace, state::Caller};
 use bulkhead_abi::GuestVa;
-
-/// Longest instruction.
-pub const MAX_INSTRUCTION: usize = 15;
+use decode::{Decoder, MAX_INSTRUCTION};
 
 /// The bytes at the current vCPU's RIP, as many as can be read.
-fn fetch(core: &Core, caller: Caller, buffer: &mut [u8; MAX_INSTRUCTION]) -> usize {
-    let Some(vcpu) = core.vcpu(caller) else {
-        return 0;
-    };
-    let root = match vcpu.guest.mode {
-        Mode::Kernel => vcpu.roots.kernel,
-        Mode::User => vcpu.roots.user,
-    };
-    let Some(root) = root else { return 0 };
-    let (space, rip) = (GuestSpace::new(&core.frames, root), vcpu.regs().rip);
-    if space.read_bytes(GuestVa::new(rip), buffer).is_ok() {
-        return MAX_INSTRUCTION;
-    }
+fn fetch(core: &Core, caller: Caller) -> Option<Decoder> {
+    let vcpu = core.vcpu(caller)?;
+    let (space, rip) = (GuestSpace::new(&core.frames, vcpu.root()?), vcpu.regs().rip);
+    let mut bytes = [0; MAX_INSTRUCTION];
     // The next page may not be there, and the instruction may not need it.
     let here = (0x1000 - (rip & 0xfff) as usize).min(MAX_INSTRUCTION);
-    if space.read_bytes(GuestVa::new(rip), &mut buffer[..here]).is_ok() { here } else { 0 }
+    [MAX_INSTRUCTION, here].into_iter().find_map(|count| {
+        space.read_bytes(GuestVa::new(rip), &mut bytes[..count]).ok()?;
+        Some(Decoder::new(&bytes[..count]))
+    })
 }

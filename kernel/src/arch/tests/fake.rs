@@ -1,9 +1,9 @@
 //! Stand-ins for the machine on the host: time that tests move, and a record of what
 //! was asked. One machine per test thread.
 
-use super::{Features, Segments};
+use super::{Base, Features};
 use crate::{state::CpuId, trap::context::FpuArea};
-use bulkhead_abi::{Maddr, Mfn, Ns};
+use bulkhead_abi::{Maddr, Mfn, Ns, vcpu::UserRegs};
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
@@ -150,17 +150,10 @@ pub fn features() -> Features {
 }
 
 thread_local! {
-    static SEGMENTS: Cell<Segments> = const {
-        Cell::new(Segments { ds: 0, es: 0, fs: 0, gs: 0, fs_base: 0, gs_base: 0, inactive_gs_base: 0 })
-    };
+    /// FS base, GS base, and the GS base that SWAPGS would bring.
+    static BASES: Cell<[u64; 3]> = const { Cell::new([0; 3]) };
     static FAULT: Cell<u64> = const { Cell::new(0) };
     static ROOT: Cell<Option<Mfn>> = const { Cell::new(None) };
-}
-
-fn with_segments(change: impl FnOnce(&mut Segments)) {
-    let mut segments = SEGMENTS.get();
-    change(&mut segments);
-    SEGMENTS.set(segments);
 }
 
 /// Sets what this thread's CR2 is.
@@ -176,54 +169,39 @@ pub fn take_debug_status() -> u64 {
     crate::trap::DR6_RESET
 }
 
-pub fn save_segments() -> Segments {
-    SEGMENTS.get()
+/// Selectors are where they were.
+pub fn save_segments(_regs: &mut UserRegs) -> [u64; 3] {
+    BASES.get()
 }
 
-pub fn load_segments(segments: &Segments) -> bool {
-    SEGMENTS.set(*segments);
+pub fn load_segments(_regs: &UserRegs, bases: [u64; 3]) -> bool {
+    BASES.set(bases);
     true
 }
 
 pub fn swap_gs_bases() {
-    with_segments(|s| core::mem::swap(&mut s.gs_base, &mut s.inactive_gs_base));
+    let [fs, gs, inactive] = BASES.get();
+    BASES.set([fs, inactive, gs]);
 }
 
-pub fn load_user_gs(selector: u16) {
-    with_segments(|s| s.gs = selector);
+pub fn read_base(base: Base) -> u64 {
+    BASES.get()[base as usize - Base::Fs as usize]
 }
 
-pub fn read_fs_base() -> u64 {
-    SEGMENTS.get().fs_base
+pub fn write_base(base: Base, va: u64) {
+    let mut bases = BASES.get();
+    bases[base as usize - Base::Fs as usize] = va;
+    BASES.set(bases);
 }
 
-pub fn read_gs_base() -> u64 {
-    SEGMENTS.get().gs_base
-}
-
-pub fn read_inactive_gs_base() -> u64 {
-    SEGMENTS.get().inactive_gs_base
-}
-
-pub fn write_fs_base(base: u64) {
-    with_segments(|s| s.fs_base = base);
-}
-
-pub fn write_gs_base(base: u64) {
-    with_segments(|s| s.gs_base = base);
-}
-
-pub fn write_inactive_gs_base(base: u64) {
-    with_segments(|s| s.inactive_gs_base = base);
-}
-
+pub fn load_user_gs(_selector: u16) {}
 pub fn write_tsc_aux(_value: u32) {}
 pub fn write_xcr0(_value: u64) {}
 pub fn save_fpu(_area: &mut FpuArea) {}
 pub fn load_fpu(_area: &FpuArea, _xcr0: u64) {}
 pub fn load_debug(_registers: &[u64; 8]) {}
 pub fn set_task_switched(_set: bool) {}
-pub fn set_serial_access(_allowed: bool) {}
+pub fn set_serial_access(_cpu: CpuId, _allowed: bool) {}
 pub fn load_tables(_cpu: CpuId, _gdt: &[Option<Mfn>], _ldt: &[Option<Mfn>], _ldt_entries: u32) {}
 pub fn flush_page(_va: u64) {}
 pub fn flush_all() {}
