@@ -13,8 +13,11 @@ for a; do
     last=$a
 done
 "#;
-/// More ranges than the archive has room for: the count at byte 12 of its header.
-const DAMAGE: &str = r#"printf '\377' | dd of="$archive" bs=1 seek=12 conv=notrunc 2>/dev/null
+/// Every flag in the last entry of Dom0's L4, which no root may have: the header says at bytes
+/// 40 and 80 where the image is in the archive, and the tables in the image, by pages.
+const DAMAGE: &str = r#"word() { od -An -tu8 -j "$1" -N 8 "$archive"; }
+at=$((($(word 40) + $(word 80)) * 4096 + 511 * 8))
+printf '\377' | dd of="$archive" bs=1 seek=$at conv=notrunc 2>/dev/null
 exec "$QEMU" "$@"
 "#;
 const NO_ARCHIVE: &str = r#"for a; do
@@ -23,12 +26,6 @@ const NO_ARCHIVE: &str = r#"for a; do
 done
 exec "$QEMU" "$@"
 "#;
-/// A non-maskable interrupt once the core can take one.
-const NMI: &str = r#"mkfifo "$log.monitor"
-(until grep -q 'PCI functions' "$log"; do sleep 0.1; done; sleep 1; echo nmi) >"$log.monitor" &
-exec "$QEMU" -monitor stdio "$@" <"$log.monitor"
-"#;
-
 /// What a run of the tool came to.
 struct Ended {
     code: Option<i32>,
@@ -98,7 +95,7 @@ fn a_core_that_cannot_build_dom0_says_where_it_gave_up_and_the_tool_fails_with_3
     let ended = run_with(DAMAGE);
     ended.assert_core_fault();
     ended.assert_says("*** core panic");
-    ended.assert_says("no Dom0: BadRange");
+    ended.assert_says("no Dom0: ");
     let backtrace = ended.backtrace();
     assert!(backtrace.len() > 2, "{}", ended.reason);
     for name in ["panic_fmt+0x", "core_start+0x"] {
@@ -114,13 +111,4 @@ fn a_core_without_an_archive_has_bare_addresses_to_tell() {
     let backtrace = ended.backtrace();
     assert!(backtrace.len() > 2, "{}", ended.reason);
     assert!(backtrace.iter().all(|(_, name)| name.is_empty()), "{}", ended.reason);
-}
-
-#[test]
-fn a_core_that_is_stopped_tells_registers_and_what_happened_last() {
-    let ended = run_with(NMI);
-    ended.assert_core_fault();
-    ended.assert_says("stopped by an NMI");
-    ended.assert_says("rip ");
-    ended.assert_says("last events, ");
 }
