@@ -34,7 +34,7 @@ fn figures(listing: &RunListing) -> Option<([u64; 3], u64)> {
 #[test]
 fn guests_that_spin_get_their_weights_shares_within_two_percent() {
     let folder = tempfile::tempdir().expect("a folder");
-    let run = Background::start(folder.path(), SPINNERS);
+    let run = Background::start_by_instructions(folder.path(), SPINNERS);
     let (before, from) = run.wait_for(figures);
     let (after, _) = run.wait_for(|listing| {
         let (cpu, now) = figures(listing)?;
@@ -87,7 +87,7 @@ fn a_woken_guest_with_warp_preempts_those_that_spin() {
     for (name, warp) in [("warped", "50ms"), ("plain", "0ms")] {
         text += &format!("[guest.{name}]\nkernel = \"nap\"\nmemory = \"16M\"\nwarp = \"{warp}\"\n");
     }
-    let run = Background::start(folder.path(), &text);
+    let run = Background::start_by_instructions(folder.path(), &text);
     run.wait_for(|listing| {
         let ended = |name| listing.domains.iter().any(|d| d.name == name && d.state == "stopped");
         (ended("warped") && ended("plain")).then_some(())

@@ -118,10 +118,19 @@ pub struct Background {
 impl Background {
     /// Starts a set-up given as text.
     pub fn start(folder: &Path, text: &str) -> Self {
+        Self::start_with(folder, text, false)
+    }
+
+    /// Starts a set-up given as text, on a machine whose time is counted in instructions.
+    pub fn start_by_instructions(folder: &Path, text: &str) -> Self {
+        Self::start_with(folder, text, true)
+    }
+
+    fn start_with(folder: &Path, text: &str, icount: bool) -> Self {
         let file = folder.join("background.toml");
         fs::write(&file, text).expect("the set-up is written");
         let ours = file.clone();
-        let thread = thread::spawn(move || run_file(&ours, &[]));
+        let thread = thread::spawn(move || run_options(&Options { icount, ..options(&ours) }));
         Self { file, thread }
     }
 
