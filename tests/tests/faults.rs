@@ -3,7 +3,8 @@
 //! QEMU's place does something to the machine first.
 
 use bulkhead::{artifacts::workspace, needs::find_program};
-use std::{env, ffi::OsString, fs, os::unix::fs::PermissionsExt, process::Command};
+use bulkhead_abi::{archive::Header, vcpu::UserRegs};
+use std::{env, ffi::OsString, fs, mem::offset_of, os::unix::fs::PermissionsExt, process::Command};
 
 /// Finds the archive and the core's log among QEMU's arguments.
 const ARGUMENTS: &str = r#"
@@ -12,10 +13,6 @@ for a; do
     case $a in file,id=debug,path=*) log=${a#*path=} ;; esac
     last=$a
 done
-"#;
-/// More ranges than the archive has room for: the count at byte 12 of its header.
-const DAMAGE: &str = r#"printf '\377' | dd of="$archive" bs=1 seek=12 conv=notrunc 2>/dev/null
-exec "$QEMU" "$@"
 "#;
 const NO_ARCHIVE: &str = r#"for a; do
     shift
@@ -28,6 +25,16 @@ const NMI: &str = r#"mkfifo "$log.monitor"
 (until grep -q 'PCI functions' "$log"; do sleep 0.1; done; sleep 1; echo nmi) >"$log.monitor" &
 exec "$QEMU" -monitor stdio "$@" <"$log.monitor"
 "#;
+
+/// Makes the address where Dom0 starts one that no guest may have: upper bits that differ.
+fn damage() -> String {
+    let rip = offset_of!(Header, regs) + offset_of!(UserRegs, rip);
+    format!(
+        "printf '\\022\\064' | dd of=\"$archive\" bs=1 seek={} conv=notrunc 2>/dev/null\n\
+         exec \"$QEMU\" \"$@\"\n",
+        rip + 6
+    )
+}
 
 /// What a run of the tool came to.
 struct Ended {
@@ -95,10 +102,10 @@ impl Ended {
 
 #[test]
 fn a_core_that_cannot_build_dom0_says_where_it_gave_up_and_the_tool_fails_with_3() {
-    let ended = run_with(DAMAGE);
+    let ended = run_with(&damage());
     ended.assert_core_fault();
     ended.assert_says("*** core panic");
-    ended.assert_says("no Dom0: BadRange");
+    ended.assert_says("no Dom0: Refused(\"context\", EINVAL)");
     let backtrace = ended.backtrace();
     assert!(backtrace.len() > 2, "{}", ended.reason);
     for name in ["panic_fmt+0x", "core_start+0x"] {
