@@ -15,8 +15,10 @@ use crate::{
 };
 use std::{fs, path::PathBuf, sync::atomic::Ordering};
 
-/// Lines of the core's output that are shown when it faulted.
-const LAST_WORDS: usize = 60;
+/// How the core's last words begin.
+const LAST_WORDS: &str = "*** ";
+/// Lines of an output that are shown where there are no last words.
+const LAST_LINES: usize = 60;
 
 /// What to run and how.
 #[derive(Clone, Debug, Default)]
@@ -189,7 +191,7 @@ fn reason(finished: &Finished) -> String {
     lines.extend(finished.watch.complaints());
     if matches!(finished.stop, Stop::Machine(_) | Stop::NoDom0 | Stop::Version(_)) {
         lines.push("the core's last words:".into());
-        lines.extend(last_lines(&finished.core_log));
+        lines.extend(last_words(&finished.core_log));
         lines.extend(last_lines(&finished.qemu_errors));
     }
     lines.join("\n")
@@ -208,9 +210,17 @@ fn machine_reason(ended: qemu::Ended) -> String {
     }
 }
 
+/// From where the core began its last words; the end of what it said where it had none.
+fn last_words(log: &str) -> Vec<String> {
+    match log.rfind(&format!("\n{LAST_WORDS}")) {
+        Some(at) => log[at..].trim().lines().map(|l| l.trim_end().to_owned()).collect(),
+        None => last_lines(log),
+    }
+}
+
 fn last_lines(log: &str) -> Vec<String> {
     let lines: Vec<_> = log.lines().map(|l| l.trim_end().to_owned()).collect();
-    let from = lines.len().saturating_sub(LAST_WORDS);
+    let from = lines.len().saturating_sub(LAST_LINES);
     lines[from..].to_vec()
 }
 
@@ -225,5 +235,20 @@ fn not_started(outcome: Outcome) -> Report {
         nets: Vec::new(),
         restarts: Vec::new(),
         core: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_are_shown_from_their_beginning_however_long() {
+        let events = "  1 d0 runs\r\n".repeat(2 * LAST_LINES);
+        let log = format!("[core] up\r\n\r\n*** core fault: vector 13\r\nrip 0\r\n{events}");
+        let told = last_words(&log);
+        assert_eq!(told[..2], ["*** core fault: vector 13", "rip 0"]);
+        assert_eq!(told.len(), 2 + 2 * LAST_LINES);
+        assert_eq!(last_words(&events).len(), LAST_LINES);
     }
 }

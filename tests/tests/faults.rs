@@ -6,13 +6,15 @@ use bulkhead::{artifacts::workspace, needs::find_program};
 use bulkhead_abi::{archive::Header, vcpu::UserRegs};
 use std::{env, ffi::OsString, fs, mem::offset_of, os::unix::fs::PermissionsExt, process::Command};
 
-/// Finds the archive and the core's log among QEMU's arguments.
+/// Finds the archive and the core's log among QEMU's arguments; what has none, such as a
+/// question for its version, is left alone.
 const ARGUMENTS: &str = r#"
 for a; do
     [ "$last" = -initrd ] && archive=$a
     case $a in file,id=debug,path=*) log=${a#*path=} ;; esac
     last=$a
 done
+[ "$archive" ] || exec "$QEMU" "$@"
 "#;
 const NO_ARCHIVE: &str = r#"for a; do
     shift
@@ -22,7 +24,7 @@ exec "$QEMU" "$@"
 "#;
 /// A non-maskable interrupt once the core can take one.
 const NMI: &str = r#"mkfifo "$log.monitor"
-(until grep -q 'PCI functions' "$log"; do sleep 0.1; done; sleep 1; echo nmi) >"$log.monitor" &
+(until grep -qs 'PCI functions' "$log"; do sleep 0.1; done; sleep 1; echo nmi) >"$log.monitor" &
 exec "$QEMU" -monitor stdio "$@" <"$log.monitor"
 "#;
 
