@@ -241,8 +241,7 @@ mod tests {
         let told = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&told);
         work(&Progress::lines(move |line| sink.lock().expect("whole").push(line.to_owned())));
-        let told = told.lock().expect("whole").clone();
-        told
+        std::mem::take(&mut told.lock().expect("whole"))
     }
 
     #[test]
