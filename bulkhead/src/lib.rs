@@ -15,6 +15,7 @@ pub mod kernel_image;
 pub mod machine;
 pub mod needs;
 pub mod plan;
+pub mod progress;
 pub mod qemu;
 pub mod relay;
 pub mod remote;
