@@ -40,7 +40,10 @@ fn debians_root_file_system_is_sound_and_belongs_to_whom_it_should() {
     assert!(console.contains("Device major/minor number: 05:01"), "{console}");
     let status = says("debugfs", &["-R", "cat /var/lib/dpkg/status"], &image);
     for package in ["apt", "bash", "coreutils", "fio", "gcc", "sqlite3", "systemd", "util-linux"] {
-        assert!(status.contains(&format!("Package: {package}\nStatus: install ok installed")));
+        let name = format!("Package: {package}");
+        let mut about = status.split("\n\n").filter(|p| p.lines().next() == Some(&name));
+        let about = about.next().unwrap_or_else(|| panic!("{package} is missing"));
+        assert!(about.contains("\nStatus: install ok installed\n"), "{about}");
     }
     // Nothing of the host.
     let hostname = says("debugfs", &["-R", "cat /etc/hostname"], &image);
