@@ -2,6 +2,7 @@
 //! and brings everything down again, whatever happens in between.
 
 use crate::{
+    progress::Progress,
     qemu::Ended,
     relay::Relay,
     session::Session,
@@ -40,6 +41,10 @@ pub trait Observer {
     fn message(&mut self, message: &FromDom0);
     /// A line of the tool's own.
     fn say(&mut self, text: &str);
+    /// Where long work shows how far it has come; nowhere unless there is a terminal or a log.
+    fn progress(&self) -> Progress {
+        Progress::default()
+    }
 }
 
 /// Limits of a run.

@@ -1,6 +1,7 @@
 //! What a person sees while a machine runs: lines of consoles, labelled and coloured
 //! where several share a terminal, and the tool's own progress.
 
+use crate::progress::Progress;
 use std::{
     collections::BTreeMap,
     io::{self, IsTerminal, Write},
@@ -30,6 +31,7 @@ pub struct Terminal {
     colour_err: bool,
     partial: BTreeMap<String, Vec<u8>>,
     order: Vec<String>,
+    progress: Progress,
 }
 
 impl Terminal {
@@ -45,6 +47,7 @@ impl Terminal {
             colour_err: err && !plain,
             partial: BTreeMap::new(),
             order: Vec::new(),
+            progress: Progress::on_stderr(),
         }
     }
 
@@ -70,7 +73,14 @@ impl Terminal {
     /// A line of the tool's own.
     pub fn say(&self, text: &str) {
         let line = if self.colour_err { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() };
-        let _ = writeln!(io::stderr(), "{line}");
+        self.progress.aside(|| {
+            let _ = writeln!(io::stderr(), "{line}");
+        });
+    }
+
+    /// Bars or lines on the standard error, which its own lines do not disturb.
+    pub fn progress(&self) -> Progress {
+        self.progress.clone()
     }
 
     /// A line about or of one domain, on the standard error.

@@ -7,6 +7,7 @@ use bulkhead::{
     artifacts, check,
     machine::{Limits, Observer},
     needs::Need,
+    progress::Progress,
     qemu::Ended,
     remote::{self, RemoteError},
     report,
@@ -86,6 +87,10 @@ impl Observer for Show {
 
     fn say(&mut self, text: &str) {
         self.terminal.say(text);
+    }
+
+    fn progress(&self) -> Progress {
+        self.terminal.progress()
     }
 }
 
