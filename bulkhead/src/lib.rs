@@ -12,6 +12,7 @@ pub mod builtin;
 pub mod check;
 pub mod images;
 pub mod kernel_image;
+pub mod lifecycle;
 pub mod machine;
 pub mod needs;
 pub mod plan;

@@ -9,13 +9,14 @@ use crate::{
     kernel_image::KernelImage,
     setup::{Domain, Interrupt, Kernel, MOST_PINS, Setup, SetupError, Size},
 };
-use bulkhead_link::{self as link, DomainSpec, Kind, Manifest};
+use bulkhead_link::{self as link, DomainSpec, Kind, Manifest, OnReboot};
 use std::{
     fs,
     ops::Range,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
+use uuid::Uuid;
 
 /// What the core takes for itself: its image, the frame table and the machine-to-phys
 /// table at 2 % of memory, and room for what firmware keeps.
@@ -47,11 +48,17 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Puts a set-up together with what was built for it.
+    /// Puts a set-up together with what was built for it. `clock_by_link`: Dom0 is told the
+    /// time once it serves requests.
     ///
     /// # Errors
     /// A kernel that is missing or broken, or too little memory.
-    pub fn new(setup: &Setup, built: &Built, images: &[Image]) -> Result<Self, SetupError> {
+    pub fn new(
+        setup: &Setup,
+        built: &Built,
+        images: &[Image],
+        clock_by_link: bool,
+    ) -> Result<Self, SetupError> {
         let mut files = Files::default();
         let domains = domains(setup, built, images, &mut files)?;
         let mut manifest = Manifest {
@@ -59,6 +66,7 @@ impl Plan {
             images: files.named,
             domains,
             wallclock_ns: wallclock_ns(),
+            clock_by_link,
         };
         let contents: Vec<_> = files.contents.iter().map(Vec::as_slice).collect();
         let payload = archive::payload(&mut manifest, &contents).map_err(broken)?;
@@ -73,6 +81,15 @@ impl Plan {
         let memory = memory(setup, archive.len() as u64)?;
         Ok(Self { core: core.into(), archive, manifest, memory, drives: drives(setup) })
     }
+}
+
+/// The identity of a domain: always the same for a name in a set-up file, so that what a
+/// guest keeps by it stays its own.
+fn uuid(setup: &Setup, name: &str) -> String {
+    let file = Path::new(&setup.source.name);
+    let file = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
+    let text = format!("bulkhead:{}#{name}", file.display());
+    Uuid::new_v5(&Uuid::NAMESPACE_URL, text.as_bytes()).to_string()
 }
 
 /// What can be known before anything is built: the kernels that are files, and memory.
@@ -102,7 +119,8 @@ fn broken(error: archive::PackError) -> SetupError {
     SetupError::plain(error.to_string())
 }
 
-fn wallclock_ns() -> u64 {
+/// The host's wall clock, ns since 1970.
+pub fn wallclock_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }
@@ -151,6 +169,7 @@ fn domains(
     for guest in &setup.guests {
         let mut spec = domain(setup, built, &guest.domain, Kind::Guest, files)?;
         spec.disks = guest_disks(setup, guest, images);
+        spec.on_reboot = guest.on_reboot;
         specs.push(spec);
     }
     Ok(specs)
@@ -180,6 +199,7 @@ fn domain(
     };
     Ok(DomainSpec {
         name: domain.name.clone(),
+        uuid: uuid(setup, &domain.name),
         kind,
         kernel,
         ramdisk,
@@ -189,6 +209,7 @@ fn domain(
         sched: domain.sched,
         devices: Vec::new(),
         disks: Vec::new(),
+        on_reboot: OnReboot::default(),
     })
 }
 

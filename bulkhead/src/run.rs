@@ -62,7 +62,7 @@ pub fn run_setup(
         return Ok(not_started(Outcome::Interrupted));
     }
     let built = built.map_err(SetupError::plain)?;
-    let plan = Plan::new(setup, &built, &images)?;
+    let plan = Plan::new(setup, &built, &images, !options.icount)?;
     let kvm =
         accel::use_kvm(options.accel.unwrap_or(setup.machine.accel), options.icount, &plan.core)?;
     observer.say(&format!(
@@ -140,9 +140,10 @@ fn start(
     };
     let errors = session.file(QEMU_LOG);
     let watch = Watch::new(&plan.manifest.domains);
-    machine::run(&session, || machine.start(&errors), watch, &options.limits, observer).map_err(
-        |e| failed("cannot start the machine", e).help("`bulkhead doctor` checks what it needs"),
-    )
+    let limits = Limits { tell_clock: plan.manifest.clock_by_link, ..options.limits.clone() };
+    machine::run(&session, || machine.start(&errors), watch, &limits, observer).map_err(|e| {
+        failed("cannot start the machine", e).help("`bulkhead doctor` checks what it needs")
+    })
 }
 
 const fn accel_word(kvm: bool) -> &'static str {

@@ -13,7 +13,7 @@ pub use file::{Accel, Interrupt, Make};
 pub use resolve::MOST_PINS;
 pub use units::Size;
 
-use bulkhead_link::Sched;
+use bulkhead_link::{OnReboot, Sched};
 use std::{
     ops::Range,
     path::{Path, PathBuf},
@@ -83,6 +83,7 @@ pub struct Disk {
 pub struct Guest {
     pub domain: Domain,
     pub disks: Vec<GuestDisk>,
+    pub on_reboot: OnReboot,
 }
 
 /// A guest's view of a device.

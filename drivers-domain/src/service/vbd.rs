@@ -30,9 +30,11 @@ type Failure = String;
 /// Serves the disk announced at `path` until it is over.
 pub async fn serve(context: &Context, path: &str) {
     let store = &context.store;
-    if let Err(failure) = serve_until_gone(context, path).await {
-        log::warn!("{path}: {failure}");
-    }
+    // One that is over has said so; saying it again might bring a folder back that is gone.
+    let Err(failure) = serve_until_gone(context, path).await else {
+        return;
+    };
+    log::warn!("{path}: {failure}");
     if let Err(error) = say_closed(store, path).await {
         log::warn!("{path}: {error}");
     }
