@@ -85,11 +85,11 @@ impl Plan {
 
 /// The identity of a domain: always the same for a name in a set-up file, so that what a
 /// guest keeps by it stays its own.
-fn uuid(setup: &Setup, name: &str) -> String {
+fn uuid(setup: &Setup, name: &str) -> [u8; 16] {
     let file = Path::new(&setup.source.name);
     let file = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
     let text = format!("bulkhead:{}#{name}", file.display());
-    Uuid::new_v5(&Uuid::NAMESPACE_URL, text.as_bytes()).to_string()
+    Uuid::new_v5(&Uuid::NAMESPACE_URL, text.as_bytes()).into_bytes()
 }
 
 /// What can be known before anything is built: the kernels that are files, and memory.

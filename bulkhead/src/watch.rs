@@ -316,7 +316,7 @@ mod tests {
         };
         DomainSpec {
             name: name.into(),
-            uuid: String::new(),
+            uuid: [0; 16],
             kind,
             kernel: 0,
             ramdisk: None,

@@ -38,8 +38,8 @@ pub fn vdev_number(name: &str) -> Option<u32> {
 pub struct DomainFacts<'a> {
     pub domid: DomId,
     pub name: &'a str,
-    /// Names it for its own kernel, in the usual 36 characters.
-    pub uuid: &'a str,
+    /// Names it for its own kernel.
+    pub uuid: [u8; 16],
     pub memory_kib: u64,
     pub vcpus: u32,
     pub store_port: Port,
@@ -53,9 +53,10 @@ pub struct DomainFacts<'a> {
 pub fn add_domain(store: &mut Store, facts: &DomainFacts<'_>) -> Result<(), StoreError> {
     let home = home(facts.domid);
     let read_only = Perms::private(DomId::DOM0).with(facts.domid, Access::READ);
-    let machine = format!("/vm/{}", facts.uuid);
+    let uuid = uuid_text(&facts.uuid);
+    let machine = format!("/vm/{uuid}");
     store.write_as(&machine, "", read_only.clone())?;
-    store.write(&format!("{machine}/uuid"), facts.uuid)?;
+    store.write(&format!("{machine}/uuid"), &uuid)?;
     store.write(&format!("{machine}/name"), facts.name)?;
     store.write_as(&home, "", read_only)?;
     let mut put = |key: &str, value: &str| store.write(&format!("{home}/{key}"), value);
@@ -92,6 +93,18 @@ pub fn add_domain(store: &mut Store, facts: &DomainFacts<'_>) -> Result<(), Stor
         store.write_as(&format!("{home}/{key}"), "", Perms::private(facts.domid))?;
     }
     Ok(())
+}
+
+/// A UUID as it is usually written, in 36 characters.
+fn uuid_text(uuid: &[u8; 16]) -> String {
+    let mut text = String::new();
+    for (index, byte) in uuid.iter().enumerate() {
+        if [4, 6, 8, 10].contains(&index) {
+            text.push('-');
+        }
+        text.push_str(&format!("{byte:02x}"));
+    }
+    text
 }
 
 /// A virtual disk: where it comes from, and which part of it.
@@ -229,13 +242,16 @@ mod tests {
         }
     }
 
+    const ONE: &str = "01010101-0101-0101-0101-010101010101";
+    const TWO: &str = "02020202-0202-0202-0202-020202020202";
+
     fn built() -> (Store, VbdFacts<'static>) {
         let mut store = Store::new(Quota::GUEST);
         for (domid, name) in [(1, "disk"), (2, "reader")] {
             let facts = DomainFacts {
                 domid: DomId::new(domid),
                 name,
-                uuid: if domid == 1 { "one" } else { "two" },
+                uuid: [domid as u8; 16],
                 memory_kib: 65536,
                 vcpus: 1,
                 store_port: Port::new(1),
@@ -306,7 +322,7 @@ mod tests {
         let guest = DomId::new(2);
         remove_domain(&mut store, guest).unwrap();
         assert_eq!(store.list("/local/domain").unwrap(), ["1"]);
-        assert_eq!(store.list("/vm").unwrap(), ["one"]);
+        assert_eq!(store.list("/vm").unwrap(), [ONE]);
         let state = "/local/domain/1/backend/vbd/2/51712/state";
         for value in ["1", "4", "5", "", "x"] {
             store.write(state, value).unwrap();
@@ -322,11 +338,12 @@ mod tests {
     #[test]
     fn a_guest_finds_its_identity_and_no_other() {
         let (store, _) = built();
-        assert_eq!(read(&store, "/local/domain/2/vm"), "/vm/two");
-        assert_eq!(read(&store, "/vm/two/uuid"), "two");
-        assert!(store.may(DomId::new(2), "/vm/two/uuid", Access::READ));
-        assert!(!store.may(DomId::new(2), "/vm/two/uuid", Access::WRITE));
-        assert!(!store.may(DomId::new(2), "/vm/one/uuid", Access::READ));
+        let (guest, own) = (DomId::new(2), format!("/vm/{TWO}/uuid"));
+        assert_eq!(read(&store, "/local/domain/2/vm"), format!("/vm/{TWO}"));
+        assert_eq!(read(&store, &own), TWO);
+        assert!(store.may(guest, &own, Access::READ));
+        assert!(!store.may(guest, &own, Access::WRITE));
+        assert!(!store.may(guest, &format!("/vm/{ONE}/uuid"), Access::READ));
     }
 
     #[test]

@@ -70,7 +70,7 @@ mod tests {
     fn manifest() -> Manifest {
         let spec = |name: &str, kind| DomainSpec {
             name: name.into(),
-            uuid: String::new(),
+            uuid: [0; 16],
             kind,
             kernel: 0,
             ramdisk: None,

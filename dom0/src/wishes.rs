@@ -111,7 +111,7 @@ mod tests {
         let facts = DomainFacts {
             domid: GUEST,
             name: "g",
-            uuid: "00000000-0000-0000-0000-000000000001",
+            uuid: [1; 16],
             memory_kib: 65536,
             vcpus: 1,
             store_port: Port::new(1),

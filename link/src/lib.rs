@@ -50,8 +50,8 @@ pub enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DomainSpec {
     pub name: String,
-    /// Names the domain for its own kernel, in the usual form of 36 characters.
-    pub uuid: String,
+    /// Names the domain for its own kernel, in the order in which it is written.
+    pub uuid: [u8; 16],
     pub kind: Kind,
     /// Index into `Manifest::images`: an ELF with Xen notes.
     pub kernel: u32,

@@ -28,7 +28,7 @@ fn shell(end: &Path) -> io::Result<Child> {
 fn guest() -> DomainSpec {
     DomainSpec {
         name: "g".into(),
-        uuid: String::new(),
+        uuid: [0; 16],
         kind: Kind::Guest,
         kernel: 0,
         ramdisk: None,

@@ -66,6 +66,7 @@ fn build(world: &Handle, payload: &Payload<'static>, spec: &DomainSpec) -> Resul
     let mut created = CreateDomain {
         max_vcpus: spec.vcpus.max(1),
         max_pages: nr_pages,
+        handle: spec.uuid,
         flags: if spec.kind == Kind::Driver { CREATE_DRIVER } else { 0 },
         ..Default::default()
     };
@@ -162,7 +163,7 @@ impl Construction<'_> {
         self.enter_in_store(&DomainFacts {
             domid: self.domid,
             name: &self.spec.name,
-            uuid: &self.spec.uuid,
+            uuid: self.spec.uuid,
             memory_kib: self.spec.memory_kib,
             vcpus: self.spec.vcpus.max(1),
             store_port,
