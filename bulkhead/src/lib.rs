@@ -16,6 +16,7 @@ pub mod images;
 pub mod initramfs;
 pub mod kernel_image;
 pub mod kernels;
+pub mod lifecycle;
 pub mod linux;
 pub mod machine;
 pub mod needs;

@@ -1,10 +1,10 @@
 //! What each verb prints, and its exit code.
 
-use crate::{Boot, Doctor, List, Named, Pack, Run, Size, Test};
+use crate::{Boot, Doctor, List, MemSet, Named, Pack, Run, Size, Sysrq, Test, Waiting};
 use bulkhead::{
     accel,
     archive::{self, Dom0},
-    artifacts, check,
+    artifacts, check, lifecycle,
     machine::{Limits, Observer},
     needs::Need,
     progress::Progress,
@@ -43,7 +43,7 @@ fn count_interrupts() -> Arc<AtomicU32> {
     let counted = Arc::clone(&count);
     let set = ctrlc::set_handler(move || {
         if counted.fetch_add(1, Ordering::Relaxed) == 0 {
-            eprintln!("\nshutting down; once more to end at once");
+            eprintln!("\nguests are asked to power off; once more to end at once");
         }
     });
     if let Err(e) = set {
@@ -101,6 +101,7 @@ pub fn run(args: Run) -> u8 {
         limits: Limits {
             timeout: args.timeout.map(|s| Duration::from_secs(s.into())),
             interrupts: count_interrupts(),
+            ..Limits::default()
         },
         accel: args.accel,
         icount: args.icount,
@@ -142,6 +143,7 @@ fn conclude(report: &report::Report, as_json: bool) {
         print_json(report);
     } else {
         eprint!("{}", report::table(&report.domains, &report.disks));
+        eprint!("{}", report::last_words(&report.domains));
     }
     if !report.reason.is_empty() {
         eprintln!("{}", report.reason);
@@ -162,7 +164,7 @@ fn remotely(done: Result<(), RemoteError>) -> u8 {
     let Err(error) = done else { return 0 };
     eprintln!("{error}");
     match error {
-        RemoteError::Refused(_) | RemoteError::Io(_) => 1,
+        RemoteError::Refused(_) | RemoteError::NotDone(_) | RemoteError::Io(_) => 1,
         _ => WRONG,
     }
 }
@@ -185,6 +187,25 @@ pub fn console(args: &Named) -> u8 {
 
 pub fn kill(args: &Named) -> u8 {
     remotely(remote::kill(args.run.as_deref(), &args.name))
+}
+
+pub fn shutdown(args: &Waiting) -> u8 {
+    let wait = args.wait.then(|| args.limit());
+    remotely(lifecycle::shutdown(args.run.as_deref(), &args.name, wait))
+}
+
+pub fn reboot(args: &Waiting) -> u8 {
+    let wait = args.wait.then(|| args.limit());
+    remotely(lifecycle::reboot(args.run.as_deref(), &args.name, wait))
+}
+
+pub fn sysrq(args: &Sysrq) -> u8 {
+    remotely(lifecycle::sysrq(args.run.as_deref(), &args.name, args.key))
+}
+
+pub fn mem_set(args: &MemSet) -> u8 {
+    let wait = args.target.wait.then(|| args.target.limit());
+    remotely(lifecycle::mem_set(args.target.run.as_deref(), &args.target.name, args.size, wait))
 }
 
 pub fn doctor(args: &Doctor) -> u8 {

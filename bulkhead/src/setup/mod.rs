@@ -14,7 +14,7 @@ pub use resolve::MOST_PINS;
 pub use units::Size;
 
 use crate::distro::Flavour;
-use bulkhead_link::Sched;
+use bulkhead_link::{OnReboot, Sched};
 use std::{
     ops::Range,
     path::{Path, PathBuf},
@@ -92,6 +92,7 @@ pub struct Disk {
 pub struct Guest {
     pub domain: Domain,
     pub disks: Vec<GuestDisk>,
+    pub on_reboot: OnReboot,
 }
 
 /// A guest's view of a device.

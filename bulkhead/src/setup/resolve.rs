@@ -7,7 +7,7 @@ use super::{
     file::{self, File, Interrupt},
 };
 use crate::{builtin, distro::Flavour};
-use bulkhead_link::Sched;
+use bulkhead_link::{OnReboot, Sched};
 use std::{
     collections::BTreeMap,
     ops::Range,
@@ -257,6 +257,10 @@ impl Context<'_> {
         drivers: &[Domain],
         all: &mut Vec<Disk>,
     ) -> Result<Guest> {
+        let on_reboot = match guest.on_reboot {
+            Some(file::OnReboot::Destroy) => OnReboot::Destroy,
+            Some(file::OnReboot::Restart) | None => OnReboot::Restart,
+        };
         let (domain, own, listed) = guest.split();
         let domain = self.domain(name, domain, GUEST_MEMORY, Sched::default())?;
         let mut disks =
@@ -267,7 +271,7 @@ impl Context<'_> {
         if disks.len() > 16 {
             return Err(self.source.error(disks[16].span.clone(), "a guest has at most 16 disks"));
         }
-        Ok(Guest { domain, disks })
+        Ok(Guest { domain, disks, on_reboot })
     }
 
     /// `disk = PATH`: a device of the guest's own in place of its first disk, as
