@@ -79,6 +79,7 @@ mod tests {
             sched: Sched::default(),
             devices: Vec::new(),
             disks: Vec::new(),
+            agent: false,
         };
         let mut driver = spec("disk", Kind::Driver);
         driver.devices = vec![Device { name: "vda".into(), sbdf: 32 }];

@@ -1,7 +1,7 @@
 //! Everything the control domain keeps: the store, the list of domains, the
 //! services of each, and what is on its way to the host tool.
 
-use crate::foreign::ForeignPage;
+use crate::{agent::Agent, foreign::ForeignPage};
 use alloc::{
     collections::BTreeMap,
     format,
@@ -36,6 +36,7 @@ pub struct World {
     pub outbox: Outbox,
     pub is_shutting_down: bool,
     services: BTreeMap<DomId, Service>,
+    pub agents: BTreeMap<DomId, Agent>,
     ledgers: BTreeMap<String, Ledger>,
     wake_link: Sender<()>,
 }
@@ -79,6 +80,7 @@ impl World {
             outbox: Outbox::default(),
             is_shutting_down: false,
             services: BTreeMap::new(),
+            agents: BTreeMap::new(),
             ledgers: BTreeMap::new(),
             wake_link,
         }))
@@ -168,6 +170,9 @@ impl World {
                     let _ = service.console_port.notify();
                 }
                 let count = pumped.output.len();
+                if pumped.has_room {
+                    self.event(Event::ConsoleRoom { domain: name.clone() });
+                }
                 if count > 0 {
                     self.event(Event::Console { domain: name, bytes: pumped.output });
                 }
@@ -187,6 +192,7 @@ impl World {
     pub fn store_settled(&mut self) {
         for (_, token) in self.store.events() {
             self.front_end_moved(&token);
+            self.agent_moved(&token);
         }
         for (domid, service) in &self.services {
             if self.store.has_output(*domid) {
@@ -231,6 +237,7 @@ impl World {
         for service in self.services.values() {
             wake(&service.wake);
         }
+        self.wake_agents();
     }
 
     /// Types on a domain's console; gives the bytes taken.
@@ -364,6 +371,7 @@ impl World {
     /// read it, and must not see the back end close.
     fn tear_down(&mut self, domid: DomId, is_guest: bool) {
         self.services.remove(&domid);
+        self.agents.remove(&domid);
         self.store.release(domid);
         if is_guest && let Err(error) = devices::remove_domain(&mut self.store, domid) {
             self.log(format!("{domid}: its folder can not be removed: {error}"));
