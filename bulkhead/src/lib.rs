@@ -6,10 +6,12 @@
 #![forbid(unsafe_code)]
 
 pub mod accel;
+pub mod agents;
 pub mod archive;
 pub mod artifacts;
 pub mod builtin;
 pub mod check;
+pub mod exec;
 pub mod images;
 pub mod kernel_image;
 pub mod machine;

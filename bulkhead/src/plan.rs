@@ -151,6 +151,7 @@ fn domains(
     for guest in &setup.guests {
         let mut spec = domain(setup, built, &guest.domain, Kind::Guest, files)?;
         spec.disks = guest_disks(setup, guest, images);
+        spec.agent = guest.agent;
         specs.push(spec);
     }
     Ok(specs)
@@ -189,6 +190,7 @@ fn domain(
         sched: domain.sched,
         devices: Vec::new(),
         disks: Vec::new(),
+        agent: false,
     })
 }
 

@@ -143,7 +143,10 @@ impl Watch {
                     known.reason.clone_from(reason);
                 }
             }
-            Event::Console { .. } | Event::Log { .. } => {}
+            Event::Console { .. }
+            | Event::ConsoleRoom { .. }
+            | Event::Agent { .. }
+            | Event::Log { .. } => {}
         }
     }
 
@@ -288,6 +291,7 @@ mod tests {
             sched: Sched::default(),
             devices: Vec::new(),
             disks: if driver.is_empty() { Vec::new() } else { vec![disk] },
+            agent: false,
         }
     }
 

@@ -37,6 +37,7 @@ fn guest() -> DomainSpec {
         sched: Sched::default(),
         devices: Vec::new(),
         disks: Vec::new(),
+        agent: false,
     }
 }
 

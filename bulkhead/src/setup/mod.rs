@@ -83,6 +83,10 @@ pub struct Disk {
 pub struct Guest {
     pub domain: Domain,
     pub disks: Vec<GuestDisk>,
+    /// It has a second console, for the agent that runs commands.
+    pub agent: bool,
+    /// `run` attaches the terminal to its console.
+    pub console: bool,
 }
 
 /// A guest's view of a device.
