@@ -196,6 +196,7 @@ impl Parts<'_> {
             let mut spec = self.domain(&guest.domain, Kind::Guest, has_disks, files)?;
             spec.disks = guest_disks(setup, guest, self.images);
             spec.on_reboot = guest.on_reboot;
+            spec.agent = guest.agent;
             specs.push(spec);
         }
         Ok(specs)
@@ -225,6 +226,7 @@ impl Parts<'_> {
             devices: Vec::new(),
             disks: Vec::new(),
             on_reboot: OnReboot::default(),
+            agent: false,
         })
     }
 

@@ -131,6 +131,8 @@ pub(super) struct Guest {
     pub disk: Option<Spanned<String>>,
     #[serde(default)]
     pub disks: Vec<Spanned<GuestDisk>>,
+    pub agent: Option<bool>,
+    pub console: Option<Spanned<bool>>,
 }
 
 impl Guest {

@@ -93,6 +93,10 @@ pub struct Guest {
     pub domain: Domain,
     pub disks: Vec<GuestDisk>,
     pub on_reboot: OnReboot,
+    /// It has a second console, for the agent that runs commands.
+    pub agent: bool,
+    /// `run` attaches the terminal to its console.
+    pub console: bool,
 }
 
 /// A guest's view of a device.
