@@ -43,8 +43,8 @@ pub struct Entry {
 /// Least memory that a guest is asked to shrink to: with less no kernel of any kind runs.
 pub const LEAST_MEMORY_KIB: u64 = 4096;
 
-/// Lines kept of what a domain said last.
-pub const LAST_LINES: usize = 20;
+/// Lines kept of what a domain said last: a kernel's panic with its stack.
+pub const LAST_LINES: usize = 40;
 
 /// A virtual disk of a guest.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -167,7 +167,7 @@ impl Entry {
         if self.exit.is_some() || info.state & control::STATE_SHUTDOWN == 0 {
             return Verdict::Fine;
         }
-        let (exit, mut reason) = exit_of(info, said.last().map_or("", String::as_str));
+        let (exit, mut reason) = exit_of(info, telling_line(&said));
         if exit == Exit::Reboot && self.kind == Kind::Guest {
             match self.reboots.asked(now_ns.saturating_sub(self.started_ns)) {
                 Ok(()) => {
@@ -251,14 +251,20 @@ impl Entry {
     }
 }
 
-/// Why a domain that shut down did so.
-fn exit_of(info: &control::DomainInfo, last_line: &str) -> (Exit, String) {
+/// The line that says most of why a domain ended: that of a panic, else the last one.
+fn telling_line(said: &[String]) -> &str {
+    let panic = said.iter().rev().find(|line| line.contains("panic"));
+    panic.or(said.last()).map_or("", String::as_str)
+}
+
+/// Why a domain that shut down did so, which said `line`.
+fn exit_of(info: &control::DomainInfo, line: &str) -> (Exit, String) {
     let end = info.reason.iter().position(|&b| b == 0);
     let told = &info.reason[..end.unwrap_or(info.reason.len())];
     let told = String::from_utf8_lossy(told).to_string();
-    let or_last = |text: &str| match (told.is_empty(), last_line.is_empty()) {
+    let or_last = |text: &str| match (told.is_empty(), line.is_empty()) {
         (false, _) => told.clone(),
-        (true, false) => format!("{text}; it said last: {last_line}"),
+        (true, false) => format!("{text}; it said: {line}"),
         (true, true) => text.into(),
     };
     match info.shutdown_reason {
@@ -322,7 +328,7 @@ mod tests {
             (0, "", "bye", Exit::PowerOff, ""),
             (1, "", "", Exit::Reboot, ""),
             (3, "page fault", "x", Exit::Crash, "page fault"),
-            (3, "", "panic: no", Exit::Crash, "it crashed itself; it said last: panic: no"),
+            (3, "", "panic: no", Exit::Crash, "it crashed itself; it said: panic: no"),
             (4, "", "", Exit::Crash, "its watchdog ran out"),
             (2, "", "", Exit::Crash, "it suspended, which is not supported"),
             (99, "", "", Exit::Crash, "it shut down with the unknown reason 99"),
@@ -340,6 +346,15 @@ mod tests {
             assert_eq!((report.cpu_ns, report.memory_kib), (77, 40));
             assert_eq!(report.state == State::Crashed, exit == Exit::Crash);
         }
+    }
+
+    #[test]
+    fn the_line_of_a_panic_tells_more_than_the_stack_behind_it() {
+        let said: Vec<_> =
+            ["a", "Kernel panic - not syncing: why", "</TASK>"].map(String::from).into();
+        assert_eq!(telling_line(&said), said[1]);
+        assert_eq!(telling_line(&said[..1]), "a");
+        assert_eq!(telling_line(&[]), "");
     }
 
     #[test]
