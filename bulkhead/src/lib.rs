@@ -6,16 +6,19 @@
 #![forbid(unsafe_code)]
 
 pub mod accel;
+pub mod agents;
 pub mod archive;
 pub mod artifacts;
 pub mod builtin;
 pub mod cache;
 pub mod check;
 pub mod distro;
+pub mod exec;
 pub mod images;
 pub mod initramfs;
 pub mod kernel_image;
 pub mod kernels;
+pub mod lifecycle;
 pub mod linux;
 pub mod machine;
 pub mod needs;

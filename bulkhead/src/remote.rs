@@ -1,18 +1,19 @@
 //! The verbs that talk to a machine another terminal runs: `list`, `kill`, `console`.
 
 use crate::{
+    exec,
     report::{self, Core, Disk, Domain},
     session::{self, Info},
     setup::suggest,
     wire::Client,
 };
-use bulkhead_link::{Event, FromDom0, Listing, Reply, Request};
+use bulkhead_link::{Event, FromDom0, Listing, Reply, Request, State};
 use nix::sys::termios::{self, SetArg, Termios};
 use serde::Serialize;
 use std::{
     io::{self, IsTerminal, Read, Write},
     path::{Path, PathBuf},
-    sync::mpsc,
+    sync::{atomic::AtomicU32, mpsc},
     time::Duration,
 };
 
@@ -34,11 +35,32 @@ pub enum RemoteError {
     UnknownDomain { wrong: String, hint: String },
     #[error("Dom0 refused: {0}")]
     Refused(String),
+    #[error("{0}")]
+    NotDone(String),
+    #[error(
+        "{domain} has no agent to run commands: it has a kernel of this workspace, or the set-up says `agent = false`"
+    )]
+    NoAgent { domain: String },
+    #[error(
+        "the agent of {domain} was not heard of within {waited_s} s; is the guest up, with the ramdisk that this tool makes and a kernel with CONFIG_HVC_XEN_FRONTEND? `bulkhead console {domain}` shows; --wait SECONDS waits longer"
+    )]
+    SilentAgent { domain: String, waited_s: u64 },
+    #[error(
+        "the agent of {domain} speaks version {theirs}, this tool {}; start the guest with the ramdisk that this tool makes",
+        bulkhead_link::agent::VERSION
+    )]
+    AgentVersion { domain: String, theirs: u32 },
+    #[error("the command in {domain} was lost: {why}")]
+    Lost { domain: String, why: String },
+    #[error("{domain} has ended")]
+    Ended { domain: String },
+    #[error("the machine has ended")]
+    Over,
     #[error("cannot talk to the machine: {0}")]
     Io(#[from] io::Error),
 }
 
-type Result<T> = std::result::Result<T, RemoteError>;
+pub(crate) type Result<T> = std::result::Result<T, RemoteError>;
 
 /// One run in the output of `list --json`.
 #[derive(Debug, Serialize)]
@@ -94,6 +116,33 @@ pub fn kill(run: Option<&str>, domain: &str) -> Result<()> {
     match client.ask(Request::Kill { domain: domain.into() }, LIMIT)? {
         Reply::Error(why) => Err(RemoteError::Refused(why)),
         _ => Ok(()),
+    }
+}
+
+/// Runs a command in a guest; see [`exec::exec`].
+///
+/// # Errors
+/// If there is no such guest, it has no agent, or the connection is lost.
+pub fn exec(
+    run: Option<&str>,
+    domain: &str,
+    command: exec::Command,
+    interrupts: &AtomicU32,
+    sink: &mut dyn exec::Sink,
+) -> Result<exec::Finished> {
+    let (_, socket) = choose(run)?;
+    let listing = listing(&mut Client::connect(&socket)?)?;
+    let found = listing.domains.iter().rev().find(|d| d.name == domain);
+    if found.is_some_and(|d| matches!(d.state, State::Stopped | State::Crashed)) {
+        return Err(RemoteError::Ended { domain: domain.into() });
+    }
+    // One that is not listed may be about to be built: its agent is waited for. The run
+    // knows which domains there will be.
+    let finished = exec::exec(&socket, domain, command, interrupts, sink);
+    match (finished, found) {
+        // A run knows nothing of the agent of what is not there.
+        (Err(RemoteError::NoAgent { .. }), None) => Err(unknown(&listing, domain)),
+        (finished, _) => finished,
     }
 }
 
@@ -208,7 +257,7 @@ fn pick(mut runs: Vec<(Info, PathBuf)>, run: Option<&str>) -> Result<(Info, Path
     }
 }
 
-fn connect_for(run: Option<&str>, domain: &str) -> Result<Client> {
+pub(crate) fn connect_for(run: Option<&str>, domain: &str) -> Result<Client> {
     let (_, socket) = choose(run)?;
     checked(&socket, domain)
 }
@@ -221,14 +270,18 @@ fn checked(socket: &Path, domain: &str) -> Result<Client> {
 
 fn known(client: &mut Client, domain: &str) -> Result<()> {
     let listing = listing(client)?;
-    let names = || listing.domains.iter().map(|d| d.name.as_str());
-    if names().any(|n| n == domain) {
-        return Ok(());
+    match listing.domains.iter().any(|d| d.name == domain) {
+        true => Ok(()),
+        false => Err(unknown(&listing, domain)),
     }
-    Err(RemoteError::UnknownDomain { wrong: domain.into(), hint: suggest(domain, names()) })
 }
 
-fn listing(client: &mut Client) -> Result<Listing> {
+fn unknown(listing: &Listing, domain: &str) -> RemoteError {
+    let names = listing.domains.iter().map(|d| d.name.as_str());
+    RemoteError::UnknownDomain { wrong: domain.into(), hint: suggest(domain, names) }
+}
+
+pub(crate) fn listing(client: &mut Client) -> Result<Listing> {
     match client.ask(Request::List, LIMIT)? {
         Reply::List(listing) => Ok(listing),
         Reply::Error(why) => Err(RemoteError::Refused(why)),
