@@ -132,7 +132,8 @@ impl Agents {
                 command.client = None;
                 let bytes = std::mem::take(&mut command.under_way);
                 // With room for the rest of its output, so that it can be told to have ended.
-                for message in [ToAgent::Signal { id, signal: KILL }, ToAgent::Taken { id, bytes }] {
+                for message in [ToAgent::Signal { id, signal: KILL }, ToAgent::Taken { id, bytes }]
+                {
                     let bytes = guest.encoder.encode(&message);
                     outs.push(Out::Guest { domain: domain.clone(), bytes });
                 }

@@ -1,9 +1,12 @@
 //! What a person sees while a machine runs: lines of consoles, labelled and coloured
-//! where several share a terminal, and the tool's own progress.
+//! where several share a terminal, and the tool's own progress. One guest may have the
+//! terminal to itself.
 
+use crate::attach::{Attachment, Output};
 use std::{
     collections::BTreeMap,
     io::{self, IsTerminal, Write},
+    path::PathBuf,
 };
 
 /// Longest line kept until its end comes; a longer one is cut into pieces.
@@ -30,6 +33,7 @@ pub struct Terminal {
     colour_err: bool,
     partial: BTreeMap<String, Vec<u8>>,
     order: Vec<String>,
+    attached: Option<Attachment>,
 }
 
 impl Terminal {
@@ -45,11 +49,51 @@ impl Terminal {
             colour_err: err && !plain,
             partial: BTreeMap::new(),
             order: Vec::new(),
+            attached: None,
         }
+    }
+
+    /// Lends the terminal to this guest while it runs.
+    #[must_use]
+    pub fn attach(mut self, guest: &str) -> Self {
+        let output = match self.guests {
+            Guests::Stdout => Output::Stdout,
+            Guests::Stderr => Output::Stderr,
+        };
+        self.attached = Some(Attachment::new(guest, output));
+        self
+    }
+
+    /// The machine was started; what is typed goes to this socket.
+    pub fn reached_at(&mut self, socket: PathBuf) {
+        if let Some(attached) = &mut self.attached {
+            attached.reached_at(socket);
+        }
+    }
+
+    /// A domain runs.
+    pub fn runs(&mut self, name: &str) {
+        if let Some(attached) = self.attached.as_mut().filter(|a| a.guest() == name) {
+            attached.guest_runs();
+        }
+    }
+
+    /// A domain has ended.
+    pub fn ended(&mut self, name: &str) {
+        if let Some(attached) = self.attached.as_mut().filter(|a| a.guest() == name) {
+            attached.guest_ended();
+        }
+        self.release();
     }
 
     /// Takes bytes of a domain's console and prints the lines that are whole.
     pub fn console(&mut self, name: &str, is_guest: bool, bytes: &[u8]) {
+        self.release();
+        if let Some(attached) = self.attached.as_mut().filter(|a| a.guest() == name)
+            && attached.show(bytes)
+        {
+            return self.release();
+        }
         let mut partial = self.partial.remove(name).unwrap_or_default();
         for line in lines(&mut partial, bytes) {
             self.line(name, is_guest, &line);
@@ -59,6 +103,10 @@ impl Terminal {
 
     /// Prints what is left of lines without an end.
     pub fn finish(&mut self, is_guest: impl Fn(&str) -> bool) {
+        if let Some(attached) = &mut self.attached {
+            attached.finish();
+        }
+        self.release();
         for (name, partial) in std::mem::take(&mut self.partial) {
             if !partial.is_empty() {
                 let line = String::from_utf8_lossy(&partial).into_owned();
@@ -68,15 +116,32 @@ impl Terminal {
     }
 
     /// A line of the tool's own.
-    pub fn say(&self, text: &str) {
+    pub fn say(&mut self, text: &str) {
         let line = if self.colour_err { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() };
-        let _ = writeln!(io::stderr(), "{line}");
+        self.tell(line);
+    }
+
+    /// Prints a line on the standard error, as soon as that disturbs nobody.
+    fn tell(&mut self, line: String) {
+        self.release();
+        match self.attached.as_mut().filter(|a| a.must_wait()) {
+            Some(attached) => attached.hold(line),
+            None => drop(writeln!(io::stderr(), "{line}")),
+        }
+    }
+
+    /// Prints the lines that had to wait.
+    fn release(&mut self) {
+        let lines = self.attached.as_mut().map(Attachment::released);
+        for line in lines.unwrap_or_default() {
+            let _ = writeln!(io::stderr(), "{line}");
+        }
     }
 
     /// A line about or of one domain, on the standard error.
     pub fn note(&mut self, name: &str, text: &str) {
         let line = format!("{} {text}", self.label(name, self.colour_err));
-        let _ = writeln!(io::stderr(), "{line}");
+        self.tell(line);
     }
 
     fn line(&mut self, name: &str, is_guest: bool, line: &str) {
@@ -87,6 +152,9 @@ impl Terminal {
             true => format!("{} {line}", self.label(name, self.colour_out)),
             false => line.to_owned(),
         };
+        if let Some(attached) = self.attached.as_mut().filter(|a| a.must_wait()) {
+            return attached.hold(text);
+        }
         // A reader that left (`| head`) is no reason to stop the machine.
         let _ = writeln!(io::stdout(), "{text}");
     }
