@@ -20,7 +20,7 @@ use std::{
 /// Most lines kept while the terminal is lent.
 const MOST_LINES: usize = 500;
 
-/// Where the guest's bytes go.
+/// Where bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
     Stdout,
@@ -39,7 +39,7 @@ pub struct Attachment {
     is_typing: bool,
     /// Its last byte did not end a line.
     is_in_line: bool,
-    held: Vec<String>,
+    held: Vec<(Output, String)>,
     left_out: usize,
     shared: Arc<Shared>,
 }
@@ -135,24 +135,24 @@ impl Attachment {
         !self.is_detached() && (self.shared.is_raw() || (!self.is_interactive && self.is_in_line))
     }
 
-    /// Keeps such a line.
-    pub fn hold(&mut self, line: String) {
+    /// Keeps such a line, and where it goes.
+    pub fn hold(&mut self, to: Output, line: String) {
         if self.held.len() == MOST_LINES {
             self.held.remove(0);
             self.left_out += 1;
         }
-        self.held.push(line);
+        self.held.push((to, line));
     }
 
     /// The lines that need not wait any more.
-    pub fn released(&mut self) -> Vec<String> {
+    pub fn released(&mut self) -> Vec<(Output, String)> {
         if self.held.is_empty() || self.must_wait() {
             return Vec::new();
         }
         let mut lines = Vec::new();
         let left_out = std::mem::take(&mut self.left_out);
         if left_out > 0 {
-            lines.push(format!("({left_out} lines are left out)"));
+            lines.push((Output::Stderr, format!("({left_out} lines are left out)")));
         }
         lines.append(&mut self.held);
         lines
@@ -221,11 +221,13 @@ mod tests {
         assert!(!attachment.must_wait());
         assert!(attachment.show(b"login: "));
         assert!(attachment.must_wait());
-        attachment.hold("disk: running".into());
-        assert_eq!(attachment.released(), [""; 0]);
+        attachment.hold(Output::Stderr, "disk: running".into());
+        attachment.hold(Output::Stdout, "other: hello".into());
+        assert_eq!(attachment.released(), []);
         attachment.show(b"root\r\n");
-        assert_eq!(attachment.released(), ["disk: running"]);
-        assert_eq!(attachment.released(), [""; 0]);
+        let lines = [(Output::Stderr, "disk: running"), (Output::Stdout, "other: hello")];
+        assert_eq!(attachment.released(), lines.map(|(to, line)| (to, line.to_owned())));
+        assert_eq!(attachment.released(), []);
     }
 
     #[test]
@@ -233,21 +235,21 @@ mod tests {
         let mut attachment = piped();
         attachment.show(b"$ ");
         for number in 0..MOST_LINES + 3 {
-            attachment.hold(number.to_string());
+            attachment.hold(Output::Stderr, number.to_string());
         }
         attachment.finish();
         let lines = attachment.released();
         assert_eq!(lines.len(), MOST_LINES + 1);
-        assert_eq!((&*lines[0], &*lines[1]), ("(3 lines are left out)", "3"));
+        assert_eq!((&*lines[0].1, &*lines[1].1), ("(3 lines are left out)", "3"));
     }
 
     #[test]
     fn after_detaching_the_guest_is_shown_like_any_other() {
         let mut attachment = piped();
         attachment.show(b"$ ");
-        attachment.hold("note".into());
+        attachment.hold(Output::Stderr, "note".into());
         attachment.shared.is_detached.store(true, Ordering::Relaxed);
         assert!(!attachment.show(b"more"));
-        assert_eq!(attachment.released(), ["note"]);
+        assert_eq!(attachment.released(), [(Output::Stderr, "note".to_owned())]);
     }
 }

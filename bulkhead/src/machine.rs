@@ -3,6 +3,8 @@
 
 use crate::{
     agents::Agents,
+    plan::wallclock_ns,
+    progress::Progress,
     qemu::Ended,
     relay::{FromClient, Relay},
     session::Session,
@@ -33,6 +35,11 @@ pub const QEMU_LOG: &str = "qemu.log";
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// How long the last listing and the shutdown may take, each.
 const CLOSING_LIMIT: Duration = Duration::from_secs(10);
+/// How long guests may take to power off once they were asked; a Linux with services to stop is
+/// slow under TCG.
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(30);
+/// How often Dom0 is told the time: the machine's clock may drift against the host's.
+const CLOCK_EVERY: Duration = Duration::from_secs(60);
 /// How often other things than messages are looked at.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -42,6 +49,11 @@ pub trait Observer {
     fn message(&mut self, message: &FromDom0);
     /// A line of the tool's own.
     fn say(&mut self, text: &str);
+    /// Where long work shows how far it has come; nowhere unless there is a terminal or a log.
+    fn progress(&self) -> Progress {
+        Progress::default()
+    }
+
     /// The machine was started; this is the socket that other terminals use, until the run
     /// is over.
     fn started(&mut self, _socket: &Path) {}
@@ -68,6 +80,8 @@ pub struct Limits {
     pub timeout: Option<Duration>,
     /// Times the user has asked to stop: once to shut down, twice to end at once.
     pub interrupts: Arc<AtomicU32>,
+    /// Dom0 is told the host's wall clock.
+    pub tell_clock: bool,
 }
 
 /// What a run came to.
@@ -92,6 +106,8 @@ struct Running<'a> {
     next: u32,
     watch: Watch,
     started: Instant,
+    /// When Dom0 was last told the time.
+    clock_told: Option<Instant>,
     limits: &'a Limits,
     observer: &'a mut dyn Observer,
 }
@@ -138,6 +154,7 @@ pub fn run(
                 next: 0,
                 watch,
                 started,
+                clock_told: None,
                 limits,
                 observer,
             };
@@ -209,6 +226,7 @@ impl Running<'_> {
         loop {
             self.receive(Instant::now() + TICK);
             self.relay.accept();
+            self.tell_clock();
             if let Some(stop) = self.reason_to_stop() {
                 return stop;
             }
@@ -256,12 +274,26 @@ impl Running<'_> {
         }
     }
 
+    fn tell_clock(&mut self) {
+        let is_due = self.clock_told.is_none_or(|at| at.elapsed() > CLOCK_EVERY);
+        if self.limits.tell_clock && self.watch.ready && is_due {
+            self.clock_told = Some(Instant::now());
+            self.send(Request::SetWallClock { unix_ns: wallclock_ns() });
+        }
+    }
+
     fn take(&mut self, input: Input) {
         let requests = match input {
             Input::Link(Some(message)) => {
+                // A guest that does not listen for requests to power off is no news.
+                let is_ours = self.watch.answers_power_off(&message);
                 self.watch.take(&message, self.started.elapsed());
                 let requests = self.relay.pass(&message, &mut self.next);
-                self.observer.message(&message);
+                if !is_ours {
+                    self.observer.message(&message);
+                }
+                // Guests wait for it.
+                self.tell_clock();
                 requests
             }
             Input::Link(None) => {
@@ -286,13 +318,16 @@ impl Running<'_> {
         if matches!(stop, Stop::Machine(_)) || !self.watch.ready {
             return stop;
         }
+        if stop == Stop::Interrupted {
+            self.power_guests_off();
+        }
         self.watch.listing = None;
         self.send(Request::List);
-        self.wait(|s| s.watch.listing.is_some());
+        self.wait(CLOSING_LIMIT, |s| s.watch.listing.is_some());
         self.watch.closing = true;
         self.send(Request::Shutdown);
         let mut status = None;
-        self.wait(|s| {
+        self.wait(CLOSING_LIMIT, |s| {
             status = s.child.try_wait().ok().flatten();
             status.is_some()
         });
@@ -305,9 +340,22 @@ impl Running<'_> {
         }
     }
 
-    /// Passes messages until `done`, for at most [`CLOSING_LIMIT`], or a second Ctrl-C.
-    fn wait(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
-        let deadline = Instant::now() + CLOSING_LIMIT;
+    /// Asks guests to power off, and waits for those that agree: a disk that was written
+    /// is left in order.
+    fn power_guests_off(&mut self) {
+        for domain in self.watch.running_guests() {
+            self.send(Request::PowerOff { domain: domain.clone() });
+            self.watch.expect_power_off(self.next, domain);
+        }
+        self.wait(POWER_OFF_LIMIT, |s| !s.watch.is_powering_off());
+        if self.watch.is_powering_off() {
+            self.observer.say("a guest has not powered off in time, and is ended");
+        }
+    }
+
+    /// Passes messages until `done`, for at most `limit`, or a second Ctrl-C.
+    fn wait(&mut self, limit: Duration, mut done: impl FnMut(&mut Self) -> bool) {
+        let deadline = Instant::now() + limit;
         while !done(self) && Instant::now() < deadline {
             if self.limits.interrupts.load(Ordering::Relaxed) > 1 {
                 return;

@@ -32,6 +32,14 @@ enum Verb {
     Exec(Exec),
     /// Destroys a domain at once.
     Kill(Named),
+    /// Asks a guest's kernel to power off.
+    Shutdown(Waiting),
+    /// Asks a guest's kernel to reboot.
+    Reboot(Waiting),
+    /// Presses a key of Linux' magic SysRq in a guest.
+    Sysrq(Sysrq),
+    /// Asks a guest to shrink or grow to a size.
+    MemSet(MemSet),
     /// Checks that everything needed is there.
     Doctor(Doctor),
     /// Counts the lines of the ring-0 core; fails at 10,000.
@@ -94,6 +102,46 @@ struct Named {
     /// Number of the run, if several are going on.
     #[arg(long, value_name = "ID")]
     run: Option<String>,
+}
+
+#[derive(clap::Args)]
+struct Waiting {
+    /// Name of the domain.
+    name: String,
+    /// Waits until it is done.
+    #[arg(short, long)]
+    wait: bool,
+    /// Most seconds to wait.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    timeout: u32,
+    /// Number of the run, if several are going on.
+    #[arg(long, value_name = "ID")]
+    run: Option<String>,
+}
+
+impl Waiting {
+    fn limit(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.timeout.into())
+    }
+}
+
+#[derive(clap::Args)]
+struct Sysrq {
+    /// Name of the domain.
+    name: String,
+    /// The key: a letter or digit; `h` lists them on the guest's console.
+    key: char,
+    /// Number of the run, if several are going on.
+    #[arg(long, value_name = "ID")]
+    run: Option<String>,
+}
+
+#[derive(clap::Args)]
+struct MemSet {
+    #[command(flatten)]
+    target: Waiting,
+    /// Like 160M; at most the `memory` of the set-up file.
+    size: bulkhead::setup::Size,
 }
 
 #[derive(clap::Args)]
@@ -178,6 +226,10 @@ fn main() -> ExitCode {
         Verb::Console(args) => verbs::console(&args),
         Verb::Exec(args) => verbs::exec(args),
         Verb::Kill(args) => verbs::kill(&args),
+        Verb::Shutdown(args) => verbs::shutdown(&args),
+        Verb::Reboot(args) => verbs::reboot(&args),
+        Verb::Sysrq(args) => verbs::sysrq(&args),
+        Verb::MemSet(args) => verbs::mem_set(&args),
         Verb::Doctor(args) => verbs::doctor(&args),
         Verb::Size(args) => verbs::size(&args),
         Verb::Pack(args) => verbs::pack(&args),

@@ -33,6 +33,8 @@ pub enum RemoteError {
     UnknownDomain { wrong: String, hint: String },
     #[error("Dom0 refused: {0}")]
     Refused(String),
+    #[error("{0}")]
+    NotDone(String),
     #[error(
         "{domain} has no agent to run commands: it has a kernel of this workspace, or the set-up says `agent = false`"
     )]
@@ -56,7 +58,7 @@ pub enum RemoteError {
     Io(#[from] io::Error),
 }
 
-type Result<T> = std::result::Result<T, RemoteError>;
+pub(crate) type Result<T> = std::result::Result<T, RemoteError>;
 
 /// One run in the output of `list --json`.
 #[derive(Debug, Serialize)]
@@ -192,7 +194,7 @@ fn pick(mut runs: Vec<(Info, PathBuf)>, run: Option<&str>) -> Result<(Info, Path
     }
 }
 
-fn connect_for(run: Option<&str>, domain: &str) -> Result<Client> {
+pub(crate) fn connect_for(run: Option<&str>, domain: &str) -> Result<Client> {
     let (_, socket) = choose(run)?;
     checked(&socket, domain)
 }
@@ -216,7 +218,7 @@ fn unknown(listing: &Listing, domain: &str) -> RemoteError {
     RemoteError::UnknownDomain { wrong: domain.into(), hint: suggest(domain, names) }
 }
 
-fn listing(client: &mut Client) -> Result<Listing> {
+pub(crate) fn listing(client: &mut Client) -> Result<Listing> {
     match client.ask(Request::List, LIMIT)? {
         Reply::List(listing) => Ok(listing),
         Reply::Error(why) => Err(RemoteError::Refused(why)),

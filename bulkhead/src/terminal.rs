@@ -2,7 +2,10 @@
 //! where several share a terminal, and the tool's own progress. One guest may have the
 //! terminal to itself.
 
-use crate::attach::{Attachment, Output};
+use crate::{
+    attach::{Attachment, Output},
+    progress::Progress,
+};
 use std::{
     collections::BTreeMap,
     io::{self, IsTerminal, Write},
@@ -34,6 +37,7 @@ pub struct Terminal {
     partial: BTreeMap<String, Vec<u8>>,
     order: Vec<String>,
     attached: Option<Attachment>,
+    progress: Progress,
 }
 
 impl Terminal {
@@ -50,6 +54,7 @@ impl Terminal {
             partial: BTreeMap::new(),
             order: Vec::new(),
             attached: None,
+            progress: Progress::on_stderr(),
         }
     }
 
@@ -118,30 +123,43 @@ impl Terminal {
     /// A line of the tool's own.
     pub fn say(&mut self, text: &str) {
         let line = if self.colour_err { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() };
-        self.tell(line);
+        self.tell(Output::Stderr, line);
     }
 
-    /// Prints a line on the standard error, as soon as that disturbs nobody.
-    fn tell(&mut self, line: String) {
+    /// Prints a line as soon as that disturbs nobody.
+    fn tell(&mut self, to: Output, line: String) {
         self.release();
         match self.attached.as_mut().filter(|a| a.must_wait()) {
-            Some(attached) => attached.hold(line),
-            None => drop(writeln!(io::stderr(), "{line}")),
+            Some(attached) => attached.hold(to, line),
+            None => self.print(to, &line),
         }
     }
 
     /// Prints the lines that had to wait.
     fn release(&mut self) {
         let lines = self.attached.as_mut().map(Attachment::released);
-        for line in lines.unwrap_or_default() {
-            let _ = writeln!(io::stderr(), "{line}");
+        for (to, line) in lines.unwrap_or_default() {
+            self.print(to, &line);
         }
+    }
+
+    fn print(&self, to: Output, line: &str) {
+        // A reader that left (`| head`) is no reason to stop the machine.
+        self.progress.aside(|| match to {
+            Output::Stdout => drop(writeln!(io::stdout(), "{line}")),
+            Output::Stderr => drop(writeln!(io::stderr(), "{line}")),
+        });
+    }
+
+    /// Bars or lines on the standard error, which its own lines do not disturb.
+    pub fn progress(&self) -> Progress {
+        self.progress.clone()
     }
 
     /// A line about or of one domain, on the standard error.
     pub fn note(&mut self, name: &str, text: &str) {
         let line = format!("{} {text}", self.label(name, self.colour_err));
-        self.tell(line);
+        self.tell(Output::Stderr, line);
     }
 
     fn line(&mut self, name: &str, is_guest: bool, line: &str) {
@@ -152,11 +170,7 @@ impl Terminal {
             true => format!("{} {line}", self.label(name, self.colour_out)),
             false => line.to_owned(),
         };
-        if let Some(attached) = self.attached.as_mut().filter(|a| a.must_wait()) {
-            return attached.hold(text);
-        }
-        // A reader that left (`| head`) is no reason to stop the machine.
-        let _ = writeln!(io::stdout(), "{text}");
+        self.tell(Output::Stdout, text);
     }
 
     fn label(&mut self, name: &str, colour: bool) -> String {

@@ -1,13 +1,15 @@
 //! What each verb prints, and its exit code.
 
-use crate::{Boot, Doctor, Exec, List, Named, Pack, Run, Size, Test};
+use crate::{Boot, Doctor, Exec, List, MemSet, Named, Pack, Run, Size, Sysrq, Test, Waiting};
 use bulkhead::{
     accel,
     archive::{self, Dom0},
     artifacts, check,
     exec::{self, Collected, Finished, Sink},
+    lifecycle,
     machine::{Limits, Observer},
     needs::Need,
+    progress::Progress,
     qemu::Ended,
     remote::{self, RemoteError},
     report,
@@ -106,6 +108,10 @@ impl Observer for Show {
     fn started(&mut self, socket: &Path) {
         self.terminal.reached_at(socket.to_owned());
     }
+
+    fn progress(&self) -> Progress {
+        self.terminal.progress()
+    }
 }
 
 pub fn run(args: Run) -> u8 {
@@ -114,7 +120,8 @@ pub fn run(args: Run) -> u8 {
         sets: args.set,
         limits: Limits {
             timeout: args.timeout.map(|s| Duration::from_secs(s.into())),
-            interrupts: count_interrupts("shutting down; once more to end at once"),
+            interrupts: count_interrupts("guests are asked to power off; once more to end at once"),
+            ..Limits::default()
         },
         accel: args.accel,
         icount: args.icount,
@@ -159,6 +166,7 @@ fn conclude(report: &report::Report, as_json: bool) {
         print_json(report);
     } else {
         eprint!("{}", report::table(&report.domains, &report.disks));
+        eprint!("{}", report::last_words(&report.domains));
     }
     if !report.reason.is_empty() {
         eprintln!("{}", report.reason);
@@ -179,7 +187,7 @@ fn remotely(done: Result<(), RemoteError>) -> u8 {
     let Err(error) = done else { return 0 };
     eprintln!("{error}");
     match error {
-        RemoteError::Refused(_) | RemoteError::Io(_) => 1,
+        RemoteError::Refused(_) | RemoteError::NotDone(_) | RemoteError::Io(_) => 1,
         _ => WRONG,
     }
 }
@@ -291,6 +299,25 @@ fn exec_report(finished: &Finished, kept: &Collected) -> serde_json::Value {
 
 pub fn kill(args: &Named) -> u8 {
     remotely(remote::kill(args.run.as_deref(), &args.name))
+}
+
+pub fn shutdown(args: &Waiting) -> u8 {
+    let wait = args.wait.then(|| args.limit());
+    remotely(lifecycle::shutdown(args.run.as_deref(), &args.name, wait))
+}
+
+pub fn reboot(args: &Waiting) -> u8 {
+    let wait = args.wait.then(|| args.limit());
+    remotely(lifecycle::reboot(args.run.as_deref(), &args.name, wait))
+}
+
+pub fn sysrq(args: &Sysrq) -> u8 {
+    remotely(lifecycle::sysrq(args.run.as_deref(), &args.name, args.key))
+}
+
+pub fn mem_set(args: &MemSet) -> u8 {
+    let wait = args.target.wait.then(|| args.target.limit());
+    remotely(lifecycle::mem_set(args.target.run.as_deref(), &args.target.name, args.size, wait))
 }
 
 pub fn doctor(args: &Doctor) -> u8 {

@@ -70,6 +70,7 @@ mod tests {
     fn manifest() -> Manifest {
         let spec = |name: &str, kind| DomainSpec {
             name: name.into(),
+            uuid: [0; 16],
             kind,
             kernel: 0,
             ramdisk: None,
@@ -79,6 +80,7 @@ mod tests {
             sched: Sched::default(),
             devices: Vec::new(),
             disks: Vec::new(),
+            on_reboot: Default::default(),
             agent: false,
         };
         let mut driver = spec("disk", Kind::Driver);
@@ -100,6 +102,7 @@ mod tests {
             ],
             domains: vec![driver, guest],
             wallclock_ns: 5,
+            clock_by_link: false,
         }
     }
 
