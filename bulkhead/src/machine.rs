@@ -15,7 +15,7 @@ use bulkhead_link::{CLOCK_TELLS, FromDom0, Request, ToDom0};
 use std::{
     fs, io,
     os::unix::net::UnixListener,
-    path::PathBuf,
+    path::Path,
     process::Child,
     sync::{
         Arc,
@@ -54,24 +54,9 @@ pub trait Observer {
         Progress::default()
     }
 
-    /// The machine was started; this is how it is reached while it runs.
-    fn started(&mut self, _reach: Reach) {}
-}
-
-/// How a running machine is reached from other threads.
-#[derive(Clone, Debug)]
-pub struct Reach {
-    /// The socket that other terminals use.
-    pub socket: PathBuf,
-    inbox: mpsc::Sender<Input>,
-}
-
-impl Reach {
-    /// Sends a request to Dom0, as the run itself; the reply goes to the [`Observer`].
-    /// `false` once the run is over.
-    pub fn send(&self, request: Request) -> bool {
-        self.inbox.send(Input::Own(request)).is_ok()
-    }
+    /// The machine was started; this is the socket that other terminals use, until the run
+    /// is over.
+    fn started(&mut self, _socket: &Path) {}
 }
 
 /// All that a run waits for.
@@ -80,8 +65,6 @@ enum Input {
     /// From Dom0; None when the link is closed.
     Link(Option<FromDom0>),
     Client(FromClient),
-    /// From this process itself.
-    Own(Request),
 }
 
 impl From<FromClient> for Input {
@@ -161,7 +144,7 @@ pub fn run(
     let mut child = start()?;
     let (stop, watch) = match connect(&listener, &mut child, limits, &give) {
         Ok(Ok(link)) => {
-            observer.started(Reach { socket: session.control(), inbox: give });
+            observer.started(&session.control());
             let mut running = Running {
                 child,
                 link,
@@ -318,7 +301,6 @@ impl Running<'_> {
                 Vec::new()
             }
             Input::Client(said) => self.relay.requests(said, &mut self.next),
-            Input::Own(request) => return self.send(request),
         };
         for request in requests {
             // A link that broke shows as the end of the machine.

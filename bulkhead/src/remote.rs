@@ -1,27 +1,25 @@
 //! The verbs that talk to a machine another terminal runs: `list`, `kill`, `console`.
 
 use crate::{
+    console::{self, Left, Manner},
     exec,
+    raw::Raw,
     report::{self, Core, Disk, Domain},
     session::{self, Info},
     setup::suggest,
     wire::Client,
 };
-use bulkhead_link::{Event, FromDom0, Listing, Reply, Request, State};
-use nix::sys::termios::{self, SetArg, Termios};
+use bulkhead_link::{Listing, Reply, Request, State};
 use serde::Serialize;
 use std::{
-    io::{self, IsTerminal, Read, Write},
+    io::{self, Write},
     path::{Path, PathBuf},
-    sync::{atomic::AtomicU32, mpsc},
+    sync::atomic::AtomicU32,
     time::Duration,
 };
 
 /// How long Dom0 may take to reply.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Ctrl-], which leaves a console.
-const DETACH: u8 = 0x1d;
-
 /// Why a verb could not be carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
@@ -146,95 +144,34 @@ pub fn exec(
     }
 }
 
-/// Joins a domain's console until Ctrl-] or the end of the input or of the run.
+/// Joins a domain's console until Ctrl-], a signal, or the end of the domain or the run.
 ///
 /// # Errors
 /// If there is no such domain.
-pub fn console(run: Option<&str>, domain: &str) -> Result<()> {
+pub fn console(run: Option<&str>, domain: &str, interrupts: &AtomicU32) -> Result<()> {
     let (_, socket) = choose(run)?;
     known(&mut Client::connect(&socket)?, domain)?;
-    // A fresh connection, since the end of what was printed so far comes at its start.
-    let mut client = Client::connect(&socket)?;
     let raw = Raw::enter();
     if raw.is_some() {
         eprint!("console of {domain}; Ctrl-] leaves\r\n");
     }
-    let keys = keys();
-    loop {
-        match client.receive(Duration::from_millis(20)) {
-            Ok(Some(FromDom0::Event(event))) => {
-                if show(domain, &event)? {
-                    return Ok(());
-                }
-            }
-            Ok(_) => {}
-            Err(_) => return Ok(()),
-        }
-        while let Ok(bytes) = keys.try_recv() {
-            let end = bytes.iter().position(|&b| b == DETACH);
-            let typed = bytes[..end.unwrap_or(bytes.len())].to_vec();
-            if !typed.is_empty() {
-                client.send(Request::ConsoleInput { domain: domain.into(), bytes: typed })?;
-            }
-            if end.is_some() {
-                return Ok(());
-            }
-        }
+    let manner = Manner {
+        input: Some(Box::new(io::stdin())),
+        detach: raw.is_some(),
+        leave_at_end: true,
+        interrupts,
+    };
+    let mut show = |bytes: &[u8]| {
+        let mut out = io::stdout().lock();
+        out.write_all(bytes).and_then(|()| out.flush())
+    };
+    let left = console::attend(&socket, domain, manner, &mut show);
+    drop(raw);
+    if let Left::Ended(reason) = left? {
+        let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        eprintln!("\n{domain} has ended{why}");
     }
-}
-
-/// Prints what concerns the domain; true once it has ended.
-fn show(domain: &str, event: &Event) -> io::Result<bool> {
-    match event {
-        Event::Console { domain: of, bytes } if of == domain => {
-            let mut out = io::stdout().lock();
-            out.write_all(bytes)?;
-            out.flush()?;
-            Ok(false)
-        }
-        Event::Ended { domain: of, reason, .. } if of == domain => {
-            eprint!("\r\n{domain} has ended: {reason}\r\n");
-            Ok(true)
-        }
-        _ => Ok(false),
-    }
-}
-
-/// What is typed, from a thread that ends with the process.
-fn keys() -> mpsc::Receiver<Vec<u8>> {
-    let (give, keys) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut bytes = [0; 256];
-        while let Ok(count @ 1..) = io::stdin().read(&mut bytes) {
-            if give.send(bytes[..count].to_vec()).is_err() {
-                return;
-            }
-        }
-    });
-    keys
-}
-
-/// The terminal in raw mode: keys go to the guest as they are pressed.
-struct Raw(Termios);
-
-impl Raw {
-    /// None if the input is no terminal.
-    fn enter() -> Option<Self> {
-        if !io::stdin().is_terminal() {
-            return None;
-        }
-        let before = termios::tcgetattr(io::stdin()).ok()?;
-        let mut raw = before.clone();
-        termios::cfmakeraw(&mut raw);
-        termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &raw).ok()?;
-        Some(Self(before))
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
-        let _ = termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &self.0);
-    }
+    Ok(())
 }
 
 fn choose(run: Option<&str>) -> Result<(Info, PathBuf)> {

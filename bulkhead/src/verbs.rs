@@ -33,6 +33,8 @@ use std::{
     time::Duration,
 };
 
+/// The step of coming up that is the last one.
+const RUNNING: &str = "running";
 /// The request was wrong.
 const WRONG: u8 = 2;
 
@@ -49,7 +51,8 @@ fn count_interrupts(hint: &'static str) -> Arc<AtomicU32> {
     let counted = Arc::clone(&count);
     let set = ctrlc::set_handler(move || {
         if counted.fetch_add(1, Ordering::Relaxed) == 0 && !hint.is_empty() {
-            eprintln!("\n{hint}");
+            // The terminal may be raw: a new line does not begin at its left.
+            eprint!("\r\n{hint}\r\n");
         }
     });
     if let Err(e) = set {
@@ -75,13 +78,19 @@ impl Observer for Show {
         };
         match event {
             Event::Ready { .. } => self.terminal.note("dom0", "running"),
-            Event::Progress { domain, step } => self.terminal.note(domain, step),
+            Event::Progress { domain, step } => {
+                self.terminal.note(domain, step);
+                if step == RUNNING {
+                    self.terminal.runs(domain);
+                }
+            }
             Event::Console { domain, bytes } => {
                 let is_guest = self.guests.contains(domain);
                 self.terminal.console(domain, is_guest, bytes);
             }
             Event::Ended { domain, exit, reason } => {
                 let why = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+                self.terminal.ended(domain);
                 self.terminal.note(domain, &format!("ended: {}{why}", exit_word(*exit)));
             }
             Event::ConsoleRoom { .. } | Event::Agent { .. } => {}
@@ -94,6 +103,10 @@ impl Observer for Show {
 
     fn say(&mut self, text: &str) {
         self.terminal.say(text);
+    }
+
+    fn started(&mut self, socket: &Path) {
+        self.terminal.reached_at(socket.to_owned());
     }
 
     fn progress(&self) -> Progress {
@@ -118,7 +131,10 @@ pub fn run(args: Run) -> u8 {
     let done = bulkhead::setup::Setup::load(&options.setup, &options.sets).and_then(|setup| {
         let guests: BTreeSet<_> = setup.guests.iter().map(|g| g.domain.name.clone()).collect();
         let to = if args.json { Guests::Stderr } else { Guests::Stdout };
-        let terminal = Terminal::new(to, guests.len());
+        let mut terminal = Terminal::new(to, guests.len());
+        if let Some(guest) = setup.guests.iter().find(|g| g.console) {
+            terminal = terminal.attach(&guest.domain.name);
+        }
         let mut show = Show { terminal, guests };
         let report = run::run_setup(&setup, &options, &mut show);
         let Show { mut terminal, guests } = show;
@@ -189,7 +205,8 @@ pub fn list(args: &List) -> u8 {
 }
 
 pub fn console(args: &Named) -> u8 {
-    remotely(remote::console(args.run.as_deref(), &args.name))
+    let interrupts = count_interrupts("");
+    remotely(remote::console(args.run.as_deref(), &args.name, &interrupts))
 }
 
 /// The command's output, as it comes.
