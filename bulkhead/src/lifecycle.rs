@@ -120,7 +120,11 @@ fn concerns(event: &Event, guest: &str) -> bool {
         Event::Progress { domain, .. }
         | Event::Ended { domain, .. }
         | Event::BuildFailed { domain, .. } => domain == guest,
-        Event::Ready { .. } | Event::Console { .. } | Event::Log { .. } => false,
+        Event::Ready { .. }
+        | Event::Console { .. }
+        | Event::ConsoleRoom { .. }
+        | Event::Agent { .. }
+        | Event::Log { .. } => false,
     }
 }
 

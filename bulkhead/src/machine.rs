@@ -2,9 +2,11 @@
 //! and brings everything down again, whatever happens in between.
 
 use crate::{
+    agents::Agents,
     plan::wallclock_ns,
+    progress::Progress,
     qemu::Ended,
-    relay::Relay,
+    relay::{FromClient, Relay},
     session::Session,
     watch::{Stop, Watch},
     wire::{self, Sender},
@@ -13,11 +15,12 @@ use bulkhead_link::{CLOCK_TELLS, FromDom0, Request, ToDom0};
 use std::{
     fs, io,
     os::unix::net::UnixListener,
+    path::Path,
     process::Child,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
-        mpsc::{self, Receiver, RecvTimeoutError},
+        mpsc::{self, Receiver},
     },
     time::{Duration, Instant},
 };
@@ -46,6 +49,28 @@ pub trait Observer {
     fn message(&mut self, message: &FromDom0);
     /// A line of the tool's own.
     fn say(&mut self, text: &str);
+    /// Where long work shows how far it has come; nowhere unless there is a terminal or a log.
+    fn progress(&self) -> Progress {
+        Progress::default()
+    }
+
+    /// The machine was started; this is the socket that other terminals use, until the run
+    /// is over.
+    fn started(&mut self, _socket: &Path) {}
+}
+
+/// All that a run waits for.
+#[derive(Debug)]
+enum Input {
+    /// From Dom0; None when the link is closed.
+    Link(Option<FromDom0>),
+    Client(FromClient),
+}
+
+impl From<FromClient> for Input {
+    fn from(from: FromClient) -> Self {
+        Self::Client(from)
+    }
 }
 
 /// Limits of a run.
@@ -75,7 +100,7 @@ pub struct Finished {
 struct Running<'a> {
     child: Child,
     link: Sender,
-    messages: Receiver<Option<FromDom0>>,
+    inbox: Receiver<Input>,
     link_is_open: bool,
     relay: Relay,
     next: u32,
@@ -109,17 +134,21 @@ pub fn run(
     limits: &Limits,
     observer: &mut dyn Observer,
 ) -> io::Result<Finished> {
-    let relay = Relay::listen(&session.control())?;
+    let (give, inbox) = mpsc::channel();
+    let with_agent = watch.domains.iter().filter(|d| d.spec.agent);
+    let agents = Agents::new(with_agent.map(|d| d.spec.name.clone()));
+    let relay = Relay::listen(&session.control(), give.clone(), agents)?;
     let listener = UnixListener::bind(session.file(LINK))?;
     listener.set_nonblocking(true)?;
     let started = Instant::now();
     let mut child = start()?;
-    let (stop, watch) = match connect(&listener, &mut child, limits) {
-        Ok(Ok((link, messages))) => {
+    let (stop, watch) = match connect(&listener, &mut child, limits, &give) {
+        Ok(Ok(link)) => {
+            observer.started(&session.control());
             let mut running = Running {
                 child,
                 link,
-                messages,
+                inbox,
                 link_is_open: true,
                 relay,
                 next: 0,
@@ -160,22 +189,20 @@ fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-type Link = (Sender, Receiver<Option<FromDom0>>);
-
 /// Waits for QEMU to connect the second UART, or to leave.
 fn connect(
     listener: &UnixListener,
     child: &mut Child,
     limits: &Limits,
-) -> io::Result<Result<Link, Stop>> {
+    inbox: &mpsc::Sender<Input>,
+) -> io::Result<Result<Sender, Stop>> {
     let deadline = Instant::now() + BOOT_LIMIT;
     loop {
         match listener.accept() {
             Ok((stream, _)) => {
                 stream.set_nonblocking(false)?;
-                let (give, messages) = mpsc::channel();
-                let link = wire::split(stream, move |m| give.send(m).is_ok())?;
-                return Ok(Ok((link, messages)));
+                let give = inbox.clone();
+                return wire::split(stream, move |m| give.send(Input::Link(m)).is_ok()).map(Ok);
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) => return Err(e),
@@ -199,7 +226,7 @@ impl Running<'_> {
         loop {
             let is_telling = self.limits.tell_clock && self.clock_told.0 < CLOCK_TELLS;
             self.receive(Instant::now() + if is_telling { TICK / 5 } else { TICK });
-            self.relay_requests();
+            self.relay.accept();
             self.tell_clock();
             if let Some(stop) = self.reason_to_stop() {
                 return stop;
@@ -225,36 +252,26 @@ impl Running<'_> {
         (!self.watch.ready && elapsed > BOOT_LIMIT).then_some(Stop::NoDom0)
     }
 
-    /// Takes messages until a deadline, and those that are there already.
+    /// Takes what comes until a deadline, and what is there already.
     fn receive(&mut self, deadline: Instant) {
-        while self.link_is_open {
+        loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.messages.recv_timeout(left) {
-                Ok(Some(message)) => self.take(&message),
-                Ok(None) | Err(RecvTimeoutError::Disconnected) => self.link_is_open = false,
-                Err(RecvTimeoutError::Timeout) => return,
+            match self.inbox.recv_timeout(left) {
+                Ok(input) => self.take(input),
+                Err(_) => return,
             }
             if left.is_zero() {
                 return;
             }
         }
-        std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
     }
 
     /// What QEMU had still sent when it left.
     fn drain(&mut self) {
-        while let Ok(Some(message)) = self.messages.recv_timeout(TICK) {
-            self.take(&message);
-        }
-    }
-
-    fn take(&mut self, message: &FromDom0) {
-        // A guest that does not listen for requests to power off is no news.
-        let is_ours = self.watch.answers_power_off(message);
-        self.watch.take(message, self.started.elapsed());
-        self.relay.pass(message);
-        if !is_ours {
-            self.observer.message(message);
+        while self.link_is_open
+            && let Ok(input) = self.inbox.recv_timeout(TICK)
+        {
+            self.take(input);
         }
     }
 
@@ -267,8 +284,25 @@ impl Running<'_> {
         }
     }
 
-    fn relay_requests(&mut self) {
-        for request in self.relay.requests(&mut self.next) {
+    fn take(&mut self, input: Input) {
+        let requests = match input {
+            Input::Link(Some(message)) => {
+                // A guest that does not listen for requests to power off is no news.
+                let is_ours = self.watch.answers_power_off(&message);
+                self.watch.take(&message, self.started.elapsed());
+                let requests = self.relay.pass(&message, &mut self.next);
+                if !is_ours {
+                    self.observer.message(&message);
+                }
+                requests
+            }
+            Input::Link(None) => {
+                self.link_is_open = false;
+                Vec::new()
+            }
+            Input::Client(said) => self.relay.requests(said, &mut self.next),
+        };
+        for request in requests {
             // A link that broke shows as the end of the machine.
             let _ = self.link.send(&request);
         }

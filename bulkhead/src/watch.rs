@@ -157,7 +157,10 @@ impl Watch {
                     known.reason.clone_from(reason);
                 }
             }
-            Event::Console { .. } | Event::Log { .. } => {}
+            Event::Console { .. }
+            | Event::ConsoleRoom { .. }
+            | Event::Agent { .. }
+            | Event::Log { .. } => {}
         }
     }
 
@@ -327,6 +330,7 @@ mod tests {
             devices: Vec::new(),
             disks: if driver.is_empty() { Vec::new() } else { vec![disk] },
             on_reboot: Default::default(),
+            agent: false,
         }
     }
 

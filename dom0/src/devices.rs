@@ -3,7 +3,7 @@
 
 use crate::store::{Access, Perms, Store, StoreError, path::home};
 use alloc::{format, string::String};
-use bulkhead_abi::{DomId, Gref, Mfn, Port, xs_wire};
+use bulkhead_abi::{DomId, Gref, Mfn, Port, shared_info::EVTCHN_2L_PORTS, xs_wire};
 
 /// Major number of `xvd` devices, and the form for those past the sixteenth
 /// (public xen-vbd-interface).
@@ -168,6 +168,69 @@ pub fn add_vbd(store: &mut Store, facts: &VbdFacts<'_>) -> Result<String, StoreE
     Ok(front)
 }
 
+/// The front end's folder of a guest's second console.
+fn agent_front(guest: DomId) -> String {
+    format!("{}/device/console/1", home(guest))
+}
+
+/// The back end's folder of a guest's second console.
+fn agent_back(guest: DomId) -> String {
+    format!("{}/backend/console/{}/1", home(DomId::DOM0), guest.get())
+}
+
+/// Writes both folders of the second console, for an agent. Gives the path of the front
+/// end's state.
+pub fn add_agent(store: &mut Store, guest: DomId) -> Result<String, StoreError> {
+    let (front, back) = (agent_front(guest), agent_back(guest));
+    let initialising = format!("{}", xs_wire::XENBUS_INITIALISING);
+    store.write_as(&back, "", Perms::private(DomId::DOM0).with(guest, Access::READ))?;
+    store.write(&format!("{back}/frontend"), &front)?;
+    store.write(&format!("{back}/frontend-id"), &format!("{}", guest.get()))?;
+    store.write(&format!("{back}/online"), "1")?;
+    store.write(&format!("{back}/state"), &initialising)?;
+    store.write_as(&front, "", Perms::private(guest))?;
+    store.write(&format!("{front}/backend"), &back)?;
+    store.write(&format!("{front}/backend-id"), "0")?;
+    store.write(&format!("{front}/state"), &initialising)?;
+    Ok(format!("{front}/state"))
+}
+
+/// What a guest's front end of the second console wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AgentWish {
+    /// Nothing yet, or nothing that makes sense.
+    Wait,
+    /// This page and this port are to be served.
+    Connect(Gref, Port),
+    /// Nothing any more.
+    Close,
+}
+
+/// Reads the front end's folder. All of it is the guest's word.
+pub fn agent_wish(store: &Store, guest: DomId) -> AgentWish {
+    let front = agent_front(guest);
+    let read = |key: &str| {
+        let number = store.read_number(&format!("{front}/{key}"))?;
+        u32::try_from(number).ok()
+    };
+    match read("state") {
+        Some(xs_wire::XENBUS_INITIALISED | xs_wire::XENBUS_CONNECTED) => {
+            let (gref, port) = (read("ring-ref"), read("port"));
+            let both = gref.zip(port).filter(|(_, port)| *port < EVTCHN_2L_PORTS);
+            both.map_or(AgentWish::Wait, |(gref, port)| {
+                AgentWish::Connect(Gref::new(gref), Port::new(port))
+            })
+        }
+        Some(xs_wire::XENBUS_CLOSING | xs_wire::XENBUS_CLOSED) => AgentWish::Close,
+        _ => AgentWish::Wait,
+    }
+}
+
+/// Tells the guest how the back end of its second console is, an `xs_wire::XENBUS_*`.
+pub fn set_agent_state(store: &mut Store, guest: DomId, state: u32) -> Result<(), StoreError> {
+    store.write(&format!("{}/state", agent_back(guest)), &format!("{state}"))
+}
+
 /// Takes a domain out of the store, but for the back ends that serve it.
 pub fn remove_domain(store: &mut Store, domid: DomId) -> Result<(), StoreError> {
     let home = home(domid);
@@ -200,6 +263,7 @@ fn back_ends(peer: &str, domid: DomId) -> String {
 pub fn remove_back_ends(store: &mut Store, domid: DomId) -> Result<(), StoreError> {
     for peer in store.list("/local/domain").unwrap_or_default() {
         store.remove(&back_ends(&peer, domid))?;
+        store.remove(&format!("/local/domain/{peer}/backend/console/{}", domid.get()))?;
     }
     Ok(())
 }
@@ -344,6 +408,41 @@ mod tests {
         assert!(store.may(guest, &own, Access::READ));
         assert!(!store.may(guest, &own, Access::WRITE));
         assert!(!store.may(guest, &format!("/vm/{ONE}/uuid"), Access::READ));
+    }
+
+    #[test]
+    fn a_guests_word_about_its_second_console_is_taken_if_it_makes_sense() {
+        let (mut store, _) = built();
+        let guest = DomId::new(2);
+        let state = add_agent(&mut store, guest).unwrap();
+        assert!(store.may(guest, &state, Access::BOTH));
+        assert!(!store.may(DomId::new(1), &state, Access::READ));
+        let back = read(&store, "/local/domain/2/device/console/1/backend");
+        assert!(store.may(guest, &back, Access::READ) && !store.may(guest, &back, Access::WRITE));
+        let front = "/local/domain/2/device/console/1";
+        let connect = |gref, port| AgentWish::Connect(Gref::new(gref), Port::new(port));
+        for (state, gref, port, wish) in [
+            ("1", "8", "9", AgentWish::Wait),
+            ("3", "8", "9", connect(8, 9)),
+            ("4", "8", "9", connect(8, 9)),
+            ("3", "", "9", AgentWish::Wait),
+            ("3", "8", "4096", AgentWish::Wait),
+            ("3", "4294967296", "9", AgentWish::Wait),
+            ("3", "-8", "9", AgentWish::Wait),
+            ("5", "8", "9", AgentWish::Close),
+            ("6", "", "", AgentWish::Close),
+            ("x", "8", "9", AgentWish::Wait),
+        ] {
+            for (key, value) in [("state", state), ("ring-ref", gref), ("port", port)] {
+                store.write(&format!("{front}/{key}"), value).unwrap();
+            }
+            assert_eq!(agent_wish(&store, guest), wish, "{state} {gref} {port}");
+        }
+        set_agent_state(&mut store, guest, xs_wire::XENBUS_CONNECTED).unwrap();
+        assert_eq!(read(&store, &format!("{back}/state")), "4");
+        remove_domain(&mut store, guest).unwrap();
+        assert_eq!(agent_wish(&store, guest), AgentWish::Wait);
+        assert!(store.read(&back).is_err());
     }
 
     #[test]

@@ -81,6 +81,7 @@ mod tests {
             devices: Vec::new(),
             disks: Vec::new(),
             on_reboot: Default::default(),
+            agent: false,
         };
         let mut driver = spec("disk", Kind::Driver);
         driver.devices = vec![Device { name: "vda".into(), sbdf: 32 }];

@@ -10,6 +10,8 @@
 
 extern crate alloc;
 
+pub mod agent;
+
 use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +70,8 @@ pub struct DomainSpec {
     /// Virtual disks it uses (guests).
     pub disks: Vec<Disk>,
     pub on_reboot: OnReboot,
+    /// It has a second console for an [`agent`].
+    pub agent: bool,
 }
 
 /// What becomes of a guest that asks to be rebooted.
@@ -168,8 +172,14 @@ pub enum Request {
         domain: String,
         sched: Sched,
     },
-    /// Bytes for a domain's console.
+    /// Bytes for a domain's console; the reply is [`Reply::Taken`].
     ConsoleInput {
+        domain: String,
+        bytes: Vec<u8>,
+    },
+    /// Bytes for the [`agent`] of a domain. The sender keeps to the agent's windows, so that
+    /// there is room for them.
+    AgentInput {
         domain: String,
         bytes: Vec<u8>,
     },
@@ -192,6 +202,11 @@ pub enum Reply {
     List(Listing),
     /// What went wrong, for a person to read.
     Error(String),
+    /// So many bytes of console input were taken. If that is not all, [`Event::ConsoleRoom`]
+    /// tells when the rest may come.
+    Taken {
+        bytes: u32,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -202,6 +217,10 @@ pub enum Event {
     Progress { domain: String, step: String },
     /// Bytes a domain wrote on its console.
     Console { domain: String, bytes: Vec<u8> },
+    /// A domain has read console input that it left no room for before.
+    ConsoleRoom { domain: String },
+    /// Bytes that a domain's [`agent`] wrote.
+    Agent { domain: String, bytes: Vec<u8> },
     /// A domain stopped.
     Ended { domain: String, exit: Exit, reason: String },
     /// A line of Dom0's own.

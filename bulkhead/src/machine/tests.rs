@@ -39,6 +39,7 @@ fn guest() -> DomainSpec {
         devices: Vec::new(),
         disks: Vec::new(),
         on_reboot: Default::default(),
+        agent: false,
     }
 }
 

@@ -63,14 +63,19 @@ pub enum Accel {
 pub(super) struct Domain {
     pub kernel: Spanned<String>,
     pub ramdisk: Option<Spanned<String>>,
+    pub modules: Option<Spanned<String>>,
     pub memory: Option<Spanned<Size>>,
-    #[serde(default)]
-    pub cmdline: String,
+    #[serde(default = "no_words")]
+    pub cmdline: Spanned<String>,
     pub weight: Option<Spanned<u32>>,
     pub warp: Option<Span>,
     pub warp_limit: Option<Span>,
     pub unwarp: Option<Span>,
     pub allowance: Option<Span>,
+}
+
+fn no_words() -> Spanned<String> {
+    Spanned::new(0..0, String::new())
 }
 
 #[derive(Debug, Deserialize)]
@@ -113,9 +118,10 @@ pub enum Make {
 pub(super) struct Guest {
     pub kernel: Spanned<String>,
     pub ramdisk: Option<Spanned<String>>,
+    pub modules: Option<Spanned<String>>,
     pub memory: Option<Spanned<Size>>,
-    #[serde(default)]
-    pub cmdline: String,
+    #[serde(default = "no_words")]
+    pub cmdline: Spanned<String>,
     pub weight: Option<Spanned<u32>>,
     pub warp: Option<Span>,
     pub warp_limit: Option<Span>,
@@ -125,6 +131,8 @@ pub(super) struct Guest {
     pub disk: Option<Spanned<String>>,
     #[serde(default)]
     pub disks: Vec<Spanned<GuestDisk>>,
+    pub agent: Option<bool>,
+    pub console: Option<Spanned<bool>>,
 }
 
 impl Guest {
@@ -133,6 +141,7 @@ impl Guest {
         let domain = Domain {
             kernel: self.kernel,
             ramdisk: self.ramdisk,
+            modules: self.modules,
             memory: self.memory,
             cmdline: self.cmdline,
             weight: self.weight,

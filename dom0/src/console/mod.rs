@@ -1,6 +1,8 @@
 //! Consoles of the domains: the back end of the console ring, and what a domain
 //! said last. Where the bytes go is not known here.
 
+pub mod agent;
+
 use crate::shared::{AbsurdIndices, Lane, SharedPage};
 use alloc::{collections::VecDeque, string::String, vec::Vec};
 use bulkhead_abi::console as abi;
@@ -21,6 +23,8 @@ const LINE_CHARS: usize = 200;
 pub struct Console {
     input: VecDeque<u8>,
     log: VecDeque<u8>,
+    /// Input came that there was no room for.
+    has_refused: bool,
     is_broken: bool,
 }
 
@@ -32,6 +36,8 @@ pub struct Pumped {
     pub output: Vec<u8>,
     /// An index moved: the domain wants an event.
     pub notify: bool,
+    /// There is room again for input, after some was refused.
+    pub has_room: bool,
 }
 
 impl Console {
@@ -39,6 +45,7 @@ impl Console {
     pub fn feed(&mut self, bytes: &[u8]) -> usize {
         let count = bytes.len().min(INPUT_BYTES - self.input.len());
         self.input.extend(&bytes[..count]);
+        self.has_refused |= count < bytes.len();
         count
     }
 
@@ -71,7 +78,9 @@ impl Console {
         self.remember(&output);
         let moved = IN.put(page, self.input.make_contiguous())?;
         self.input.drain(..moved);
-        Ok(Pumped { notify: count + moved > 0, output })
+        let has_room = self.has_refused && self.input.len() <= INPUT_BYTES / 2;
+        self.has_refused &= !has_room;
+        Ok(Pumped { notify: count + moved > 0, output, has_room })
     }
 
     fn remember(&mut self, bytes: &[u8]) {
@@ -117,12 +126,12 @@ mod tests {
         let (page, mut console) = (FakePage::new(), Console::default());
         assert_eq!(console.feed(&[b'x'; 5000]), INPUT_BYTES);
         assert_eq!(console.feed(b"more"), 0);
-        let mut got = 0;
+        let (mut got, mut told) = (0, 0);
         for _ in 0..10 {
-            let _ = console.pump(&page, 100).unwrap();
+            told += u32::from(console.pump(&page, 100).unwrap().has_room);
             got += IN.take(&page, &mut [0; 1024]).unwrap();
         }
-        assert_eq!(got, INPUT_BYTES);
+        assert_eq!((got, told), (INPUT_BYTES, 1), "room is told of once");
     }
 
     #[test]

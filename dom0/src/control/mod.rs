@@ -23,8 +23,10 @@ pub trait Machine {
     fn unpause(&mut self, domain: &str) -> Result<(), String>;
     /// Changes scheduling parameters.
     fn set_sched(&mut self, domain: &str, sched: Sched) -> Result<(), String>;
-    /// Types on a domain's console.
-    fn console_input(&mut self, domain: &str, bytes: &[u8]) -> Result<(), String>;
+    /// Types on a domain's console; gives the bytes taken.
+    fn console_input(&mut self, domain: &str, bytes: &[u8]) -> Result<usize, String>;
+    /// Passes bytes on to a domain's agent.
+    fn agent_input(&mut self, domain: &str, bytes: &[u8]) -> Result<(), String>;
     /// Destroys all domains; the machine ends once the reply is out.
     fn shutdown(&mut self);
 }
@@ -119,7 +121,11 @@ fn answer(request: Request, machine: &mut impl Machine) -> Reply {
         Request::SetSched { domain, sched } => {
             check_sched(&sched).and_then(|()| machine.set_sched(&domain, sched))
         }
-        Request::ConsoleInput { domain, bytes } => machine.console_input(&domain, &bytes),
+        Request::ConsoleInput { domain, bytes } => match machine.console_input(&domain, &bytes) {
+            Ok(taken) => return Reply::Taken { bytes: taken as u32 },
+            Err(text) => Err(text),
+        },
+        Request::AgentInput { domain, bytes } => machine.agent_input(&domain, &bytes),
         Request::Shutdown => {
             machine.shutdown();
             Ok(())
@@ -191,8 +197,11 @@ mod tests {
         fn set_sched(&mut self, domain: &str, _: Sched) -> Result<(), String> {
             self.note("sched", domain)
         }
-        fn console_input(&mut self, domain: &str, bytes: &[u8]) -> Result<(), String> {
-            self.note(&format!("input {}", bytes.len()), domain)
+        fn console_input(&mut self, domain: &str, bytes: &[u8]) -> Result<usize, String> {
+            self.note(&format!("input {}", bytes.len()), domain).map(|()| bytes.len() - 1)
+        }
+        fn agent_input(&mut self, domain: &str, bytes: &[u8]) -> Result<(), String> {
+            self.note(&format!("agent {}", bytes.len()), domain)
         }
         fn shutdown(&mut self) {
             self.0.push("shutdown".into());

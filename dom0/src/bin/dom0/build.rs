@@ -172,6 +172,9 @@ impl Construction<'_> {
             console_ring: console,
         })?;
         World::add_service(self.world, self.domid, &self.spec.name, rings);
+        if self.spec.agent {
+            World::add_agent(self.world, self.domid, &self.spec.name)?;
+        }
         step(control::unpause_domain(self.domid), "letting it run")
     }
 

@@ -7,6 +7,7 @@
 
 extern crate alloc;
 
+mod agent;
 mod build;
 mod foreign;
 mod link;

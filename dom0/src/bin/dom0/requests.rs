@@ -116,13 +116,14 @@ impl Machine for World {
         Ok(())
     }
 
-    fn console_input(&mut self, domain: &str, bytes: &[u8]) -> Result<(), String> {
+    fn console_input(&mut self, domain: &str, bytes: &[u8]) -> Result<usize, String> {
         let (domid, _) = self.living(domain)?;
-        let taken = self.type_on(domid, bytes);
-        match bytes.len() - taken {
-            0 => Ok(()),
-            lost => Err(format!("{domain} does not read its console; {lost} bytes were dropped")),
-        }
+        Ok(self.type_on(domid, bytes))
+    }
+
+    fn agent_input(&mut self, domain: &str, bytes: &[u8]) -> Result<(), String> {
+        let (domid, _) = self.living(domain)?;
+        self.feed_agent(domid, bytes)
     }
 
     fn shutdown(&mut self) {

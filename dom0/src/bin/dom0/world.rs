@@ -1,7 +1,7 @@
 //! Everything the control domain keeps: the store, the list of domains, the
 //! services of each, and what is on its way to the host tool.
 
-use crate::{foreign::ForeignPage, restart::Restarts};
+use crate::{agent::Agent, foreign::ForeignPage, restart::Restarts};
 use alloc::{
     collections::BTreeMap,
     format,
@@ -45,6 +45,7 @@ pub struct World {
     /// Guests that asked for a reboot.
     pub restarts: Restarts,
     services: BTreeMap<DomId, Service>,
+    pub agents: BTreeMap<DomId, Agent>,
     ledgers: BTreeMap<String, Ledger>,
     wake_link: Sender<()>,
 }
@@ -98,6 +99,7 @@ impl World {
             last_domid: DomId::DOM0,
             restarts,
             services: BTreeMap::new(),
+            agents: BTreeMap::new(),
             ledgers: BTreeMap::new(),
             wake_link,
         }))
@@ -187,6 +189,9 @@ impl World {
                     let _ = service.console_port.notify();
                 }
                 let count = pumped.output.len();
+                if pumped.has_room {
+                    self.event(Event::ConsoleRoom { domain: name.clone() });
+                }
                 if count > 0 {
                     self.event(Event::Console { domain: name, bytes: pumped.output });
                 }
@@ -209,7 +214,7 @@ impl World {
                 Some(Token::FrontEnd(domid, index)) => self.front_end_moved(domid, index),
                 Some(Token::Shutdown(domid)) => self.shutdown_moved(domid),
                 Some(Token::BackEnds(domid)) => self.restarts.back_end_moved(domid),
-                None => {}
+                None => self.agent_moved(&token),
             }
         }
         for (domid, service) in &self.services {
@@ -269,6 +274,7 @@ impl World {
         for service in self.services.values() {
             wake(&service.wake);
         }
+        self.wake_agents();
     }
 
     /// Types on a domain's console; gives the bytes taken.
@@ -431,6 +437,7 @@ impl World {
     /// Takes away all but the back ends that serve it.
     pub fn remove(&mut self, domid: DomId, is_guest: bool) {
         self.services.remove(&domid);
+        self.agents.remove(&domid);
         self.store.release(domid);
         self.unwatch(domid);
         if is_guest && let Err(error) = devices::remove_domain(&mut self.store, domid) {

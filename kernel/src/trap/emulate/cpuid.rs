@@ -27,8 +27,9 @@ const LEAF1_ECX_OFF: u32 = bits([2, 3, 4, 5, 6, 7, 8, 10, 11, 14, 15, 17, 18, 21
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 const LEAF1_ECX_XSAVE: u32 = bits([26, 27]);
 const LEAF1_ECX_AVX_FAMILY: u32 = bits([12, 28, 29]);
-/// Leaf 1 EDX: VME, PSE, APIC, SEP, MTRR, PGE, PSE36, PSN, DS, ACPI, TM, IA64, PBE.
-const LEAF1_EDX_OFF: u32 = bits([1, 3, 9, 11, 12, 13, 17, 18, 21, 22, 28, 29, 30, 31]);
+/// Leaf 1 EDX: VME, PSE, MCE, APIC, SEP, MTRR, PGE, MCA, PSE36, PSN, DS, ACPI, TM, IA64, PBE. A kernel
+/// that is told of machine checks reads their banks, and panics where those are not.
+const LEAF1_EDX_OFF: u32 = bits([1, 3, 7, 9, 11, 12, 13, 14, 17, 18, 21, 22, 28, 29, 30, 31]);
 /// Leaf 7 EBX that stays: BMI1, AVX2, BMI2, ERMS, AVX-512 F/DQ, RDSEED, ADX, AVX-512 IFMA, CLFLUSHOPT,
 /// CLWB, AVX-512 CD, SHA, AVX-512 BW/VL.
 const LEAF7_EBX_ON: u32 = bits([3, 5, 8, 9, 16, 17, 18, 19, 21, 23, 24, 28, 29, 30, 31]);
@@ -41,7 +42,7 @@ const LEAF7_EDX_ON: u32 = bits([4, 10, 14]);
 /// PTSC, L2I), MWAITX.
 const EXT1_ECX_OFF: u32 = bits([2, 3, 4, 9, 10, 12, 13, 15, 19, 22, 23, 24, 27, 28, 29]);
 /// 0x80000001 EDX: as leaf 1, and 1 GiB pages; RDTSCP needs TSC_AUX.
-const EXT1_EDX_OFF: u32 = bits([1, 3, 9, 12, 13, 17, 26]);
+const EXT1_EDX_OFF: u32 = bits([1, 3, 7, 9, 12, 13, 14, 17, 26]);
 const EXT1_EDX_RDTSCP: u32 = 1 << 27;
 
 /// "XenVMMXenVMM".
@@ -200,9 +201,11 @@ mod tests {
         (1, 0, 2, 21),
         (1, 0, 2, 24),
         (1, 0, 3, 3),
+        (1, 0, 3, 7),
         (1, 0, 3, 9),
         (1, 0, 3, 12),
         (1, 0, 3, 13),
+        (1, 0, 3, 14),
         (7, 0, 1, 0),
         (7, 0, 1, 7),
         (7, 0, 1, 10),
