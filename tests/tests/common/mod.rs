@@ -196,6 +196,11 @@ impl Background {
         remote::kill(Some(&id), domain).expect("killed");
     }
 
+    /// The number of the run, for the verbs.
+    pub fn number(&self) -> String {
+        self.id().expect("the run goes on")
+    }
+
     /// Waits for the end of the run.
     pub fn finish(self) -> Ran {
         self.thread.join().expect("the run ended")
