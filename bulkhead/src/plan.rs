@@ -11,7 +11,7 @@ use crate::{
     linux,
     setup::{Domain, Guest, GuestDisk, Interrupt, Kernel, MOST_PINS, Setup, SetupError, Size},
 };
-use bulkhead_link::{self as link, DomainSpec, Kind, Manifest};
+use bulkhead_link::{self as link, DomainSpec, Kind, Manifest, OnReboot};
 use dom0::builder::BuildError;
 use std::{
     fs,
@@ -19,14 +19,16 @@ use std::{
     rc::Rc,
     time::{SystemTime, UNIX_EPOCH},
 };
+use uuid::Uuid;
 
 /// What the core takes for itself: its image, the frame table and the machine-to-phys
 /// table at 2 % of memory, and room for what firmware keeps.
 const CORE_MEMORY: Size = Size::from_mib(24);
 /// What a domain needs past its kernel: page tables, stack, rings, a heap.
 const LEAST_SPARE: Size = Size::from_mib(4);
-/// What Linux needs past its kernel and ramdisk to get as far as its first process.
-const LINUX_SPARE: Size = Size::from_mib(32);
+/// What Linux needs past its kernel and ramdisk to get as far as a shell: tried with 6.1 and
+/// 6.12 of Debian. More is needed for anything beyond that.
+const LINUX_SPARE: Size = Size::from_mib(8);
 /// First PCI device number for disks; QEMU's q35 has its own devices below.
 const FIRST_SLOT: u32 = 4;
 
@@ -52,7 +54,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Puts a set-up together with what was built for it.
+    /// Puts a set-up together with what was built for it. `clock_by_link`: Dom0 is told the
+    /// time once it serves requests.
     ///
     /// # Errors
     /// A kernel that is missing or broken, or too little memory.
@@ -61,6 +64,7 @@ impl Plan {
         built: &Built,
         images: &[Image],
         kernels: &Kernels,
+        clock_by_link: bool,
     ) -> Result<Self, SetupError> {
         let mut files = Files::default();
         let parts = Parts { setup, built, images, kernels };
@@ -70,6 +74,7 @@ impl Plan {
             images: files.named,
             domains,
             wallclock_ns: wallclock_ns(),
+            clock_by_link,
         };
         let contents: Vec<_> = files.contents.iter().map(|c| c.as_slice()).collect();
         let payload = archive::payload(&mut manifest, &contents).map_err(broken)?;
@@ -86,8 +91,17 @@ impl Plan {
     }
 }
 
-/// What can be known before anything is fetched or built: the kernels that are files, and
-/// memory. What is read stays in `kernels`.
+/// The identity of a domain: always the same for a name in a set-up file, so that what a
+/// guest keeps by it stays its own.
+fn uuid(setup: &Setup, name: &str) -> [u8; 16] {
+    let file = Path::new(&setup.source.name);
+    let file = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
+    let text = format!("bulkhead:{}#{name}", file.display());
+    Uuid::new_v5(&Uuid::NAMESPACE_URL, text.as_bytes()).into_bytes()
+}
+
+/// What can be known before anything is built: memory, and the kernels that are there, which
+/// before fetching are those that are files. What is read stays in `kernels`.
 ///
 /// # Errors
 /// A kernel that is missing or broken, or too little memory.
@@ -96,6 +110,7 @@ pub fn check_early(setup: &Setup, kernels: &mut Kernels) -> Result<(), SetupErro
     for guest in &setup.guests {
         check_has_root(setup, guest, kernels)?;
     }
+    kernels.check_modules(setup)?;
     let guests = setup.guests.iter().map(|g| &g.domain);
     for domain in setup.drivers.iter().chain(guests) {
         if let Some(loaded) = kernels.of(domain) {
@@ -121,7 +136,8 @@ fn broken(error: archive::PackError) -> SetupError {
     SetupError::plain(error.to_string())
 }
 
-fn wallclock_ns() -> u64 {
+/// The host's wall clock, ns since 1970.
+pub fn wallclock_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }
@@ -181,6 +197,8 @@ impl Parts<'_> {
             let has_disks = !guest.disks.is_empty();
             let mut spec = self.domain(&guest.domain, Kind::Guest, has_disks, files)?;
             spec.disks = guest_disks(setup, guest, self.images);
+            spec.on_reboot = guest.on_reboot;
+            spec.agent = guest.agent;
             specs.push(spec);
         }
         Ok(specs)
@@ -199,6 +217,7 @@ impl Parts<'_> {
             ramdisk.map(|r| files.add(&r.name, || Ok::<_, SetupError>(Rc::clone(&r.bytes))));
         Ok(DomainSpec {
             name: domain.name.clone(),
+            uuid: uuid(self.setup, &domain.name),
             kind,
             kernel,
             ramdisk: ramdisk.transpose()?,
@@ -208,6 +227,8 @@ impl Parts<'_> {
             sched: domain.sched,
             devices: Vec::new(),
             disks: Vec::new(),
+            on_reboot: OnReboot::default(),
+            agent: false,
         })
     }
 

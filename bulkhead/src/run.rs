@@ -64,6 +64,7 @@ pub fn run_setup(
         return Ok(not_started(Outcome::Interrupted));
     }
     fetched?;
+    plan::check_early(setup, &mut kernels)?;
     let images = with_job(options, observer, |job| images::prepare(setup, job));
     if is_interrupted(options) {
         return Ok(not_started(Outcome::Interrupted));
@@ -80,7 +81,7 @@ pub fn run_setup(
     }
     let built = built.map_err(SetupError::plain)?;
     kernels.make_ramdisks(setup, &built)?;
-    let plan = Plan::new(setup, &built, &images, &kernels)?;
+    let plan = Plan::new(setup, &built, &images, &kernels, !options.icount)?;
     // Its largest parts are in the archive now.
     drop(kernels);
     let kvm =
@@ -178,9 +179,10 @@ fn start(
     };
     let errors = session.file(QEMU_LOG);
     let watch = Watch::new(&plan.manifest.domains);
-    machine::run(&session, || machine.start(&errors), watch, &options.limits, observer).map_err(
-        |e| failed("cannot start the machine", e).help("`bulkhead doctor` checks what it needs"),
-    )
+    let limits = Limits { tell_clock: plan.manifest.clock_by_link, ..options.limits.clone() };
+    machine::run(&session, || machine.start(&errors), watch, &limits, observer).map_err(|e| {
+        failed("cannot start the machine", e).help("`bulkhead doctor` checks what it needs")
+    })
 }
 
 const fn accel_word(kvm: bool) -> &'static str {

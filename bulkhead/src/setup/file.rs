@@ -129,9 +129,12 @@ pub(super) struct Guest {
     pub warp_limit: Option<Span>,
     pub unwarp: Option<Span>,
     pub allowance: Option<Span>,
+    pub on_reboot: Option<OnReboot>,
     pub disk: Option<Spanned<String>>,
     #[serde(default)]
     pub disks: Vec<Spanned<GuestDisk>>,
+    pub agent: Option<bool>,
+    pub console: Option<Spanned<bool>>,
 }
 
 impl Guest {
@@ -151,6 +154,14 @@ impl Guest {
         };
         (domain, self.disk, self.disks)
     }
+}
+
+/// What becomes of a guest that reboots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum OnReboot {
+    Restart,
+    Destroy,
 }
 
 /// A disk of a guest: a device's name, or a range of it.

@@ -14,7 +14,7 @@ pub use resolve::MOST_PINS;
 pub use units::Size;
 
 use crate::distro::Flavour;
-use bulkhead_link::Sched;
+use bulkhead_link::{OnReboot, Sched};
 use std::{
     ops::Range,
     path::{Path, PathBuf},
@@ -92,6 +92,11 @@ pub struct Disk {
 pub struct Guest {
     pub domain: Domain,
     pub disks: Vec<GuestDisk>,
+    pub on_reboot: OnReboot,
+    /// It has a second console, for the agent that runs commands.
+    pub agent: bool,
+    /// `run` attaches the terminal to its console.
+    pub console: bool,
 }
 
 /// A guest's view of a device.

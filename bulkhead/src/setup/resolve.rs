@@ -7,7 +7,7 @@ use super::{
     file::{self, File, Interrupt},
 };
 use crate::{builtin, distro::Flavour};
-use bulkhead_link::Sched;
+use bulkhead_link::{OnReboot, Sched};
 use std::{
     collections::BTreeMap,
     ops::Range,
@@ -42,6 +42,7 @@ type Result<T> = std::result::Result<T, SetupError>;
 pub(super) fn resolve(source: Source, file: File, folder: &Path) -> Result<Setup> {
     let context = Context { source: &source, folder };
     context.unique_names(&file)?;
+    context.one_console(&file)?;
     let machine = context.machine(file.machine)?;
     let drivers = in_order(file.driver)
         .map(|(name, domain)| context.domain(name, domain, DRIVER_MEMORY, driver_sched()))
@@ -100,6 +101,23 @@ impl Context<'_> {
                 .help("domains share one set of names; choose another"));
         }
         Ok(())
+    }
+
+    /// A terminal shows one console.
+    fn one_console(&self, file: &File) -> Result<()> {
+        let marked = |(name, guest): (&Spanned<String>, &file::Guest)| {
+            let console = guest.console.as_ref().filter(|c| *c.get_ref())?;
+            Some((console.span(), name.get_ref().clone()))
+        };
+        let mut marked: Vec<_> = file.guest.iter().filter_map(marked).collect();
+        marked.sort_by_key(|(span, _)| span.start);
+        let Some([(_, first), (span, second)]) = marked.first_chunk() else {
+            return Ok(());
+        };
+        Err(self
+            .source
+            .error(span.clone(), format!("`{first}` and `{second}` both want the terminal"))
+            .help("say console = true for one guest; `bulkhead console NAME` joins the others"))
     }
 
     fn check_name(&self, name: &Spanned<String>) -> Result<()> {
@@ -179,7 +197,7 @@ impl Context<'_> {
         let flavours = Flavour::ALL.into_iter().map(Flavour::name);
         let known = builtin::DOMAINS.iter().map(|b| b.name).chain(flavours);
         Err(self.source.error(kernel.span(), format!("there is no kernel `{text}`")).help(format!(
-            "{}; or give the path of a kernel: vmlinuz, an ELF file with Xen notes, or a .deb of one",
+            "give a kernel's path (vmlinuz, an ELF file with Xen notes, a .deb) or its name: {}",
             suggest(text, known)
         )))
     }
@@ -257,6 +275,11 @@ impl Context<'_> {
         drivers: &[Domain],
         all: &mut Vec<Disk>,
     ) -> Result<Guest> {
+        let on_reboot = match guest.on_reboot {
+            Some(file::OnReboot::Destroy) => OnReboot::Destroy,
+            Some(file::OnReboot::Restart) | None => OnReboot::Restart,
+        };
+        let (agent, console) = (guest.agent, guest.console.as_ref().is_some_and(|c| *c.get_ref()));
         let (domain, own, listed) = guest.split();
         let domain = self.domain(name, domain, GUEST_MEMORY, Sched::default())?;
         let mut disks =
@@ -267,7 +290,8 @@ impl Context<'_> {
         if disks.len() > 16 {
             return Err(self.source.error(disks[16].span.clone(), "a guest has at most 16 disks"));
         }
-        Ok(Guest { domain, disks })
+        let is_builtin = matches!(domain.kernel, Kernel::Builtin(_));
+        Ok(Guest { domain, disks, on_reboot, agent: agent.unwrap_or(!is_builtin), console })
     }
 
     /// `disk = PATH`: a device of the guest's own in place of its first disk, as

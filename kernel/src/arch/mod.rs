@@ -11,7 +11,7 @@ pub mod machine;
 #[cfg(target_os = "none")]
 pub use machine::{
     apic::{eoi, ioapic_mask, ioapic_set, msi_address_data, set_deadline},
-    clock::{now, ns_at, time_scale, tsc, tsc_khz, wallclock_ns_at_boot},
+    clock::{now, ns_at, ns_of, time_scale, tsc, tsc_khz, wallclock_ns_at_boot},
     cpu::{cpuid, features, wait_for_interrupt},
     entry::stack_top,
     exit_machine,

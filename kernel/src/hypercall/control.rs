@@ -142,7 +142,7 @@ fn machine_info(core: &Core) -> op::MachineInfo {
         system_time_ns: arch::now().get(),
         cpus: 1,
         nr_devices: core.devices.count() as u32,
-        longest_stay_ns: core.trace.longest_stay_ns,
+        longest_stay_ns: arch::ns_of(core.trace.longest_stay),
         entries: core.trace.entries,
         switches: core.trace.switches,
         max_mfn: core.frames.max_mfn(),

@@ -80,20 +80,31 @@ impl<'a> GuestSpace<'a> {
 
     /// Where in memory `va` is, with the accessed and dirty bits set that the access would set.
     pub fn translate(&self, va: GuestVa, access: Access) -> Result<Maddr, Fault> {
-        let path = self.path(va)?;
-        let page = self.target(self.entry(path[3]), va)?;
-        if access == Access::Write && path.iter().any(|&at| !self.entry(at).is_writable()) {
+        if !validate::is_guest_va(va) {
+            return Err(Fault::NotGuest(va));
+        }
+        let mut path = [(Maddr::default(), Pte::new(0)); 4];
+        let mut table = self.l4.ok_or(Fault::NotPresent(va))?;
+        let mut granted = Pte::RW;
+        for (n, level) in [Level::L4, Level::L3, Level::L2, Level::L1].into_iter().enumerate() {
+            let at = validate::entry_at(table, level.index(va));
+            let entry = self.entry(at);
+            table = self.target(entry, va)?;
+            granted &= entry.raw();
+            path[n] = (at, entry);
+        }
+        if access == Access::Write && granted == 0 {
             return Err(Fault::ReadOnly(va));
         }
-        for (n, &at) in path.iter().enumerate() {
+        for (n, (at, entry)) in path.into_iter().enumerate() {
             let is_dirtied = n == 3 && access == Access::Write;
             let bits = Pte::ACCESSED | if is_dirtied { Pte::DIRTY } else { 0 };
             // Most often they are set, and a plain read is cheaper than a locked store.
-            if self.entry(at).raw() & bits != bits {
+            if entry.raw() & bits != bits {
                 self.frames.mem().fetch_or_u64(at, bits);
             }
         }
-        Ok(Maddr::new(page.maddr().get() + va.offset() as u64))
+        Ok(Maddr::new(table.maddr().get() + va.offset() as u64))
     }
 
     fn entry(&self, at: Maddr) -> Pte {

@@ -118,6 +118,8 @@ pub struct Scheduler {
     pub(super) slots: Slots,
     queues: [RunQueue; MAX_CPUS],
     pub(super) timers: Line,
+    /// The earliest deadline of any vCPU: it is asked for at every exit.
+    pub(super) first_deadline: Option<Ns>,
 }
 
 impl Default for Scheduler {
@@ -126,6 +128,7 @@ impl Default for Scheduler {
             slots: Slots::default(),
             queues: [const { RunQueue::new() }; MAX_CPUS],
             timers: Line::new(Slot::due_before),
+            first_deadline: None,
         }
     }
 }
@@ -144,7 +147,7 @@ impl Scheduler {
     /// Forgets a vCPU, its timers too. Like all that follow, gives the CPU that must choose anew.
     pub fn remove(&mut self, id: SlotId, now: Ns) -> Option<CpuId> {
         let cpu = self.set_eligible(id, false, now);
-        self.timers.remove(id);
+        self.disarm(id);
         self.slots.release(id);
         cpu
     }

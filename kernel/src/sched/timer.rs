@@ -44,16 +44,23 @@ impl Scheduler {
             Some(_) => self.timers.put(&self.slots, id),
             None => self.timers.remove(id),
         }
+        self.find_first_deadline();
     }
 
-    /// The earliest deadline of any vCPU.
-    fn first_deadline(&self) -> Option<Ns> {
-        self.timers.members().first().and_then(|&id| self.slots.get(id)).and_then(Slot::deadline)
+    /// Stops all timers of a slot.
+    pub(super) fn disarm(&mut self, id: SlotId) {
+        self.timers.remove(id);
+        self.find_first_deadline();
+    }
+
+    fn find_first_deadline(&mut self) {
+        let first = self.timers.members().first().and_then(|&id| self.slots.get(id));
+        self.first_deadline = first.and_then(Slot::deadline);
     }
 
     /// Takes what is due of the vCPU with the earliest deadline; `None` when nothing is.
     fn expire_one(&mut self, now: Ns) -> Option<Fired> {
-        self.first_deadline().filter(|&deadline| deadline <= now)?;
+        self.first_deadline.filter(|&deadline| deadline <= now)?;
         let id = *self.timers.members().first()?;
         let slot = self.slots.get_mut(id)?;
         let mut timer = slot.singleshot.take_if(|deadline| *deadline <= now).is_some();
@@ -71,15 +78,18 @@ impl Scheduler {
 
     /// The earliest of all that is to happen on this CPU.
     pub fn next_deadline(&self, cpu: CpuId) -> Option<Ns> {
-        self.first_deadline().into_iter().chain(self.slice_end(cpu)).min()
+        match (self.first_deadline, self.slice_end(cpu)) {
+            (Some(timer), Some(slice)) => Some(timer.min(slice)),
+            (timer, slice) => timer.or(slice),
+        }
     }
 }
 
-/// Delivers every timer that is due and notes whose slice has ended. To be called on the timer
-/// interrupt and on the way out.
+/// Delivers every timer that is due and notes whether the slice on `cpu` has ended. To be called
+/// on the way out.
 ///
 /// Cost: each vCPU fires at most once, at the cost of a place in line.
-pub fn expire(core: &mut Core, now: Ns) {
+pub fn expire(core: &mut Core, cpu: CpuId, now: Ns) {
     while let Some(fired) = core.sched.expire_one(now) {
         if fired.timer {
             let wake = event::raise_virq(core, fired.who.dom, Some(fired.who.vcpu), VIRQ_TIMER);
@@ -89,8 +99,8 @@ pub fn expire(core: &mut Core, now: Ns) {
             core.wake_one(fired.who);
         }
     }
-    for (n, state) in core.cpus.iter_mut().enumerate() {
-        state.need_resched |= core.sched.slice_end(CpuId(n)).is_some_and(|end| end <= now);
+    if core.sched.slice_end(cpu).is_some_and(|end| end <= now) {
+        core.request_reschedule(cpu);
     }
 }
 

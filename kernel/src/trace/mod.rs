@@ -4,7 +4,7 @@
 
 pub mod words;
 
-use bulkhead_abi::{DomId, Ns, VcpuId};
+use bulkhead_abi::{DomId, VcpuId};
 use core::fmt;
 
 /// Events kept.
@@ -47,25 +47,25 @@ pub struct Trace {
     pub entries: u64,
     /// vCPU switches.
     pub switches: u64,
-    /// Longest stay in ring 0 between a guest and a guest, ns.
-    pub longest_stay_ns: u64,
-    events: [Option<(Ns, Event)>; KEPT],
+    /// Longest stay in ring 0 between a guest and a guest, in cycles of the TSC.
+    pub longest_stay: u64,
+    events: [Option<(u64, Event)>; KEPT],
     next: usize,
 }
 
 impl Trace {
     pub const fn new() -> Self {
-        Self { entries: 0, switches: 0, longest_stay_ns: 0, events: [None; KEPT], next: 0 }
+        Self { entries: 0, switches: 0, longest_stay: 0, events: [None; KEPT], next: 0 }
     }
 
-    /// Records an event; the oldest one goes.
-    pub fn record(&mut self, at: Ns, event: Event) {
+    /// Records an event at a value of the TSC; the oldest one goes.
+    pub fn record(&mut self, at: u64, event: Event) {
         self.events[self.next % KEPT] = Some((at, event));
         self.next = self.next.wrapping_add(1);
     }
 
     /// The last events, oldest first.
-    pub fn last(&self) -> impl Iterator<Item = (Ns, Event)> + '_ {
+    pub fn last(&self) -> impl Iterator<Item = (u64, Event)> + '_ {
         let (newer, older) = self.events.split_at(self.next % KEPT);
         older.iter().chain(newer).flatten().copied()
     }
@@ -85,9 +85,9 @@ mod tests {
     fn keeps_the_last_events_in_order() {
         let mut trace = Trace::new();
         for n in 0..KEPT as u64 + 10 {
-            trace.record(Ns::new(n), Event::Idle);
+            trace.record(n, Event::Idle);
         }
-        let times: Vec<u64> = trace.last().map(|(at, _)| at.get()).collect();
+        let times: Vec<u64> = trace.last().map(|(at, _)| at).collect();
         assert_eq!(times, (10..KEPT as u64 + 10).collect::<Vec<_>>());
     }
 }

@@ -58,9 +58,12 @@ pub fn events(out: &mut impl Write, trace: &Trace) -> fmt::Result {
     writeln!(
         out,
         "last events, {} entries, longest stay {} ns:",
-        trace.entries, trace.longest_stay_ns
+        trace.entries,
+        arch::ns_of(trace.longest_stay)
     )?;
-    trace.last().try_for_each(|(at, event)| writeln!(out, "  {:>12} {event}", at.get()))
+    trace
+        .last()
+        .try_for_each(|(at, event)| writeln!(out, "  {:>12} {event}", arch::ns_at(at).get()))
 }
 
 /// The symbol that `offset` (from the core's base) lies in, and the distance from it. `table`

@@ -30,17 +30,18 @@ fn caller(core: &Core, cpu: CpuId) -> Option<Caller> {
 /// Handles what brought the current vCPU into ring 0: its registers say it.
 pub fn enter(core: &mut Core, cpu: CpuId) {
     core.trace.entries += 1;
-    core.cpu(cpu).entered_at = arch::tsc();
+    let at = arch::tsc();
+    core.cpu(cpu).entered_at = at;
     if let Some(caller) = caller(core, cpu) {
-        arrive(core, caller);
+        arrive(core, caller, at);
     }
 }
 
-fn arrive(core: &mut Core, caller: Caller) -> Option<()> {
+fn arrive(core: &mut Core, caller: Caller, at: u64) -> Option<()> {
     let vcpu = core.vcpu(caller)?;
     let UserRegs { entry_vector, error_code, rip, .. } = *vcpu.regs();
     match (entry_vector, vcpu.guest.mode) {
-        (ENTRY_SYSCALL, Mode::Kernel) => call(core, caller),
+        (ENTRY_SYSCALL, Mode::Kernel) => call(core, caller, at),
         (ENTRY_SYSCALL, Mode::User) => exception::system_call(core, caller),
         (ENTRY_SYSCALL32, _) => exception::invalid_syscall(core, caller),
         _ => {
@@ -50,18 +51,18 @@ fn arrive(core: &mut Core, caller: Caller) -> Option<()> {
                 return Some(());
             }
             let event = Event::Exception { dom: caller.dom, vector: number, rip };
-            core.trace.record(arch::now(), event);
+            core.trace.record(at, event);
             exception::handle(core, caller, number, error_code)
         }
     }
 }
 
 /// A hypercall: arguments out of the registers, the result back into them.
-fn call(core: &mut Core, caller: Caller) -> Option<()> {
+fn call(core: &mut Core, caller: Caller, at: u64) -> Option<()> {
     let regs = core.vcpu(caller)?.regs();
     let number = regs.rax;
     let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
-    core.trace.record(arch::now(), Event::Hypercall { dom: caller.dom, number, first: args[0] });
+    core.trace.record(at, Event::Hypercall { dom: caller.dom, number, first: args[0] });
     let outcome = hypercall::dispatch(core, caller, number, args);
     finish(core.vcpu_mut(caller)?.regs_mut(), number, outcome);
     Some(())
@@ -88,7 +89,7 @@ pub fn interrupt(core: &mut Core, number: u8) {
         // The exit path looks at the clock.
         arch::TIMER_VECTOR => {}
         arch::FIRST_DEVICE_VECTOR..=arch::LAST_DEVICE_VECTOR => {
-            core.trace.record(arch::now(), Event::Interrupt { vector: number });
+            core.trace.record(arch::tsc(), Event::Interrupt { vector: number });
             let wake = device::irq::interrupt(core, number);
             core.wake(wake);
         }
@@ -102,7 +103,7 @@ pub fn interrupt(core: &mut Core, number: u8) {
 pub fn leave(core: &mut Core, cpu: CpuId) -> NonNull<UserRegs> {
     loop {
         let now = arch::now();
-        sched::timer::expire(core, now);
+        sched::timer::expire(core, cpu, now);
         let state = core.cpu(cpu);
         if state.need_resched || state.current.is_none() {
             reschedule(core, cpu, now);
@@ -148,15 +149,15 @@ fn reschedule(core: &mut Core, cpu: CpuId, now: Ns) {
         arch::save_fpu(&mut guest.fpu);
     }
     match next {
-        Some(who) => switch_to(core, cpu, who, now),
-        None => core.trace.record(now, Event::Idle),
+        Some(who) => switch_to(core, cpu, who),
+        None => core.trace.record(arch::tsc(), Event::Idle),
     }
 }
 
 /// Puts a vCPU's state into the processor, registers and root excepted.
-fn switch_to(core: &mut Core, cpu: CpuId, who: VcpuRef, now: Ns) {
+fn switch_to(core: &mut Core, cpu: CpuId, who: VcpuRef) {
     core.trace.switches += 1;
-    core.trace.record(now, Event::Switch { dom: who.dom, vcpu: who.vcpu });
+    core.trace.record(arch::tsc(), Event::Switch { dom: who.dom, vcpu: who.vcpu });
     sched::entered(core, who);
     let caller = Caller { cpu, dom: who.dom, vcpu: who.vcpu };
     core.cpu(cpu).reload_tables = true;
@@ -212,8 +213,7 @@ fn load(core: &mut Core, caller: Caller) -> Option<NonNull<UserRegs>> {
 fn stayed(core: &mut Core, cpu: CpuId) {
     let since = core.cpu(cpu).entered_at;
     if since != 0 {
-        let span = arch::ns_at(arch::tsc()).get().saturating_sub(arch::ns_at(since).get());
-        core.trace.longest_stay_ns = core.trace.longest_stay_ns.max(span);
+        core.trace.longest_stay = core.trace.longest_stay.max(arch::tsc().saturating_sub(since));
     }
 }
 

@@ -36,10 +36,15 @@ pub fn now() -> Ns {
     ns_at(tsc())
 }
 
+/// Nanoseconds that a number of cycles of the TSC lasts.
+pub fn ns_of(cycles: u64) -> u64 {
+    let (mul, shift) = time_scale();
+    scale(cycles, mul, shift)
+}
+
 /// System time at a value of the TSC; 0 for one from before boot.
 pub fn ns_at(tsc: u64) -> Ns {
-    let (mul, shift) = time_scale();
-    Ns::new(scale(tsc.saturating_sub(BOOT_TSC.load(Ordering::Relaxed)), mul, shift))
+    Ns::new(ns_of(tsc.saturating_sub(BOOT_TSC.load(Ordering::Relaxed))))
 }
 
 pub fn tsc_khz() -> u64 {

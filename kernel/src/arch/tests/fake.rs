@@ -61,6 +61,10 @@ pub fn tsc() -> u64 {
     NOW.get()
 }
 
+pub fn ns_of(cycles: u64) -> u64 {
+    cycles
+}
+
 pub fn ns_at(tsc: u64) -> Ns {
     Ns::new(tsc)
 }

@@ -32,7 +32,7 @@ fn machine() -> (Core, Caller) {
 
 fn set_now(core: &mut Core, ns: u64) {
     arch::fake::set_now(Ns::new(ns));
-    timer::expire(core, Ns::new(ns));
+    timer::expire(core, CpuId(0), Ns::new(ns));
 }
 
 fn pick_now(core: &mut Core) -> Option<VcpuId> {
