@@ -5,7 +5,7 @@
 use crate::{
     artifacts::{self, Built},
     distro::{self, DistroError, Flavour, Job, Package},
-    initramfs::{self, Programs, Tree},
+    initramfs::{self, ModulesError, Programs, Tree},
     kernel_image::{ImageError, KernelImage},
     linux,
     setup::{Domain, Kernel, Setup, SetupError},
@@ -142,6 +142,20 @@ impl Kernels {
         domains(setup).any(|d| self.wants_initramfs(d))
     }
 
+    /// Checks the modules of each domain that gets an initramfs, as far as kernels are
+    /// there by now.
+    ///
+    /// # Errors
+    /// Modules that are missing, or of another kernel.
+    pub fn check_modules(&self, setup: &Setup) -> Result<(), SetupError> {
+        for domain in domains(setup).filter(|d| self.wants_initramfs(d)) {
+            if let Some(loaded) = self.of(domain) {
+                tree(setup, domain, loaded)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the initramfs of each domain that wants one. `built` has the guest's programs.
     ///
     /// # Errors
@@ -265,23 +279,33 @@ fn make_one(
     loaded: &Loaded,
     programs: &Programs,
 ) -> Result<Vec<u8>, SetupError> {
-    let fail = |message: String| setup.source.error(domain.modules_span.clone(), message);
-    let wrong = |e: initramfs::ModulesError| {
-        fail(format!("cannot make the initramfs of `{}`: {e}", domain.name)).help(
-            "`modules` is the folder lib/modules/VERSION that goes with the kernel; with `ramdisk` a guest brings its own",
-        )
-    };
+    let tree = tree(setup, domain, loaded)?;
+    initramfs::build(programs, tree.as_ref(), &linux::root_types(&domain.cmdline))
+        .map_err(|e| bad_modules(setup, domain, &e))
+}
+
+fn bad_modules(setup: &Setup, domain: &Domain, error: &ModulesError) -> SetupError {
+    let message = format!("cannot make the initramfs of `{}`: {error}", domain.name);
+    setup.source.error(domain.modules_span.clone(), message).help(
+        "`modules` is the folder lib/modules/VERSION that goes with the kernel; with `ramdisk` a guest brings its own",
+    )
+}
+
+/// The modules of a domain's kernel, if they are known.
+fn tree(setup: &Setup, domain: &Domain, loaded: &Loaded) -> Result<Option<Tree>, SetupError> {
     let folder = domain.modules.as_ref().or(loaded.modules.as_ref());
-    let tree = folder.map(|f| Tree::open(f)).transpose().map_err(wrong)?;
+    let tree = folder.map(|f| Tree::open(f)).transpose();
+    let tree = tree.map_err(|e| bad_modules(setup, domain, &e))?;
     if let Some(tree) = &tree
         && let (Some(theirs), Some(kernels)) = (tree.version(), &loaded.image.version)
         && theirs != kernels
     {
         let message =
             format!("these modules are of {theirs}, the kernel of `{}` is {kernels}", domain.name);
-        return Err(fail(message).help(format!("give the folder lib/modules/{kernels}")));
+        let error = setup.source.error(domain.modules_span.clone(), message);
+        return Err(error.help(format!("give the folder lib/modules/{kernels}")));
     }
-    initramfs::build(programs, tree.as_ref(), &linux::root_types(&domain.cmdline)).map_err(wrong)
+    Ok(tree)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::{
     session::Session,
     watch::{Stop, Watch},
 };
-use bulkhead_link::{FromDom0, Request, ToDom0};
+use bulkhead_link::{CLOCK_TELLS, FromDom0, Request, ToDom0};
 use std::{
     fs, io,
     os::unix::net::UnixListener,
@@ -108,8 +108,8 @@ struct Running<'a> {
     next: u32,
     watch: Watch,
     started: Instant,
-    /// When Dom0 was last told the time.
-    clock_told: Option<Instant>,
+    /// How often Dom0 was told the time, and when last.
+    clock_told: (usize, Instant),
     limits: &'a Limits,
     observer: &'a mut dyn Observer,
 }
@@ -158,7 +158,7 @@ pub fn run(
                 next: 0,
                 watch,
                 started,
-                clock_told: None,
+                clock_told: (0, started),
                 limits,
                 observer,
             };
@@ -230,7 +230,8 @@ impl Running<'_> {
     /// Passes messages until there is a reason to stop.
     fn serve(&mut self) -> Stop {
         loop {
-            self.receive(Instant::now() + TICK);
+            let is_telling = self.limits.tell_clock && self.clock_told.0 < CLOCK_TELLS;
+            self.receive(Instant::now() + if is_telling { TICK / 5 } else { TICK });
             self.relay.accept();
             self.tell_clock();
             if let Some(stop) = self.reason_to_stop() {
@@ -281,9 +282,10 @@ impl Running<'_> {
     }
 
     fn tell_clock(&mut self) {
-        let is_due = self.clock_told.is_none_or(|at| at.elapsed() > CLOCK_EVERY);
+        let (tells, last) = self.clock_told;
+        let is_due = tells < CLOCK_TELLS || last.elapsed() > CLOCK_EVERY;
         if self.limits.tell_clock && self.watch.ready && is_due {
-            self.clock_told = Some(Instant::now());
+            self.clock_told = (tells + 1, Instant::now());
             self.send(Request::SetWallClock { unix_ns: wallclock_ns() });
         }
     }
@@ -300,8 +302,6 @@ impl Running<'_> {
                 if !is_ours {
                     self.observer.message(&message);
                 }
-                // Guests wait for it.
-                self.tell_clock();
                 requests
             }
             Input::Link(None) => {

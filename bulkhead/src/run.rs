@@ -63,6 +63,7 @@ pub fn run_setup(
         return Ok(not_started(Outcome::Interrupted));
     }
     fetched?;
+    plan::check_early(setup, &mut kernels)?;
     let images = images::prepare(setup)?;
     observer.say("building the core and the domains");
     let mut built = artifacts::build(&programs(setup), options.show_build);

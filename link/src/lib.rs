@@ -20,6 +20,9 @@ use serde::{Deserialize, Serialize};
 /// Version of everything in this crate; both sides must have the same.
 pub const VERSION: u32 = 2;
 
+/// How often Dom0 is told the time before it builds guests: any one message may be late.
+pub const CLOCK_TELLS: usize = 6;
+
 /// The payload of the boot archive starts with a u32 length and a manifest of that
 /// many bytes; images follow at the offsets it gives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,6 +162,7 @@ pub enum Request {
         memory_kib: u64,
     },
     /// The host's wall clock as this was sent, ns since 1970; for guests built from now on.
+    /// Sent [`CLOCK_TELLS`] times in a row when Dom0 is ready, and now and then afterwards.
     SetWallClock {
         unix_ns: u64,
     },

@@ -279,7 +279,8 @@ fn configuration(folder: &Path, acquire: &str) -> String {
         status = at("status"),
         archives = at("archives"),
     );
-    let foreign = ["Acquire::IndexTargets", "Acquire::Languages", "Acquire \""];
+    // What else it downloads, and what it lets pass unsigned, is not for this.
+    let foreign = ["Acquire::IndexTargets", "Acquire::Languages", "Acquire::Allow", "Acquire \""];
     for line in acquire.lines().filter(|l| l.starts_with("Acquire")) {
         if !foreign.iter().any(|f| line.starts_with(f)) {
             text.push_str(line);

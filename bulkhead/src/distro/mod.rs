@@ -19,6 +19,9 @@ use std::{
 /// How long apt's lists are good before they are asked for again.
 const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// How long a mirror is left alone that did not answer.
+const PATIENCE: Duration = Duration::from_secs(60 * 60);
+
 /// Which kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Flavour {
@@ -125,11 +128,9 @@ pub fn newest(flavour: Flavour, cache: &Cache, job: &Job<'_>) -> Result<Package,
     }
     match (fetch(flavour, cache, job), known) {
         (Ok(package), _) => Ok(package),
-        (Err(_), Some(known)) if !job.is_stopped() => {
-            (job.say)(&format!(
-                "the mirror does not answer; {} is what was fetched before",
-                known.package.name
-            ));
+        (Err(e), Some(known)) if !job.is_stopped() => {
+            (job.say)(&format!("{e}; {} is what was fetched before", known.package.name));
+            ask_again_later(flavour, cache);
             Ok(known.package)
         }
         (Err(e), _) => Err(e),
@@ -165,6 +166,13 @@ fn known(flavour: Flavour, cache: &Cache) -> Option<Known> {
     let asked = fs::metadata(&path).and_then(|m| m.modified()).ok()?;
     let age = SystemTime::now().duration_since(asked).unwrap_or_default();
     Some(Known { package, is_fresh: age < FRESH })
+}
+
+/// Lets a mirror that does not answer alone for a while: each attempt takes its time.
+fn ask_again_later(flavour: Flavour, cache: &Cache) {
+    let asked = SystemTime::now() - (FRESH - PATIENCE);
+    let note = fs::File::options().append(true).open(cache.path(&note(flavour)));
+    let _ = note.and_then(|file| file.set_modified(asked));
 }
 
 fn fetch(flavour: Flavour, cache: &Cache, job: &Job<'_>) -> Result<Package, DistroError> {

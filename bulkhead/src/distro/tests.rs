@@ -49,6 +49,8 @@ fn what_is_named_but_not_there_or_long_ago_is_not_fresh() {
         .and_then(|f| f.set_modified(long_ago))
         .expect("set");
     assert!(!known(Flavour::Debian, &cache).expect("there").is_fresh);
+    ask_again_later(Flavour::Debian, &cache);
+    assert!(known(Flavour::Debian, &cache).expect("there").is_fresh);
 }
 
 #[test]

@@ -197,7 +197,7 @@ impl Context<'_> {
         let flavours = Flavour::ALL.into_iter().map(Flavour::name);
         let known = builtin::DOMAINS.iter().map(|b| b.name).chain(flavours);
         Err(self.source.error(kernel.span(), format!("there is no kernel `{text}`")).help(format!(
-            "{}; or give the path of a kernel: vmlinuz, an ELF file with Xen notes, or a .deb of one",
+            "give a kernel's path (vmlinuz, an ELF file with Xen notes, a .deb) or its name: {}",
             suggest(text, known)
         )))
     }

@@ -125,9 +125,12 @@ impl Notes {
     fn of(file: &File<'_>) -> Result<Self, BuildError> {
         let mut notes = Self::default();
         for header in file.segments().iter().flat_map(|table| table.iter()) {
-            if header.p_type == PT_NOTE
-                && let Ok(found) = file.segment_data_as_notes(&header)
-            {
+            if header.p_type != PT_NOTE {
+                continue;
+            }
+            // Notes past the end are not the same as none.
+            file.segment_data(&header).map_err(|_| BuildError::Truncated)?;
+            if let Ok(found) = file.segment_data_as_notes(&header) {
                 notes.read(found)?;
             }
         }

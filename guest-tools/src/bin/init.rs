@@ -13,10 +13,13 @@ fn main() -> ExitCode {
     }
     let arguments: Vec<_> = env::args_os().skip(1).collect();
     let Err(why) = boot(&arguments);
-    for line in why.lines() {
+    // The reason comes last: it is what a run reports of a guest that crashed.
+    let mut lines = why.lines();
+    let reason = lines.next().unwrap_or_default();
+    for line in lines {
         eprintln!("bulkhead: {line}");
     }
-    eprintln!("bulkhead: the guest cannot start, and ends as crashed");
+    eprintln!("bulkhead: the guest cannot start: {reason}");
     // The kernel panics when its first process ends. Its registers and stack explain
     // nothing here and would push the reason out of sight.
     let _ = fs::write("/proc/sys/kernel/printk", "0");

@@ -27,10 +27,14 @@ fn backports_come_from_a_list_of_their_own() {
 #[test]
 fn keeps_the_hosts_proxies_and_not_what_else_it_downloads() {
     let host = "Acquire \"\";\nAcquire::http::Proxy \"http://p:3128\";\n\
-                Acquire::IndexTargets::deb::DEP-11::MetaKey \"x\";\nAPT::Update::Post-Invoke:: \"rm\";\n";
+                Acquire::IndexTargets::deb::DEP-11::MetaKey \"x\";\nAcquire::AllowInsecureRepositories \"1\";\n\
+                APT::Update::Post-Invoke:: \"rm\";\n";
     let text = configuration(Path::new("/c"), host);
     assert!(text.contains("Acquire::http::Proxy \"http://p:3128\";"));
-    assert!(!text.contains("DEP-11") && !text.contains("Post-Invoke"), "{text}");
+    assert!(
+        !text.contains("DEP-11") && !text.contains("Insecure") && !text.contains("Post-Invoke"),
+        "{text}"
+    );
     assert!(text.contains("Dir::State::lists \"/c/lists\";"));
 }
 

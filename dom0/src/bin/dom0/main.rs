@@ -18,7 +18,7 @@ mod world;
 
 use alloc::{rc::Rc, string::String};
 use bulkhead_abi::{archive::EXIT_DOM0_DIED, event::VIRQ_DOM_EXC};
-use bulkhead_link::{Event, Kind, VERSION};
+use bulkhead_link::{CLOCK_TELLS, Event, Kind, VERSION};
 use core::time::Duration;
 use dom0::{clock::WallClock, payload::Payload};
 use domain_rt::{Boot, control, event, exec, mem, time};
@@ -47,7 +47,7 @@ async fn run() -> Result<(), String> {
     let payload = Rc::new(Payload::parse(mem::map_ramdisk())?);
     let manifest = &payload.manifest;
     let (wake, woken) = async_channel::bounded(1);
-    let (clock_told, clock_is_set) = async_channel::bounded(1);
+    let (clock_told, clock_is_set) = async_channel::bounded(CLOCK_TELLS);
     let (restarts, wanted) = Restarts::new();
     let clock = WallClock::at_boot(manifest.wallclock_ns);
     let world = World::new(clock, clock_told, restarts, wake);
@@ -69,8 +69,10 @@ async fn run() -> Result<(), String> {
         // Guests read the clock as they start.
         if spec.kind == Kind::Guest && core::mem::take(&mut must_wait) {
             let told = async {
-                // The sender lives in the world, which does not end.
-                let _ = clock_is_set.recv().await;
+                for _ in 0..CLOCK_TELLS {
+                    // The sender lives in the world, which does not end.
+                    let _ = clock_is_set.recv().await;
+                }
             };
             exec::or(told, time::sleep(CLOCK_LIMIT)).await;
         }

@@ -78,8 +78,8 @@ impl Machine for World {
     }
 
     fn set_wall_clock(&mut self, unix_ns: u64) {
-        self.clock.set(unix_ns, time::now().get());
-        // Full: somebody was told before, which is all that is waited for.
+        self.clock.hear(unix_ns, time::now().get());
+        // Full or closed: nobody waits any more.
         let _ = self.clock_told.try_send(());
     }
 
