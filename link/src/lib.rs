@@ -213,6 +213,10 @@ pub enum Reply {
     },
 }
 
+/// The step in which a guest's old life is over and it is about to be built again. Who talks to
+/// it has lost it then, as with [`Event::Ended`].
+pub const REBOOTING: &str = "rebooting";
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// Dom0 serves requests.
