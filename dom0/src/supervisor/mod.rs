@@ -259,7 +259,9 @@ impl Entry {
 
 /// The line that says most of why a domain ended: that of a panic, else the last one.
 fn telling_line(said: &[String]) -> &str {
-    let panic = said.iter().rev().find(|line| line.contains("panic"));
+    // As Linux and our own runtime begin it; a stack names functions called so, too.
+    let is_panic = |line: &&String| ["Kernel panic", "panic: "].iter().any(|p| line.contains(p));
+    let panic = said.iter().rev().find(is_panic);
     panic.or(said.last()).map_or("", String::as_str)
 }
 
@@ -367,7 +369,7 @@ mod tests {
     #[test]
     fn the_line_of_a_panic_tells_more_than_the_stack_behind_it() {
         let said: Vec<_> =
-            ["a", "Kernel panic - not syncing: why", "</TASK>"].map(String::from).into();
+            ["a", "Kernel panic - not syncing: why", " panic+0x118/0x2f4"].map(String::from).into();
         assert_eq!(telling_line(&said), said[1]);
         assert_eq!(telling_line(&said[..1]), "a");
         assert_eq!(telling_line(&[]), "");
