@@ -251,9 +251,14 @@ impl Entry {
     }
 }
 
+/// How the line of a panic is told: Linux's, and those of Rust's and C's kernels.
+const PANICS: [&str; 3] = ["Kernel panic", "panicked", "panic:"];
+
 /// The line that says most of why a domain ended: that of a panic, else the last one.
 fn telling_line(said: &[String]) -> &str {
-    let panic = said.iter().rev().find(|line| line.contains("panic"));
+    // A line of the stack may be about a function of that name.
+    let panics = |line: &&String| PANICS.iter().any(|words| line.contains(words));
+    let panic = said.iter().rev().find(panics);
     panic.or(said.last()).map_or("", String::as_str)
 }
 
@@ -351,7 +356,7 @@ mod tests {
     #[test]
     fn the_line_of_a_panic_tells_more_than_the_stack_behind_it() {
         let said: Vec<_> =
-            ["a", "Kernel panic - not syncing: why", "</TASK>"].map(String::from).into();
+            ["a", "Kernel panic - not syncing: why", " panic+0x118/0x2f4"].map(String::from).into();
         assert_eq!(telling_line(&said), said[1]);
         assert_eq!(telling_line(&said[..1]), "a");
         assert_eq!(telling_line(&[]), "");
