@@ -21,6 +21,7 @@ pub mod initramfs;
 pub mod kernel_image;
 pub mod kernels;
 pub mod lifecycle;
+pub mod link;
 pub mod linux;
 pub mod machine;
 pub mod needs;

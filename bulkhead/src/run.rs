@@ -6,7 +6,7 @@ use crate::{
     distro::Job,
     images,
     kernels::Kernels,
-    machine::{self, CORE_LOG, Finished, LINK, Limits, Observer, QEMU_LOG},
+    machine::{self, CORE_LOG, Finished, LANE, LINK, Limits, Observer, QEMU_LOG},
     needs::{self, Need},
     plan::{self, Plan},
     qemu,
@@ -167,6 +167,7 @@ fn start(
         observer.say(&format!("logs and archive stay in {}", session.file("").display()));
     }
     let (debug_log, link) = (session.file(CORE_LOG), session.file(LINK));
+    let lane = session.file(LANE);
     let machine = qemu::Options {
         core: &plan.core,
         archive: &archive,
@@ -176,6 +177,7 @@ fn start(
         drives: &plan.drives,
         debug_log: &debug_log,
         link: Some(&link),
+        lane: Some(&lane),
     };
     let errors = session.file(QEMU_LOG);
     let watch = Watch::new(&plan.manifest.domains);
