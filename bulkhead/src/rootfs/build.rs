@@ -35,7 +35,7 @@ const TREE_SPACE: u64 = 600 << 20;
 /// How often it is looked whether a process has ended or the user wants to stop.
 const TICK: Duration = Duration::from_millis(50);
 /// How long a process may take to clean up before it is killed.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(3);
 
 /// Configuration of dpkg that is there for the build alone.
 const UNSAFE_IO: &str = "/etc/dpkg/dpkg.cfg.d/unsafe-io";
@@ -72,7 +72,8 @@ fn enough_space(work: &Path) -> Result<(), RootfsError> {
         let free = File::open(&place).and_then(|folder| sparse::free(&folder));
         let free = free.map_err(|e| RootfsError::io("see how much room there is", &e))?;
         if free < needed {
-            return Err(RootfsError::space(&place, needed, free, variable));
+            let place = if place == work { work.parent().unwrap_or(work) } else { &place };
+            return Err(RootfsError::space(place, needed, free, variable));
         }
     }
     Ok(())
