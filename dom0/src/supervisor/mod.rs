@@ -180,13 +180,19 @@ impl Entry {
         }
         self.end(exit, reason);
         if exit != Exit::PowerOff {
-            self.last_lines = said;
+            self.keep_last_lines(said);
         }
         if exit == Exit::Crash && self.kind == Kind::Driver {
             return Verdict::Keep;
         }
         self.exists = false;
         Verdict::Destroy
+    }
+
+    /// Keeps the last [`LAST_LINES`] of what it said.
+    pub fn keep_last_lines(&mut self, mut said: Vec<String>) {
+        said.drain(..said.len().saturating_sub(LAST_LINES));
+        self.last_lines = said;
     }
 
     /// Whether it may have `wanted_kib` of memory, with `free_kib` left in the machine.
@@ -351,6 +357,16 @@ mod tests {
             assert_eq!((report.cpu_ns, report.memory_kib), (77, 40));
             assert_eq!(report.state == State::Crashed, exit == Exit::Crash);
         }
+    }
+
+    #[test]
+    fn a_panic_whose_stack_is_long_is_named_and_the_last_lines_are_kept() {
+        let mut guest = entry(Kind::Guest);
+        let stack = (0..100).map(|n| format!("frame {n}"));
+        let said = core::iter::once("Kernel panic - x".into()).chain(stack).collect();
+        assert_eq!(guest.observe(&shut_down(3, ""), said, 0), Verdict::Destroy);
+        assert!(guest.reason.contains("Kernel panic - x"), "{}", guest.reason);
+        assert_eq!((guest.last_lines.len(), &*guest.last_lines[0]), (LAST_LINES, "frame 60"));
     }
 
     #[test]
