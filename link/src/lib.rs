@@ -213,11 +213,14 @@ pub enum Reply {
     },
 }
 
+/// The step of [`Event::Progress`] that ends a life of a guest: it is built again.
+pub const REBOOTING: &str = "rebooting";
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// Dom0 serves requests.
     Ready { version: u32 },
-    /// A step in a domain's life: "building", "running", "xvda connected", "rebooting".
+    /// A step in a domain's life: "building", "running", "xvda connected", [`REBOOTING`].
     Progress { domain: String, step: String },
     /// Bytes a domain wrote on its console.
     Console { domain: String, bytes: Vec<u8> },
