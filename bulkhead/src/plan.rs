@@ -438,7 +438,7 @@ disks = ["b", { disk = "a", offset = "512K" }]
     ) -> Result<(Setup, Vec<DomainSpec>, Files), SetupError> {
         let source = Source { name: "t.toml".into(), text: text.into() };
         let setup = Setup::parse(source, folder, &[])?;
-        let images = crate::images::prepare(&setup)?;
+        let images = crate::images::prepare(&setup, &crate::distro::Job::unwatched())?;
         let mut files = Files::default();
         let mut kernels = Kernels::default();
         check_early(&setup, &mut kernels)?;
