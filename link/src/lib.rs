@@ -215,7 +215,8 @@ pub enum Reply {
     },
 }
 
-/// The step of [`Event::Progress`] that ends a life of a guest: it is built again.
+/// The step in which a guest's old life is over and it is about to be built again. Who talks to
+/// it has lost it then, as with [`Event::Ended`].
 pub const REBOOTING: &str = "rebooting";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
