@@ -101,12 +101,12 @@ impl Agents {
         {
             command.under_way = command.under_way.saturating_sub(*bytes);
         }
-        vec![Out::Guest { bytes: guest.encoder.encode(&message), domain }]
+        vec![Out::Guest { bytes: guest.encoder.encode(&message).to_vec(), domain }]
     }
 
     /// Takes bytes that a guest's agent wrote.
     pub fn heard(&mut self, domain: &str, mut bytes: &[u8]) -> Vec<Out> {
-        let mut outs = Vec::new();
+        let mut outs = Vec::new().to_vec();
         let Some(guest) = self.guests.get_mut(domain) else {
             return outs;
         };
@@ -134,7 +134,7 @@ impl Agents {
                 // With room for the rest of its output, so that it can be told to have ended.
                 for message in [ToAgent::Signal { id, signal: KILL }, ToAgent::Taken { id, bytes }]
                 {
-                    let bytes = guest.encoder.encode(&message);
+                    let bytes = guest.encoder.encode(&message).to_vec();
                     outs.push(Out::Guest { domain: domain.clone(), bytes });
                 }
             }
@@ -188,7 +188,7 @@ impl Guest {
         if let FromAgent::Output { id, bytes, .. } = &message {
             if command.client.is_none() {
                 let taken = ToAgent::Taken { id: *id, bytes: bytes.len() as u32 };
-                let bytes = self.encoder.encode(&taken);
+                let bytes = self.encoder.encode(&taken).to_vec();
                 return outs.push(Out::Guest { domain: domain.into(), bytes });
             }
             command.under_way = command.under_way.saturating_add(bytes.len() as u32);
@@ -213,7 +213,7 @@ impl Guest {
     fn start_over(&mut self, domain: &str, why: &str, outs: &mut Vec<Out>) {
         self.version = None;
         self.lose(domain, why, outs);
-        let bytes = self.encoder.restart(&ToAgent::Reset);
+        let bytes = self.encoder.restart(&ToAgent::Reset).to_vec();
         outs.push(Out::Guest { domain: domain.into(), bytes });
     }
 

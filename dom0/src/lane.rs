@@ -32,6 +32,11 @@ pub fn send(way: &Way, memory: &impl SharedPage, bytes: &[u8]) -> Result<Sent, A
     Ok(Sent { bytes: count, wake })
 }
 
+/// Bytes that can be read; without meaning where the indices are absurd.
+pub fn waiting(way: &Way, memory: &impl SharedPage) -> usize {
+    memory.read_u32(way.prod).wrapping_sub(memory.read_u32(way.cons)) as usize
+}
+
 /// Reads up to `into.len()` bytes.
 pub fn receive(
     way: &Way,
@@ -46,7 +51,7 @@ pub fn receive(
 pub fn may_sleep(way: &Way, memory: &impl SharedPage) -> bool {
     memory.write_u32(way.sleeps, 1);
     fence(SeqCst);
-    let is_empty = memory.read_u32(way.prod) == memory.read_u32(way.cons);
+    let is_empty = waiting(way, memory) == 0;
     if !is_empty {
         memory.write_u32(way.sleeps, 0);
     }

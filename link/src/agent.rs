@@ -35,7 +35,7 @@ pub const MOST_COMMANDS: usize = 16;
 /// Longest frame; a longer one makes no sense.
 pub const FRAME_BYTES: usize = 2 * ARGUMENT_BYTES;
 
-static CRC: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&CRC_32_ISO_HDLC);
+static CRC: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISO_HDLC);
 
 /// From the host tool to the agent. The sender chooses `id`s, and uses one again only when
 /// its command has ended.
@@ -52,7 +52,11 @@ pub enum ToAgent {
         input: bool,
     },
     /// Bytes for its standard input.
-    Input { id: u32, bytes: Vec<u8> },
+    Input {
+        id: u32,
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
     /// Its standard input ends.
     InputEnd { id: u32 },
     /// So many bytes of its output have arrived where they go.
@@ -74,7 +78,12 @@ pub enum FromAgent {
         reason: String,
     },
     /// Bytes it wrote.
-    Output { id: u32, stream: Stream, bytes: Vec<u8> },
+    Output {
+        id: u32,
+        stream: Stream,
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
     /// So many bytes of its input were taken.
     Taken { id: u32, bytes: u32 },
     /// It ended; all of its output went before.
@@ -140,32 +149,46 @@ struct Frame<T> {
     message: T,
 }
 
-/// Makes frames of messages.
+/// Makes frames of messages. Its buffers stay: an agent's allocator may go to the kernel for
+/// each new one.
 #[derive(Debug, Default)]
 pub struct Encoder {
     next: u32,
+    plain: Vec<u8>,
+    framed: Vec<u8>,
 }
 
 impl Encoder {
     /// The bytes of a message; its number is the next.
-    pub fn encode<T: Serialize>(&mut self, message: &T) -> Vec<u8> {
-        let frame = Frame { sequence: self.next, message };
-        self.next = self.next.wrapping_add(1);
-        // Only running out of memory can fail here, and that panics in `alloc` itself.
-        let mut bytes = postcard::to_allocvec(&frame).unwrap_or_default();
-        bytes.extend(CRC.checksum(&bytes).to_le_bytes());
-        let mut framed = cobs::encode_vec(&bytes);
-        framed.push(0);
-        framed
+    pub fn encode<T: Serialize>(&mut self, message: &T) -> &[u8] {
+        self.framed.clear();
+        self.append(message);
+        &self.framed
     }
 
     /// As [`Encoder::encode`], with number 0. It begins with a byte that ends whatever else is on
     /// the line.
-    pub fn restart<T: Serialize>(&mut self, message: &T) -> Vec<u8> {
+    pub fn restart<T: Serialize>(&mut self, message: &T) -> &[u8] {
         self.next = 0;
-        let mut bytes = self.encode(message);
-        bytes.insert(0, 0);
-        bytes
+        self.framed.clear();
+        self.framed.push(0);
+        self.append(message);
+        &self.framed
+    }
+
+    fn append<T: Serialize>(&mut self, message: &T) {
+        let frame = Frame { sequence: self.next, message };
+        self.next = self.next.wrapping_add(1);
+        let mut plain = core::mem::take(&mut self.plain);
+        plain.clear();
+        // Only running out of memory can fail here, and that panics in `alloc` itself.
+        self.plain = postcard::to_extend(&frame, plain).unwrap_or_default();
+        self.plain.extend(CRC.checksum(&self.plain).to_le_bytes());
+        let start = self.framed.len();
+        self.framed.resize(start + cobs::max_encoding_length(self.plain.len()), 0);
+        let count = cobs::encode(&self.plain, &mut self.framed[start..]);
+        self.framed.truncate(start + count);
+        self.framed.push(0);
     }
 }
 

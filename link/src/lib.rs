@@ -179,12 +179,14 @@ pub enum Request {
     /// Bytes for a domain's console; the reply is [`Reply::Taken`].
     ConsoleInput {
         domain: String,
+        #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
     /// Bytes for the [`agent`] of a domain. The sender keeps to the agent's windows, so that
     /// there is room for them.
     AgentInput {
         domain: String,
+        #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
     /// Ends the machine once all domains are destroyed.
@@ -221,14 +223,22 @@ pub const REBOOTING: &str = "rebooting";
 pub enum Event {
     /// Dom0 serves requests.
     Ready { version: u32 },
-    /// A step in a domain's life: "building", "running", "xvda connected", "rebooting".
+    /// A step in a domain's life: "building", "running", "xvda connected", [`REBOOTING`].
     Progress { domain: String, step: String },
     /// Bytes a domain wrote on its console.
-    Console { domain: String, bytes: Vec<u8> },
+    Console {
+        domain: String,
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
     /// A domain has read console input that it left no room for before.
     ConsoleRoom { domain: String },
     /// Bytes that a domain's [`agent`] wrote.
-    Agent { domain: String, bytes: Vec<u8> },
+    Agent {
+        domain: String,
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
     /// A domain stopped.
     Ended { domain: String, exit: Exit, reason: String },
     /// A line of Dom0's own.

@@ -78,10 +78,15 @@ impl Machine {
         out
     }
 
-    /// Starts what does not end by itself, or ends the guest.
+    /// Starts what does not end by itself.
     fn launch(&self, guest: &str, script: &str) {
-        let detached = format!("setsid bash -c '{script}' </dev/null >/dev/null 2>&1 &");
-        self.sh(guest, &detached);
+        self.sh(guest, &detached(script));
+    }
+
+    /// Starts what ends the guest, perhaps before it is told that it has started.
+    fn end_by(&self, guest: &str, script: &str) {
+        let command = GuestCommand::new(["bash", "-c", &detached(script)]);
+        let _ = self.run.try_exec(guest, command);
     }
 
     /// Waits until systemd has brought everything up.
@@ -93,7 +98,7 @@ impl Machine {
     }
 
     fn power_off(&self, guest: &str) {
-        self.launch(guest, "poweroff");
+        self.end_by(guest, "poweroff");
     }
 
     fn free_frames(&self) -> u64 {
@@ -103,6 +108,11 @@ impl Machine {
     fn finish(self) -> (Setup, Ran) {
         (self.setup, self.run.finish())
     }
+}
+
+/// A shell line that starts a script and does not wait for it.
+fn detached(script: &str) -> String {
+    format!("setsid bash -c '{script}' </dev/null >/dev/null 2>&1 &")
 }
 
 fn assert_all_well(ran: &Ran) {
@@ -329,8 +339,8 @@ fn a_guest_that_panics_ends_alone_and_says_how() {
         machine.sh(guest, "mount -t proc proc /proc; sync");
     }
     let before = machine.free_frames();
-    machine.launch("trigger", "echo c > /proc/sysrq-trigger");
-    machine.launch(
+    machine.end_by("trigger", "echo c > /proc/sysrq-trigger");
+    machine.end_by(
         "hungry",
         "echo 1 > /proc/sys/vm/panic_on_oom; tail -c 1G /dev/zero | tail -c 1G > /dev/null",
     );
@@ -347,7 +357,7 @@ fn a_guest_that_panics_ends_alone_and_says_how() {
     let sums = machine.sh("good", sum);
     let (first, second) = sums.trim().split_once('\n').expect("two sums");
     assert_eq!(first, second);
-    machine.launch("good", "mount -o remount,ro /; echo o > /proc/sysrq-trigger");
+    machine.end_by("good", "mount -o remount,ro /; echo o > /proc/sysrq-trigger");
     let (setup, ran) = machine.finish();
     assert_eq!(ran.report.outcome, Outcome::GuestFailed, "{}", ran.story());
     for (guest, why) in [("trigger", "sysrq triggered crash"), ("hungry", "panic_on_oom")] {
@@ -452,7 +462,7 @@ fn a_guest_reboots_and_finds_what_it_wrote() {
     machine.wait_until_up("deb");
     machine.sh("deb", "echo kept > /root/kept; sync");
     let boot = machine.sh("deb", "cat /proc/sys/kernel/random/boot_id");
-    machine.launch("deb", "reboot");
+    machine.end_by("deb", "reboot");
     let restarted = |l: &bulkhead::remote::RunListing| {
         l.domains.iter().any(|d| d.name == "deb" && d.restarts == 1 && d.state == "running")
     };

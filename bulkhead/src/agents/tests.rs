@@ -13,7 +13,7 @@ struct Peer {
 
 impl Peer {
     fn hello(&mut self) -> Vec<u8> {
-        self.encoder.restart(&FromAgent::Hello { version: VERSION })
+        self.encoder.restart(&FromAgent::Hello { version: VERSION }).to_vec()
     }
 
     /// What the host tool says to this agent among `outs`.
@@ -66,10 +66,10 @@ fn commands_of_two_clients_with_one_number_are_kept_apart() {
     let one = started(&peer.hears(&agents.ask(1, "g".into(), start(1))));
     let two = started(&peer.hears(&agents.ask(2, "g".into(), start(1))));
     assert_ne!(one, two);
-    let outs = agents.heard("g", &peer.encoder.encode(&output(two, 3)));
+    let outs = agents.heard("g", peer.encoder.encode(&output(two, 3)));
     assert_eq!(outs, [to(2, output(1, 3))]);
     let end = |id| FromAgent::Ended { id, end: End::Exited(0) };
-    let outs = agents.heard("g", &peer.encoder.encode(&end(one)));
+    let outs = agents.heard("g", peer.encoder.encode(&end(one)));
     assert_eq!(outs, [to(1, end(1))]);
     // It is over for the first client, and not for the second.
     assert_eq!(agents.ask(1, "g".into(), ToAgent::InputEnd { id: 1 }), []);
@@ -86,8 +86,8 @@ fn a_guest_without_an_agent_is_told_from_one_that_is_not_up_yet() {
         let told = Tell::AgentState { domain: domain.into(), state };
         assert_eq!(agents.ask(5, domain.into(), start(1)), [Out::Client(5, told)]);
     }
-    let hello = Encoder::default().encode(&FromAgent::Hello { version: 77 });
-    agents.heard("g", &hello);
+    let mut encoder = Encoder::default();
+    agents.heard("g", encoder.encode(&FromAgent::Hello { version: 77 }));
     assert_eq!(agents.state("g"), AgentState::OtherVersion(77));
     agents.ended("g");
     assert_eq!(agents.state("g"), AgentState::Silent);
@@ -97,17 +97,17 @@ fn a_guest_without_an_agent_is_told_from_one_that_is_not_up_yet() {
 fn what_a_client_leaves_behind_is_killed_and_drained() {
     let (mut agents, mut peer) = ready();
     let id = started(&peer.hears(&agents.ask(1, "g".into(), start(1))));
-    agents.heard("g", &peer.encoder.encode(&output(id, 1000)));
+    agents.heard("g", peer.encoder.encode(&output(id, 1000)));
     assert_eq!(
         peer.hears(&agents.left(1)),
         [Ok(ToAgent::Signal { id, signal: 9 }), Ok(ToAgent::Taken { id, bytes: 1000 })]
     );
     for _ in 0..40 {
-        let outs = agents.heard("g", &peer.encoder.encode(&output(id, 4096)));
+        let outs = agents.heard("g", peer.encoder.encode(&output(id, 4096)));
         assert_eq!(peer.hears(&outs), [Ok(ToAgent::Taken { id, bytes: 4096 })]);
     }
     let end = FromAgent::Ended { id, end: End::Signalled(9) };
-    assert_eq!(agents.heard("g", &peer.encoder.encode(&end)), []);
+    assert_eq!(agents.heard("g", peer.encoder.encode(&end)), []);
     assert!(agents.guests["g"].commands.is_empty());
 }
 
@@ -116,8 +116,8 @@ fn a_guest_that_sends_more_than_its_window_loses_its_commands() {
     let (mut agents, mut peer) = ready();
     let id = started(&peer.hears(&agents.ask(1, "g".into(), start(1))));
     let full = output(id, OUTPUT_WINDOW as usize);
-    assert_eq!(agents.heard("g", &peer.encoder.encode(&full)).len(), 1);
-    let outs = agents.heard("g", &peer.encoder.encode(&output(id, 1)));
+    assert_eq!(agents.heard("g", peer.encoder.encode(&full)).len(), 1);
+    let outs = agents.heard("g", peer.encoder.encode(&output(id, 1)));
     assert!(matches!(&outs[0], Out::Client(1, Tell::AgentLost { id: 1, .. })), "{outs:?}");
     assert_eq!(peer.hears(&outs), [Ok(ToAgent::Reset)]);
     assert_eq!(agents.state("g"), AgentState::Silent);
@@ -131,7 +131,7 @@ fn a_window_that_is_taken_is_open_again() {
     let id = started(&peer.hears(&agents.ask(1, "g".into(), start(1))));
     for _ in 0..10 {
         let full = output(id, OUTPUT_WINDOW as usize);
-        let outs = agents.heard("g", &peer.encoder.encode(&full));
+        let outs = agents.heard("g", peer.encoder.encode(&full));
         assert_eq!(outs, [to(1, output(1, OUTPUT_WINDOW as usize))]);
         agents.ask(1, "g".into(), ToAgent::Taken { id: 1, bytes: OUTPUT_WINDOW });
     }
@@ -175,7 +175,7 @@ proptest! {
         let (mut agents, mut peer) = ready();
         agents.ask(1, "g".into(), start(1));
         for (noise, id) in noise.iter().zip(ids) {
-            for bytes in [noise.clone(), peer.encoder.encode(&output(id, 10)), peer.hello()] {
+            for bytes in [noise.clone(), peer.encoder.encode(&output(id, 10)).to_vec(), peer.hello()] {
                 for out in agents.heard("g", &bytes) {
                     let is_ours = matches!(&out, Out::Client(1, _) | Out::All(_) | Out::Guest { .. });
                     prop_assert!(is_ours, "{out:?}");

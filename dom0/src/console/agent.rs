@@ -22,6 +22,16 @@ pub struct Line {
     is_broken: bool,
 }
 
+/// What became of a pump.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[must_use]
+pub struct Moved {
+    /// Bytes, both ways.
+    pub bytes: usize,
+    /// The guest wants an event.
+    pub notify: bool,
+}
+
 impl Line {
     /// Queues input, all of it or, if there is no room for it, nothing.
     #[must_use]
@@ -33,21 +43,20 @@ impl Line {
         fits
     }
 
-    /// Moves what can be moved between the queues and the ring; whether the guest wants an
-    /// event.
+    /// Moves what can be moved between the queues and the ring.
     ///
     /// Errors: the guest's indices are absurd. That is told once; afterwards the line is dead
     /// until it is connected anew.
-    pub fn pump(&mut self, page: &impl SharedPage) -> Result<bool, AbsurdIndices> {
+    pub fn pump(&mut self, page: &impl SharedPage) -> Result<Moved, AbsurdIndices> {
         if self.is_broken {
-            return Ok(false);
+            return Ok(Moved::default());
         }
         let moved = self.try_pump(page);
         self.is_broken = moved.is_err();
         moved
     }
 
-    fn try_pump(&mut self, page: &impl SharedPage) -> Result<bool, AbsurdIndices> {
+    fn try_pump(&mut self, page: &impl SharedPage) -> Result<Moved, AbsurdIndices> {
         let mut piece = [0; OUT.size];
         let room = OUTPUT_BYTES.saturating_sub(self.output.len()).min(piece.len());
         let count = OUT.take(page, &mut piece[..room])?;
@@ -55,7 +64,7 @@ impl Line {
         let moved = IN.put(page, self.input.make_contiguous())?;
         self.input.drain(..moved);
         // A writer waits for nothing but a full ring.
-        Ok(moved > 0 || count == OUT.size)
+        Ok(Moved { bytes: count + moved, notify: moved > 0 || count == OUT.size })
     }
 
     /// The next bytes of output, at most `max`.
@@ -105,22 +114,22 @@ mod tests {
         assert!(!line.feed(b"x"));
         let mut got: Vec<u8> = Vec::new();
         while got.len() < text.len() {
-            assert_eq!(line.pump(&page), Ok(true));
+            assert!(line.pump(&page).unwrap().notify);
             let mut piece = [0; abi::IN_SIZE];
             let count = IN.take(&page, &mut piece).unwrap();
             got.extend(&piece[..count]);
         }
         assert_eq!(got, text);
-        assert_eq!(line.pump(&page), Ok(false));
+        assert_eq!(line.pump(&page), Ok(Moved::default()));
     }
 
     #[test]
     fn an_event_is_due_for_input_and_for_a_ring_that_was_full() {
         let (page, mut line) = (FakePage::new(), Line::default());
         OUT.put(&page, &[0; abi::OUT_SIZE - 1]).unwrap();
-        assert_eq!(line.pump(&page), Ok(false));
+        assert_eq!(line.pump(&page), Ok(Moved { bytes: abi::OUT_SIZE - 1, notify: false }));
         OUT.put(&page, &[0; abi::OUT_SIZE]).unwrap();
-        assert_eq!(line.pump(&page), Ok(true));
+        assert_eq!(line.pump(&page), Ok(Moved { bytes: abi::OUT_SIZE, notify: true }));
     }
 
     #[test]
@@ -130,11 +139,11 @@ mod tests {
             page.write_u32(index, 0x7fff_0000);
             assert!(line.feed(b"for the old ring"));
             assert!(line.pump(&page).is_err());
-            assert_eq!(line.pump(&page), Ok(false));
+            assert_eq!(line.pump(&page), Ok(Moved::default()));
             let fresh = FakePage::new();
             line.reconnected();
             assert!(line.feed(b"new"));
-            assert_eq!(line.pump(&fresh), Ok(true));
+            assert_eq!(line.pump(&fresh), Ok(Moved { bytes: 3, notify: true }));
             assert_eq!(IN.take(&fresh, &mut [0; 64]), Ok(3));
         }
     }

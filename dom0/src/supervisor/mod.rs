@@ -257,11 +257,14 @@ impl Entry {
     }
 }
 
+/// How the line of a panic is told: Linux's, and those of Rust's and C's kernels.
+const PANICS: [&str; 3] = ["Kernel panic", "panicked", "panic:"];
+
 /// The line that says most of why a domain ended: that of a panic, else the last one.
 fn telling_line(said: &[String]) -> &str {
-    // As Linux and our own runtime begin it; a stack names functions called so, too.
-    let is_panic = |line: &&String| ["Kernel panic", "panic: "].iter().any(|p| line.contains(p));
-    let panic = said.iter().rev().find(is_panic);
+    // A line of the stack may be about a function of that name.
+    let panics = |line: &&String| PANICS.iter().any(|words| line.contains(words));
+    let panic = said.iter().rev().find(panics);
     panic.or(said.last()).map_or("", String::as_str)
 }
 

@@ -166,19 +166,23 @@ impl Running {
         moved
     }
 
-    /// The next piece that the command wrote, as far as there is room.
-    pub fn output(&mut self) -> Option<(Stream, Vec<u8>)> {
+    /// The next piece that the command wrote, as far as there is room. It takes `buffer`.
+    pub fn output(&mut self, buffer: &mut Vec<u8>) -> Option<(Stream, Vec<u8>)> {
         if self.room == 0 {
             return None;
         }
         let most = PIECE_BYTES.min(self.room as usize);
-        let found = read(&mut self.stdout, most)
-            .map(|bytes| (Stream::Stdout, bytes))
-            .or_else(|| read(&mut self.stderr, most).map(|bytes| (Stream::Stderr, bytes)));
-        if let Some((_, bytes)) = &found {
-            self.room -= bytes.len() as u32;
+        buffer.resize(PIECE_BYTES, 0);
+        let (stream, count) = match read(&mut self.stdout, &mut buffer[..most]) {
+            0 => (Stream::Stderr, read(&mut self.stderr, &mut buffer[..most])),
+            count => (Stream::Stdout, count),
+        };
+        if count == 0 {
+            return None;
         }
-        found
+        buffer.truncate(count);
+        self.room -= count as u32;
+        Some((stream, std::mem::take(buffer)))
     }
 
     /// Whether it has ended. Ask before the last output is taken: what it wrote is in the
@@ -222,18 +226,15 @@ fn do_not_block(pipe: &impl AsFd) -> Result<(), Errno> {
     fcntl_setfl(pipe, fcntl_getfl(pipe)? | OFlags::NONBLOCK)
 }
 
-/// Reads up to `most` bytes; `None` if there are none now. A pipe at its end is closed.
-fn read<R: Read>(pipe: &mut Option<R>, most: usize) -> Option<Vec<u8>> {
-    let mut bytes = vec![0; most];
+/// Reads what is there; 0 if there is nothing now. A pipe at its end is closed.
+fn read<R: Read>(pipe: &mut Option<R>, into: &mut [u8]) -> usize {
     loop {
-        match pipe.as_mut()?.read(&mut bytes) {
+        let Some(open) = pipe else { return 0 };
+        match open.read(into) {
             Ok(0) => *pipe = None,
-            Ok(count) => {
-                bytes.truncate(count);
-                return Some(bytes);
-            }
+            Ok(count) => return count,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return 0,
             Err(_) => *pipe = None,
         }
     }

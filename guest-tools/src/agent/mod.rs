@@ -29,6 +29,8 @@ pub struct Agent {
     /// Since the last Hello, a message has come that made sense.
     is_in_step: bool,
     commands: BTreeMap<u32, Running>,
+    /// A buffer for output, used again and again.
+    spare: Vec<u8>,
     /// Killed by a reset; nobody asks for them any more.
     doomed: Vec<Running>,
 }
@@ -42,6 +44,7 @@ impl Agent {
             encoder: Encoder::default(),
             is_in_step: false,
             commands: BTreeMap::new(),
+            spare: Vec::new(),
             doomed: Vec::new(),
         }
     }
@@ -112,14 +115,12 @@ impl Agent {
     }
 
     fn say(&mut self, message: &FromAgent) -> io::Result<()> {
-        let bytes = self.encoder.encode(message);
-        self.line.write_all(&bytes)
+        self.line.write_all(self.encoder.encode(message))
     }
 
     fn hello(&mut self) -> io::Result<()> {
         self.is_in_step = false;
-        let bytes = self.encoder.restart(&FromAgent::Hello { version: VERSION });
-        self.line.write_all(&bytes)
+        self.line.write_all(self.encoder.restart(&FromAgent::Hello { version: VERSION }))
     }
 
     fn reset(&mut self) -> io::Result<()> {
@@ -193,13 +194,20 @@ impl Agent {
         };
         let taken = command.move_input();
         let end = command.has_ended();
-        let output = command.output();
+        let output = command.output(&mut self.spare);
         let is_held_back = command.is_held_back();
         if taken > 0 {
             self.say(&FromAgent::Taken { id, bytes: taken })?;
         }
         match (output, end) {
-            (Some((stream, bytes)), _) => self.say(&FromAgent::Output { id, stream, bytes }),
+            (Some((stream, bytes)), _) => {
+                let message = FromAgent::Output { id, stream, bytes };
+                let said = self.say(&message);
+                if let FromAgent::Output { bytes, .. } = message {
+                    self.spare = bytes;
+                }
+                said
+            }
             (None, Some(end)) if !is_held_back => {
                 self.commands.remove(&id);
                 self.say(&FromAgent::Ended { id, end })

@@ -32,7 +32,7 @@ impl Host {
 
     fn send(&mut self, message: &ToAgent) {
         let bytes = self.encoder.encode(message);
-        self.line.write_all(&bytes).expect("the agent reads");
+        self.line.write_all(bytes).expect("the agent reads");
     }
 
     fn start(&mut self, id: u32, argv: &[&str], input: bool) {

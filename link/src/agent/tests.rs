@@ -25,7 +25,7 @@ fn message() -> impl Strategy<Value = ToAgent> {
 
 fn encode(messages: &[ToAgent]) -> Vec<Vec<u8>> {
     let mut encoder = Encoder::default();
-    messages.iter().map(|message| encoder.encode(message)).collect()
+    messages.iter().map(|message| encoder.encode(message).to_vec()).collect()
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn a_frame_without_end_is_given_up_and_the_next_one_is_read() {
 #[test]
 fn after_a_restart_numbers_begin_again() {
     let (mut encoder, mut reader) = (Encoder::default(), Reader::default());
-    let mut bytes = encoder.encode(&ToAgent::Reset);
+    let mut bytes = encoder.encode(&ToAgent::Reset).to_vec();
     bytes.extend(encoder.encode(&ToAgent::InputEnd { id: 3 }));
     bytes.extend(b"what was cut off in the middle");
     bytes.extend(encoder.restart(&ToAgent::Reset));

@@ -8,7 +8,7 @@ pub mod xen;
 use bulkhead::{
     exec,
     machine::{Limits, Observer},
-    remote::{self, RunListing},
+    remote::{self, RemoteError, RunListing},
     report::Report,
     run::{self, Options},
     session,
@@ -162,6 +162,21 @@ impl Background {
     /// # Panics
     /// If the run ends before it is there, or the guest before the command has ended.
     pub fn exec(&self, guest: &str, command: exec::Command) -> exec::Output {
+        self.try_exec(guest, command).unwrap_or_else(|e| panic!("{guest}: {e}"))
+    }
+
+    /// Runs a command in a guest, which may end before the command does.
+    ///
+    /// # Errors
+    /// If it did, or there is no such guest.
+    ///
+    /// # Panics
+    /// If the run ends before it is there.
+    pub fn try_exec(
+        &self,
+        guest: &str,
+        command: exec::Command,
+    ) -> Result<exec::Output, RemoteError> {
         let deadline = Instant::now() + LIMIT;
         let socket = loop {
             if let Some((_, socket)) = self.found() {
@@ -171,7 +186,7 @@ impl Background {
             assert!(may_come, "the run did not start");
             thread::sleep(Duration::from_millis(50));
         };
-        exec::output(&socket, guest, command).unwrap_or_else(|e| panic!("{guest}: {e}"))
+        exec::output(&socket, guest, command)
     }
 
     /// Asks for listings until `done` takes one.

@@ -9,8 +9,9 @@ use alloc::{
 use async_channel::{Receiver, Sender};
 use bulkhead_abi::{DomId, Gref, Port, xs_wire};
 use bulkhead_link::Event;
+use core::time::Duration;
 use dom0::{
-    console::agent::Line,
+    console::agent::{Line, Moved},
     devices::{self, AgentWish},
     shared::SharedPage,
 };
@@ -18,10 +19,22 @@ use domain_rt::{
     event::{self, Channel},
     exec,
     grant::{self, GrantMapping},
+    time,
 };
 
 /// Bytes in one event to the host tool.
 const PIECE_BYTES: usize = 4096;
+/// After a ring has moved, it is looked at again only after a while, and the guest's events
+/// are not heard meanwhile. Linux signals every 256 bytes that it writes and every 16 that it
+/// reads; a switch of domains each time costs more than the bytes do. The while is fitted to
+/// the guest's speed, between these limits, so that a look finds half a ring.
+const SHORTEST_WHILE: Duration = Duration::from_micros(100);
+const LONGEST_WHILE: Duration = Duration::from_millis(2);
+/// After so long without an event the guest's speed is not known any more.
+const QUIET_NS: u64 = 10_000_000;
+/// Bytes per look below which the while grows, and above which it shrinks.
+const FEW_BYTES: usize = 512;
+const MANY_BYTES: usize = 1536;
 
 /// What the control domain keeps of a guest's second console.
 pub struct Agent {
@@ -145,36 +158,36 @@ impl World {
         }
     }
 
-    /// Moves what can be moved; whether something did.
-    fn pump_agent(&mut self, domid: DomId, end: Option<&End>) -> bool {
-        let room = self.outbox.console_room().min(PIECE_BYTES);
+    /// Moves what can be moved; gives how many bytes that was.
+    fn pump_agent(&mut self, domid: DomId, end: Option<&End>) -> usize {
         let Some(agent) = self.agents.get_mut(&domid) else {
-            return false;
+            return 0;
         };
-        let mut told = None;
-        let mut has_moved = false;
-        if let Some(end) = end {
-            match agent.line.pump(&end.page) {
-                Ok(notify) => {
-                    has_moved = notify;
-                    if notify {
-                        // Refused only when the guest has closed its end: its loss.
-                        let _ = end.port.notify();
-                    }
-                }
-                Err(absurd) => told = Some(absurd),
-            }
+        let pumped = end.map_or(Ok(Moved::default()), |end| agent.line.pump(&end.page));
+        if let (Ok(Moved { notify: true, .. }), Some(end)) = (&pumped, end) {
+            // Refused only when the guest has closed its end: its loss.
+            let _ = end.port.notify();
         }
-        let bytes = agent.line.take(room);
         let domain = agent.name.clone();
-        if let Some(absurd) = told {
+        let bytes = pumped.as_ref().map_or(0, |moved| moved.bytes);
+        if let Err(absurd) = pumped {
             self.log(format!("{domain}: its second console holds absurd indices ({absurd:?})"));
         }
-        if !bytes.is_empty() {
-            has_moved = true;
-            self.event(Event::Agent { domain, bytes });
+        self.send_agent_output(domid, &domain);
+        bytes
+    }
+
+    /// Passes on what the agent wrote, as far as the wire has room.
+    fn send_agent_output(&mut self, domid: DomId, domain: &str) {
+        loop {
+            let room = self.outbox.console_room().min(PIECE_BYTES);
+            let agent = self.agents.get_mut(&domid);
+            let bytes = agent.map(|agent| agent.line.take(room)).unwrap_or_default();
+            if bytes.is_empty() {
+                return;
+            }
+            self.event(Event::Agent { domain: domain.into(), bytes });
         }
-        has_moved
     }
 }
 
@@ -182,12 +195,20 @@ impl World {
 async fn serve(world: Handle, domid: DomId, woken: Receiver<()>) {
     let mut end = None;
     let mut done = AgentWish::Wait;
+    let mut pause = SHORTEST_WHILE;
     loop {
         world.borrow_mut().follow_front_end(domid, &mut end, &mut done);
-        if world.borrow_mut().pump_agent(domid, end.as_ref()) {
-            exec::yield_now().await;
+        let moved = world.borrow_mut().pump_agent(domid, end.as_ref());
+        pause = match moved {
+            ..FEW_BYTES => (pause * 2).min(LONGEST_WHILE),
+            FEW_BYTES..MANY_BYTES => pause,
+            MANY_BYTES.. => (pause / 2).max(SHORTEST_WHILE),
+        };
+        if moved > 0 {
+            time::sleep(pause).await;
             continue;
         }
+        let since = time::now().get();
         let event = async {
             match &end {
                 Some(end) => end.port.wait().await,
@@ -199,5 +220,8 @@ async fn serve(world: Handle, domid: DomId, woken: Receiver<()>) {
             let _ = woken.recv().await;
         };
         exec::or(event, waking).await;
+        if time::now().get() - since > QUIET_NS {
+            pause = SHORTEST_WHILE;
+        }
     }
 }

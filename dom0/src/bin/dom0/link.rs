@@ -118,10 +118,11 @@ pub async fn serve(world: Handle, lane: Option<u32>, woken: Receiver<()>) {
     }
     let mut server = Server::default();
     let mut deadline = None;
+    let mut may_have_rung = true;
     loop {
         let (bytes, sent) = match &lane {
             None => (uart.read_some(), transmit(&uart, &world)),
-            Some(lane) => (lane.read_some(&uart), lane.transmit(&uart, &world)),
+            Some(lane) => (lane.read_some(), lane.transmit(&uart, &world)),
         };
         serve_requests(&bytes, &world, &mut server);
         let is_pending = !world.borrow().outbox.is_empty();
@@ -138,17 +139,30 @@ pub async fn serve(world: Handle, lane: Option<u32>, woken: Receiver<()>) {
             exec::yield_now().await;
             continue;
         }
-        uart.acknowledge();
-        if lane.as_ref().is_some_and(|lane| !lane.may_sleep()) {
-            continue;
+        match &lane {
+            None => uart.acknowledge(),
+            Some(lane) => {
+                // Every look at a port is an exit of the machine: only when it may have rung.
+                if core::mem::take(&mut may_have_rung) {
+                    uart.read_some();
+                    uart.acknowledge();
+                }
+                if !lane.may_sleep() {
+                    continue;
+                }
+            }
         }
-        let pause = time::sleep(if is_pending { RETRY } else { LOOK });
+        let pause = async {
+            time::sleep(if is_pending { RETRY } else { LOOK }).await;
+            true
+        };
         let arrival = async {
             match &irq {
                 Ok(irq) => {
                     irq.wait().await;
                     // Edge-triggered lines need no end of interrupt; others do.
                     let _ = event::eoi(PIRQ);
+                    true
                 }
                 Err(_) => core::future::pending().await,
             }
@@ -157,10 +171,10 @@ pub async fn serve(world: Handle, lane: Option<u32>, woken: Receiver<()>) {
             // With bytes pending already, more of them are no reason to hurry.
             match is_pending {
                 true => core::future::pending().await,
-                false => drop(woken.recv().await),
+                false => woken.recv().await.is_err(),
             }
         };
-        exec::or(exec::or(arrival, news), pause).await;
+        may_have_rung = exec::or(exec::or(arrival, news), pause).await;
     }
 }
 
