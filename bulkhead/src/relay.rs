@@ -18,6 +18,9 @@ use std::{
 /// What a new terminal is shown of each console's past.
 const PAST_BYTES: usize = 16 * 1024;
 
+/// The step in a domain's life that begins it.
+const BUILDING: &str = "building";
+
 /// A message from a client, or its end.
 pub type FromClient = (ClientId, Option<Ask>);
 
@@ -119,6 +122,10 @@ impl Relay {
                         remember(self.past.entry(domain.clone()).or_default(), bytes);
                     }
                     Event::Ended { domain, .. } => outs = self.agents.ended(domain),
+                    // So does one that reboots, without having ended for good.
+                    Event::Progress { domain, step } if step == BUILDING => {
+                        outs = self.agents.ended(domain);
+                    }
                     _ => {}
                 }
                 self.tell_all(&Tell::Dom0(message.clone()));
