@@ -3,7 +3,7 @@
 //! is not known here.
 
 use crate::wire::{self, Ask, Sender, Tell};
-use bulkhead_link::{Event, FromDom0, Reply, Request, ToDom0};
+use bulkhead_link::{Event, FromDom0, REBOOTING, Reply, Request, ToDom0};
 use std::{
     collections::VecDeque,
     io::{self, Read},
@@ -183,6 +183,11 @@ fn hear(
             *typing = Typing { next: typing.next, ..Typing::default() };
             return Ok(Some(reason.clone()));
         }
+        FromDom0::Event(Event::Progress { domain: of, step })
+            if of == domain && step == REBOOTING =>
+        {
+            *typing = Typing { next: typing.next, ..Typing::default() };
+        }
         FromDom0::Event(_) => {}
     }
     Ok(None)
@@ -235,6 +240,20 @@ mod tests {
         assert_eq!(typing.to_send(), Some((2, b"cdefgh".to_vec())));
         typing.replied(2, &taken(6));
         assert!(typing.is_empty());
+    }
+
+    #[test]
+    fn what_a_guest_did_not_read_before_it_rebooted_is_not_typed_to_the_next() {
+        let mut typing = Typing::default();
+        typing.add(b"abc");
+        assert!(typing.to_send().is_some());
+        typing.replied(1, &taken(1));
+        let event = Event::Progress { domain: "g".into(), step: REBOOTING.into() };
+        let left = hear(&FromDom0::Event(event), "g", &mut typing, &mut |_| Ok(()));
+        assert!(left.is_ok_and(|left| left.is_none()), "the console stays");
+        assert!(typing.is_empty());
+        typing.add(b"new");
+        assert_eq!(typing.to_send(), Some((2, b"new".to_vec())), "it is not full any more");
     }
 
     #[test]

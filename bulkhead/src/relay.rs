@@ -6,7 +6,7 @@ use crate::{
     agents::{Agents, ClientId, Out},
     wire::{self, Ask, Sender, Tell},
 };
-use bulkhead_link::{Event, FromDom0, Reply, Request, ToDom0};
+use bulkhead_link::{Event, FromDom0, REBOOTING, Reply, Request, ToDom0};
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
@@ -17,9 +17,6 @@ use std::{
 
 /// What a new terminal is shown of each console's past.
 const PAST_BYTES: usize = 16 * 1024;
-
-/// The step in a domain's life that begins it.
-const BUILDING: &str = "building";
 
 /// A message from a client, or its end.
 pub type FromClient = (ClientId, Option<Ask>);
@@ -122,8 +119,7 @@ impl Relay {
                         remember(self.past.entry(domain.clone()).or_default(), bytes);
                     }
                     Event::Ended { domain, .. } => outs = self.agents.ended(domain),
-                    // So does one that reboots, without having ended for good.
-                    Event::Progress { domain, step } if step == BUILDING => {
+                    Event::Progress { domain, step } if step == REBOOTING => {
                         outs = self.agents.ended(domain);
                     }
                     _ => {}

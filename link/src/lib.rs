@@ -215,11 +215,15 @@ pub enum Reply {
     },
 }
 
+/// The step in which a guest's old life is over and it is about to be built again. Who talks to
+/// it has lost it then, as with [`Event::Ended`].
+pub const REBOOTING: &str = "rebooting";
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// Dom0 serves requests.
     Ready { version: u32 },
-    /// A step in a domain's life: "building", "running", "xvda connected", "rebooting".
+    /// A step in a domain's life: "building", "running", "xvda connected", [`REBOOTING`].
     Progress { domain: String, step: String },
     /// Bytes a domain wrote on its console.
     Console {

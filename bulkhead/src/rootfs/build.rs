@@ -23,7 +23,7 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, PoisonError, atomic::Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -34,8 +34,9 @@ const WORK_SPACE: u64 = 1400 << 20;
 const TREE_SPACE: u64 = 600 << 20;
 /// How often it is looked whether a process has ended or the user wants to stop.
 const TICK: Duration = Duration::from_millis(50);
-/// How long a process may take to clean up before it is killed.
-const GRACE: Duration = Duration::from_secs(3);
+/// How long a process may take to clean up before it is killed: for an ordinary user, what
+/// it leaves belongs to users of its name space, whom only root could clean up after.
+const GRACE: Duration = Duration::from_secs(60);
 
 /// Configuration of dpkg that is there for the build alone.
 const UNSAFE_IO: &str = "/etc/dpkg/dpkg.cfg.d/unsafe-io";
@@ -90,8 +91,12 @@ fn carry_out(work: &Path, job: &Job<'_>, task: &Task) -> Result<(), RootfsError>
         scope.spawn(|| listen(from_strap, &printed, &mut Follower::new(task)));
         scope.spawn(|| listen(from_lay_out, &printed, &mut ()));
         let ended = wait(&mut strap, &mut lay_out, job);
-        // Whoever still runs holds an end of what the threads read.
-        drop((strap, lay_out));
+        // Whoever still runs holds an end of what the threads read. Without a reader of its
+        // archive, mmdebstrap stops in the middle of it.
+        task.phase("cleaning up");
+        let in_a_hurry = || job.interrupts.load(Ordering::Relaxed) > 1;
+        lay_out.end(&in_a_hurry);
+        strap.end(&in_a_hurry);
         ended
     });
     let printed = printed.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -170,22 +175,27 @@ impl Process {
             let _ = killpg(Pid::from_raw(group), signal);
         }
     }
-}
 
-impl Drop for Process {
-    fn drop(&mut self) {
+    /// Sees to it that it has ended: asks it to, and kills it after [`GRACE`] or in a hurry.
+    fn end(&mut self, in_a_hurry: &dyn Fn() -> bool) {
         let deadline = Instant::now() + GRACE;
         if let Ok(None) = self.0.try_wait() {
             self.signal(Signal::SIGTERM);
         }
         while let Ok(None) = self.0.try_wait() {
-            if Instant::now() > deadline {
+            if in_a_hurry() || Instant::now() > deadline {
                 self.signal(Signal::SIGKILL);
                 let _ = self.0.wait();
                 return;
             }
             thread::sleep(TICK);
         }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end(&|| false);
     }
 }
 
@@ -289,10 +299,7 @@ fn failure(program: &str, status: ExitStatus, printed: &[String]) -> RootfsError
 mod tests {
     use super::*;
     use crate::progress::Progress;
-    use std::sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    };
+    use std::sync::{Arc, atomic::AtomicU32};
 
     fn started(line: &str) -> Process {
         Process::start(Command::new("sh").args(["-c", line])).expect("starts")

@@ -14,12 +14,19 @@ pub const MOST_SHORT_LIVES: u32 = 5;
 pub struct Reboots {
     pub policy: OnReboot,
     short_lives: u32,
+    /// Somebody asked it to reboot.
+    is_wanted: bool,
 }
 
 impl Reboots {
     /// For a guest that has not run yet.
     pub fn new(policy: OnReboot) -> Self {
-        Self { policy, short_lives: 0 }
+        Self { policy, ..Self::default() }
+    }
+
+    /// Somebody asks it to reboot: if it does, that is no failed boot.
+    pub fn want(&mut self) {
+        self.is_wanted = true;
     }
 
     /// Takes note that it asked for a reboot after running for `lived_ns`. `Err` says why it
@@ -29,6 +36,7 @@ impl Reboots {
             return Err(String::new());
         }
         self.short_lives = match lived_ns < SHORT_LIFE_NS {
+            _ if core::mem::take(&mut self.is_wanted) => 0,
             true => self.short_lives + 1,
             false => 0,
         };
@@ -63,6 +71,19 @@ mod tests {
             let lived = if round % 5 == 4 { SHORT_LIFE_NS } else { 0 };
             assert_eq!(reboots.asked(lived), Ok(()), "{round}");
         }
+    }
+
+    #[test]
+    fn reboots_that_somebody_wanted_do_not_count() {
+        let mut reboots = Reboots::new(OnReboot::Restart);
+        for _ in 0..100 {
+            reboots.want();
+            assert_eq!(reboots.asked(0), Ok(()));
+        }
+        for _ in 1..MOST_SHORT_LIVES {
+            assert_eq!(reboots.asked(0), Ok(()));
+        }
+        assert!(reboots.asked(0).is_err());
     }
 
     #[test]

@@ -69,7 +69,13 @@ impl Machine for World {
         wishes::check(&self.store, domid, domain, wish)?;
         match wish {
             Wish::Memory(kib) => self.allow_memory(domid, kib)?,
-            Wish::PowerOff | Wish::Reboot => self.watch_shutdown(domid),
+            Wish::PowerOff => self.watch_shutdown(domid),
+            Wish::Reboot => {
+                self.watch_shutdown(domid);
+                if let Some(entry) = self.table.by_domid(domid) {
+                    entry.reboots.want();
+                }
+            }
             Wish::Sysrq(_) => {}
         }
         let asked = wishes::ask(&mut self.store, domid, domain, wish);
