@@ -3,14 +3,14 @@
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use blkback::{Direction, GrantRefused, GuestMemory, Notifier, Platform, Segment, SharedLedger};
+use blkback::{Direction, GrantRefused, GuestMemory, Notifier, Platform, Segment};
 use bulkhead_abi::{DomId, Gref as CoreGref, Maddr, PAGE_SIZE};
 use domain_rt::event::Channel;
 use domain_rt::grant::{self, GrantMapping};
 use domain_rt::mem;
 use ring_proto::{Gref, RingMemory};
 
-use crate::ledger::LedgerPages;
+use crate::ledger::RingLedger;
 use crate::virtio::VirtioBlk;
 
 /// The service of a virtio disk in this domain.
@@ -19,7 +19,7 @@ pub struct OnDomain;
 impl Platform for OnDomain {
     type Ring = MappedRing;
     type Memory = FrontMemory;
-    type Ledger = SharedLedger<LedgerPages>;
+    type Ledger = RingLedger;
     type Notifier = Bell;
     type Device = VirtioBlk;
 }

@@ -34,6 +34,7 @@ async fn run(boot: &'static Boot) -> &'static str {
     if services.is_empty() {
         return "there is no disk";
     }
+    ledger.devices_are_up();
     let context = Context { store, ledger, services };
     match service::run(context).await {
         Ok(()) => "the service ended",
