@@ -16,6 +16,7 @@ extern crate alloc;
 
 pub mod blkfront;
 pub mod check;
+mod checksum;
 #[cfg(feature = "checks")]
 pub mod listing;
 pub mod pattern;
