@@ -37,6 +37,12 @@ pub const DOMAINS: &[Builtin] = &[
         purpose: "lists an ext4 disk, writes and checks a pattern on another",
     },
     Builtin {
+        name: "disk-verify",
+        package: "guest-frontends",
+        binary: "disk-verify",
+        purpose: "puts its disks under a load that verifies itself",
+    },
+    Builtin {
         name: "echo",
         package: "bulkhead-tests",
         binary: "echo",
