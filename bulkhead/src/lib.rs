@@ -6,16 +6,28 @@
 #![forbid(unsafe_code)]
 
 pub mod accel;
+pub mod agents;
 pub mod archive;
 pub mod artifacts;
+pub mod attach;
 pub mod builtin;
+pub mod cache;
 pub mod check;
+pub mod console;
+pub mod distro;
+pub mod exec;
 pub mod images;
+pub mod initramfs;
 pub mod kernel_image;
+pub mod kernels;
+pub mod lifecycle;
+pub mod linux;
 pub mod machine;
 pub mod needs;
 pub mod plan;
+pub mod progress;
 pub mod qemu;
+pub mod raw;
 pub mod relay;
 pub mod remote;
 pub mod report;

@@ -14,6 +14,8 @@ pub enum Need {
     Qemu,
     /// `cargo` and the standard library for the bare machine.
     Target,
+    /// The standard library for programs inside Linux guests.
+    GuestTarget,
     /// `mkfs.ext4`, to make the sample image.
     Mkfs,
 }
@@ -28,14 +30,18 @@ pub struct Finding {
 
 /// The target that the core and the domains are built for.
 pub const TARGET: &str = "x86_64-unknown-none";
+/// The target that programs inside Linux guests are built for: static, so that they run
+/// whatever else is there.
+pub const GUEST_TARGET: &str = "x86_64-unknown-linux-musl";
 
 impl Need {
-    pub const ALL: [Self; 3] = [Self::Qemu, Self::Target, Self::Mkfs];
+    pub const ALL: [Self; 4] = [Self::Qemu, Self::Target, Self::GuestTarget, Self::Mkfs];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Qemu => "qemu-system-x86_64",
             Self::Target => "Rust target x86_64-unknown-none",
+            Self::GuestTarget => "Rust target x86_64-unknown-linux-musl",
             Self::Mkfs => "mkfs.ext4",
         }
     }
@@ -44,6 +50,7 @@ impl Need {
         match self {
             Self::Qemu => "runs the machine",
             Self::Target => "builds the core and the domains",
+            Self::GuestTarget => "builds the initramfs of Linux guests",
             Self::Mkfs => "makes the sample disk image",
         }
     }
@@ -53,6 +60,7 @@ impl Need {
         match self {
             Self::Qemu => "apt-get install --no-install-recommends qemu-system-x86",
             Self::Target => "rustup target add x86_64-unknown-none",
+            Self::GuestTarget => "rustup target add x86_64-unknown-linux-musl",
             Self::Mkfs => "apt-get install e2fsprogs",
         }
     }
@@ -63,7 +71,8 @@ impl Need {
             Self::Qemu => {
                 find_program("qemu-system-x86_64").map(|p| version(&p).unwrap_or_else(|| shown(&p)))
             }
-            Self::Target => find_target(),
+            Self::Target => find_target(TARGET),
+            Self::GuestTarget => find_target(GUEST_TARGET),
             Self::Mkfs => find_program("mkfs.ext4").map(|p| shown(&p)),
         };
         Finding { need: self, found }
@@ -72,7 +81,7 @@ impl Need {
     /// Whether this process may run the commands of [`Need::remedy`] by itself.
     pub fn may_install(self) -> bool {
         match self {
-            Self::Target => find_program("rustup").is_some(),
+            Self::Target | Self::GuestTarget => find_program("rustup").is_some(),
             Self::Qemu | Self::Mkfs => is_debian_root(),
         }
     }
@@ -82,7 +91,7 @@ impl Need {
     /// # Errors
     /// What the failing command printed.
     pub fn install(self, say: &dyn Fn(&str)) -> Result<(), String> {
-        if self != Self::Target {
+        if !matches!(self, Self::Target | Self::GuestTarget) {
             run(say, "apt-get update -q")?;
         }
         let remedy = self.remedy().replace("install ", "install -qy ");
@@ -126,9 +135,9 @@ fn version(program: &Path) -> Option<String> {
     text.lines().next().map(str::to_owned)
 }
 
-fn find_target() -> Option<String> {
+fn find_target(target: &str) -> Option<String> {
     let out = Command::new("rustc")
-        .args(["--print", "target-libdir", "--target", TARGET])
+        .args(["--print", "target-libdir", "--target", target])
         .current_dir(crate::artifacts::workspace())
         .output()
         .ok()?;

@@ -3,7 +3,9 @@
 use crate::{
     accel, artifacts,
     builtin::{self, Builtin},
+    distro::Job,
     images,
+    kernels::Kernels,
     machine::{self, CORE_LOG, Finished, LINK, Limits, Observer, QEMU_LOG},
     needs::{self, Need},
     plan::{self, Plan},
@@ -53,16 +55,30 @@ pub fn run_setup(
     observer: &mut dyn Observer,
 ) -> Result<Report, SetupError> {
     // What the user can put right comes before minutes of building.
-    plan::check_early(setup)?;
-    ensure(setup, observer)?;
+    let mut kernels = Kernels::default();
+    plan::check_early(setup, &mut kernels)?;
+    ensure(setup, &kernels, observer)?;
+    let fetched = fetch(setup, &mut kernels, options, observer);
+    if is_interrupted(options) {
+        return Ok(not_started(Outcome::Interrupted));
+    }
+    fetched?;
+    plan::check_early(setup, &mut kernels)?;
     let images = images::prepare(setup)?;
     observer.say("building the core and the domains");
-    let built = artifacts::build(&programs(setup), options.show_build);
-    if options.limits.interrupts.load(Ordering::Relaxed) > 0 {
+    let mut built = artifacts::build(&programs(setup), options.show_build);
+    if built.is_ok() && kernels.want_initramfs(setup) {
+        let tools = artifacts::build_guest_tools(options.show_build);
+        built = built.and_then(|all| Ok(all.with(tools?)));
+    }
+    if is_interrupted(options) {
         return Ok(not_started(Outcome::Interrupted));
     }
     let built = built.map_err(SetupError::plain)?;
-    let plan = Plan::new(setup, &built, &images)?;
+    kernels.make_ramdisks(setup, &built)?;
+    let plan = Plan::new(setup, &built, &images, &kernels, !options.icount)?;
+    // Its largest parts are in the archive now.
+    drop(kernels);
     let kvm =
         accel::use_kvm(options.accel.unwrap_or(setup.machine.accel), options.icount, &plan.core)?;
     observer.say(&format!(
@@ -78,12 +94,36 @@ pub fn run_setup(
     judge(&finished, &plan, kvm)
 }
 
-fn ensure(setup: &Setup, observer: &mut dyn Observer) -> Result<(), SetupError> {
+fn is_interrupted(options: &Options) -> bool {
+    options.limits.interrupts.load(Ordering::Relaxed) > 0
+}
+
+/// Fetches the kernels that are packages.
+fn fetch(
+    setup: &Setup,
+    kernels: &mut Kernels,
+    options: &Options,
+    observer: &mut dyn Observer,
+) -> Result<(), SetupError> {
+    let progress = observer.progress();
+    let observer = std::cell::RefCell::new(observer);
+    let job = Job {
+        say: &|line| observer.borrow_mut().say(line),
+        progress,
+        interrupts: &options.limits.interrupts,
+    };
+    kernels.fetch(setup, &job)
+}
+
+fn ensure(setup: &Setup, kernels: &Kernels, observer: &mut dyn Observer) -> Result<(), SetupError> {
     let mut wanted = vec![Need::Qemu, Need::Target];
     let makes_sample =
         |d: &crate::setup::Disk| d.make == Some(Make::Ext4Sample) && !d.image.exists();
     if setup.disks.iter().any(makes_sample) {
         wanted.push(Need::Mkfs);
+    }
+    if kernels.want_initramfs(setup) {
+        wanted.push(Need::GuestTarget);
     }
     let observer = std::cell::RefCell::new(observer);
     needs::ensure(&wanted, &|line| observer.borrow_mut().say(line)).map_err(|e| {
@@ -140,9 +180,10 @@ fn start(
     };
     let errors = session.file(QEMU_LOG);
     let watch = Watch::new(&plan.manifest.domains);
-    machine::run(&session, || machine.start(&errors), watch, &options.limits, observer).map_err(
-        |e| failed("cannot start the machine", e).help("`bulkhead doctor` checks what it needs"),
-    )
+    let limits = Limits { tell_clock: plan.manifest.clock_by_link, ..options.limits.clone() };
+    machine::run(&session, || machine.start(&errors), watch, &limits, observer).map_err(|e| {
+        failed("cannot start the machine", e).help("`bulkhead doctor` checks what it needs")
+    })
 }
 
 const fn accel_word(kvm: bool) -> &'static str {

@@ -12,6 +12,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod builder;
+pub mod clock;
 pub mod console;
 pub mod control;
 pub mod devices;
@@ -19,3 +20,4 @@ pub mod payload;
 pub mod shared;
 pub mod store;
 pub mod supervisor;
+pub mod wishes;

@@ -129,6 +129,7 @@ fn manifest(names: usize) -> Manifest {
         images: (0..names).map(image).collect(),
         domains: Vec::new(),
         wallclock_ns: 0,
+        clock_by_link: false,
     }
 }
 

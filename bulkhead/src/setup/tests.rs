@@ -166,7 +166,8 @@ fn every_example_is_a_set_up_that_can_be_run() {
         if path.extension().is_some_and(|e| e == "toml") {
             let setup =
                 Setup::load(&path, &[]).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-            crate::plan::check_early(&setup).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            crate::plan::check_early(&setup, &mut Default::default())
+                .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
             seen += 1;
         }
     }
