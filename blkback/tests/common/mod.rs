@@ -187,7 +187,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    fn new(platter: &Platter, facts: DeviceFacts, fuel: &Fuel, seed: u64) -> Self {
+    pub fn new(platter: &Platter, facts: DeviceFacts, fuel: &Fuel, seed: u64) -> Self {
         Self {
             platter: platter.clone(),
             facts,
