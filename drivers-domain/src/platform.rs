@@ -11,17 +11,17 @@ use domain_rt::mem;
 use ring_proto::{Gref, RingMemory};
 
 use crate::ledger::RingLedger;
-use crate::virtio::VirtioBlk;
+use crate::made_of;
 
 /// The service of a virtio disk in this domain.
 pub struct OnDomain;
 
 impl Platform for OnDomain {
-    type Ring = MappedRing;
+    type Ring = made_of::Ring;
     type Memory = FrontMemory;
     type Ledger = RingLedger;
-    type Notifier = Bell;
-    type Device = VirtioBlk;
+    type Notifier = made_of::Notifier;
+    type Device = made_of::Device;
 }
 
 /// Pages of a front end's ring, mapped in a row.
