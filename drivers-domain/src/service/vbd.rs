@@ -5,12 +5,14 @@
 use super::Context;
 use super::device::Service;
 use super::wire::{self, Announced, MAX_RING_PAGE_ORDER, RingWire};
+use crate::ledger::RingLedger;
+use crate::made_of;
 use crate::platform::{Bell, FrontMemory, MappedRing, OnDomain};
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use async_channel::Receiver;
-use blkback::{EndReason, MAX_INDIRECT_SEGMENTS, Parts, Range, SharedLedger, Vbd, VbdId};
+use blkback::{EndReason, MAX_INDIRECT_SEGMENTS, Parts, Range, Vbd, VbdId};
 use bulkhead_abi::xs_wire::{
     XENBUS_CLOSED, XENBUS_CLOSING, XENBUS_CONNECTED, XENBUS_INIT_WAIT, XENBUS_INITIALISED,
     XENBUS_INITIALISING,
@@ -186,11 +188,11 @@ impl Disk<'_> {
         let channel = Rc::new(event::bind_interdomain(front, port).map_err(text)?);
         let slot = self.announced.ledger_slot;
         let parts = Parts {
-            ring,
+            ring: made_of::ring(ring),
             memory: FrontMemory::new(front).ok_or("out of memory")?,
-            ledger: SharedLedger::new(self.context.ledger.clone(), slot)
+            ledger: RingLedger::new(self.context.ledger.clone(), slot)
                 .ok_or_else(|| format!("the ledger has no slot {slot}"))?,
-            notifier: Bell(channel.clone()),
+            notifier: made_of::notifier(Bell(channel.clone())),
             range: self.range,
         };
         let vbd = make(parts).map_err(|_| "the ring is too small")?;
