@@ -13,6 +13,8 @@ pub trait Machine {
     fn list(&mut self) -> Listing;
     /// Destroys a domain.
     fn kill(&mut self, domain: &str) -> Result<(), String>;
+    /// Restarts a driver domain under its guests.
+    fn restart(&mut self, domain: &str) -> Result<(), String>;
     /// Asks a domain's kernel for something.
     fn ask(&mut self, domain: &str, wish: Wish) -> Result<(), String>;
     /// Takes over the host's wall clock, ns since 1970.
@@ -118,6 +120,7 @@ fn answer(request: Request, machine: &mut impl Machine) -> Reply {
         }
         Request::List => return Reply::List(machine.list()),
         Request::Kill { domain } => machine.kill(&domain),
+        Request::Restart { domain } => machine.restart(&domain),
         Request::PowerOff { domain } => machine.ask(&domain, Wish::PowerOff),
         Request::Reboot { domain } => machine.ask(&domain, Wish::Reboot),
         Request::Sysrq { domain, key } => machine.ask(&domain, Wish::Sysrq(key)),
