@@ -14,6 +14,8 @@ pub struct Options {
     pub filter: Option<String>,
     /// No Miri, no QEMU.
     pub quick: bool,
+    /// Tests that are marked as long, too.
+    pub full: bool,
 }
 
 /// What came of it.
@@ -93,8 +95,9 @@ fn steps(options: &Options) -> Vec<Step> {
         ),
         (false, _) => {}
     }
+    let long = if options.full { "--include-ignored" } else { "" };
     let system = format!(
-        "test -p bulkhead-tests --features system --no-fail-fast -- --test-threads=1 {filter}"
+        "test -p bulkhead-tests --features system --no-fail-fast -- --test-threads=1 {long} {filter}"
     );
     steps.push(step("system tests", "cargo", &system));
     steps

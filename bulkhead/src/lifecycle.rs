@@ -7,7 +7,7 @@ use crate::{
     watch::exit_word,
     wire::Client,
 };
-use bulkhead_link::{Event, Exit, FromDom0, Listing, Reply, Request};
+use bulkhead_link::{Event, Exit, FromDom0, Listing, REBOOTING, Reply, Request};
 use std::time::{Duration, Instant};
 
 /// How long Dom0 may take to pass a wish on.
@@ -134,7 +134,7 @@ fn powered_off(event: &Event) -> Verdict {
     match event {
         Event::Ended { exit: Exit::PowerOff, .. } => Some(Ok(())),
         Event::Ended { exit, reason, .. } => Some(Err(otherwise(*exit, reason))),
-        Event::Progress { step, .. } if step == "rebooting" => Some(Err("reboots instead".into())),
+        Event::Progress { step, .. } if step == REBOOTING => Some(Err("reboots instead".into())),
         _ => None,
     }
 }
@@ -142,7 +142,7 @@ fn powered_off(event: &Event) -> Verdict {
 /// `left` notes that the old life is over.
 fn rebooted(event: &Event, left: &mut bool) -> Verdict {
     match event {
-        Event::Progress { step, .. } if step == "rebooting" => *left = true,
+        Event::Progress { step, .. } if step == REBOOTING => *left = true,
         Event::Progress { step, .. } if step == "running" && *left => return Some(Ok(())),
         Event::Ended { exit, reason, .. } => return Some(Err(otherwise(*exit, reason))),
         Event::BuildFailed { reason, .. } => {

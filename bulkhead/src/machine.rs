@@ -3,13 +3,13 @@
 
 use crate::{
     agents::Agents,
+    link::{Link, Memory},
     plan::wallclock_ns,
     progress::Progress,
     qemu::Ended,
     relay::{FromClient, Relay},
     session::Session,
     watch::{Stop, Watch},
-    wire::{self, Sender},
 };
 use bulkhead_link::{CLOCK_TELLS, FromDom0, Request, ToDom0};
 use std::{
@@ -27,6 +27,8 @@ use std::{
 
 /// The socket in a session's folder that the machine's second UART connects to.
 pub const LINK: &str = "link";
+/// The file there that is the memory of the link's fast lane.
+pub const LANE: &str = "lane";
 /// The file there that gets what the core prints.
 pub const CORE_LOG: &str = "core.log";
 /// The file there that gets QEMU's complaints.
@@ -99,7 +101,7 @@ pub struct Finished {
 /// A machine that runs. Dropping it ends QEMU.
 struct Running<'a> {
     child: Child,
-    link: Sender,
+    link: Link,
     inbox: Receiver<Input>,
     link_is_open: bool,
     relay: Relay,
@@ -123,7 +125,8 @@ impl Drop for Running<'_> {
 ///
 /// Holds: afterwards QEMU has ended. Call it from a thread that stays until then.
 ///
-/// `start` starts QEMU; its second UART connects to the socket [`LINK`] of the session.
+/// `start` starts QEMU; its second UART connects to the socket [`LINK`] of the session, and
+/// the fast lane's memory is the file [`LANE`] there.
 ///
 /// # Errors
 /// If QEMU or a socket cannot be started; nothing runs then.
@@ -140,9 +143,10 @@ pub fn run(
     let relay = Relay::listen(&session.control(), give.clone(), agents)?;
     let listener = UnixListener::bind(session.file(LINK))?;
     listener.set_nonblocking(true)?;
+    let lane = Memory::create(&session.file(LANE))?;
     let started = Instant::now();
     let mut child = start()?;
-    let (stop, watch) = match connect(&listener, &mut child, limits, &give) {
+    let (stop, watch) = match connect(&listener, &mut child, limits, lane, &give) {
         Ok(Ok(link)) => {
             observer.started(&session.control());
             let mut running = Running {
@@ -194,15 +198,17 @@ fn connect(
     listener: &UnixListener,
     child: &mut Child,
     limits: &Limits,
+    lane: Memory,
     inbox: &mpsc::Sender<Input>,
-) -> io::Result<Result<Sender, Stop>> {
+) -> io::Result<Result<Link, Stop>> {
     let deadline = Instant::now() + BOOT_LIMIT;
     loop {
         match listener.accept() {
             Ok((stream, _)) => {
                 stream.set_nonblocking(false)?;
                 let give = inbox.clone();
-                return wire::split(stream, move |m| give.send(Input::Link(m)).is_ok()).map(Ok);
+                let take = move |m| give.send(Input::Link(m)).is_ok();
+                return Link::open(stream, Some(lane), take).map(Ok);
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) => return Err(e),
@@ -287,6 +293,8 @@ impl Running<'_> {
     fn take(&mut self, input: Input) {
         let requests = match input {
             Input::Link(Some(message)) => {
+                // A link that broke shows as the end of the machine.
+                let _ = self.link.flush();
                 // A guest that does not listen for requests to power off is no news.
                 let is_ours = self.watch.answers_power_off(&message);
                 self.watch.take(&message, self.started.elapsed());
@@ -303,7 +311,7 @@ impl Running<'_> {
             Input::Client(said) => self.relay.requests(said, &mut self.next),
         };
         for request in requests {
-            // A link that broke shows as the end of the machine.
+            // As above.
             let _ = self.link.send(&request);
         }
     }

@@ -82,8 +82,11 @@ struct Test {
     #[arg(long)]
     filter: Option<String>,
     /// Only format, lints and host tests.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "full")]
     quick: bool,
+    /// The long tests too: every Debian kernel, all of the work at its full length. Half an hour more.
+    #[arg(long)]
+    full: bool,
 }
 
 #[derive(clap::Args)]

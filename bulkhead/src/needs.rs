@@ -16,8 +16,11 @@ pub enum Need {
     Target,
     /// The standard library for programs inside Linux guests.
     GuestTarget,
-    /// `mkfs.ext4`, to make the sample image.
+    /// `mkfs.ext4` and what comes with it, to make images.
     Mkfs,
+    /// `mmdebstrap`, to build Debian's root file system; for an ordinary user with
+    /// `fakeroot`, to keep whom its files belong to.
+    Debian,
 }
 
 /// What was found of a need.
@@ -35,7 +38,8 @@ pub const TARGET: &str = "x86_64-unknown-none";
 pub const GUEST_TARGET: &str = "x86_64-unknown-linux-musl";
 
 impl Need {
-    pub const ALL: [Self; 4] = [Self::Qemu, Self::Target, Self::GuestTarget, Self::Mkfs];
+    pub const ALL: [Self; 5] =
+        [Self::Qemu, Self::Target, Self::GuestTarget, Self::Mkfs, Self::Debian];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -43,6 +47,7 @@ impl Need {
             Self::Target => "Rust target x86_64-unknown-none",
             Self::GuestTarget => "Rust target x86_64-unknown-linux-musl",
             Self::Mkfs => "mkfs.ext4",
+            Self::Debian => "mmdebstrap",
         }
     }
 
@@ -51,7 +56,8 @@ impl Need {
             Self::Qemu => "runs the machine",
             Self::Target => "builds the core and the domains",
             Self::GuestTarget => "builds the initramfs of Linux guests",
-            Self::Mkfs => "makes the sample disk image",
+            Self::Mkfs => "makes disk images",
+            Self::Debian => "builds Debian's root file system",
         }
     }
 
@@ -62,6 +68,9 @@ impl Need {
             Self::Target => "rustup target add x86_64-unknown-none",
             Self::GuestTarget => "rustup target add x86_64-unknown-linux-musl",
             Self::Mkfs => "apt-get install e2fsprogs",
+            Self::Debian => {
+                "apt-get install --no-install-recommends mmdebstrap fakeroot uidmap debian-archive-keyring"
+            }
         }
     }
 
@@ -74,6 +83,7 @@ impl Need {
             Self::Target => find_target(TARGET),
             Self::GuestTarget => find_target(GUEST_TARGET),
             Self::Mkfs => find_program("mkfs.ext4").map(|p| shown(&p)),
+            Self::Debian => find_mmdebstrap(),
         };
         Finding { need: self, found }
     }
@@ -82,7 +92,7 @@ impl Need {
     pub fn may_install(self) -> bool {
         match self {
             Self::Target | Self::GuestTarget => find_program("rustup").is_some(),
-            Self::Qemu | Self::Mkfs => is_debian_root(),
+            Self::Qemu | Self::Mkfs | Self::Debian => is_debian_root(),
         }
     }
 
@@ -145,8 +155,14 @@ fn find_target(target: &str) -> Option<String> {
     folder.is_dir().then(|| shown(&folder))
 }
 
+fn find_mmdebstrap() -> Option<String> {
+    let program = find_program("mmdebstrap")?;
+    let is_enough = is_root() || find_program("fakeroot").is_some();
+    is_enough.then(|| version(&program).unwrap_or_else(|| shown(&program)))
+}
+
 /// Root, by the owner of this process's own entry in `/proc`.
-fn is_root() -> bool {
+pub fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0)
 }

@@ -8,7 +8,7 @@ use crate::{
     images::Image,
     kernel_image::{ImageError, KernelImage},
     kernels::{self, Kernels, Ramdisk},
-    linux,
+    linux, qemu,
     setup::{Domain, Guest, GuestDisk, Interrupt, Kernel, MOST_PINS, Setup, SetupError, Size},
 };
 use bulkhead_link::{self as link, DomainSpec, Kind, Manifest, OnReboot};
@@ -73,6 +73,7 @@ impl Plan {
             version: link::VERSION,
             images: files.named,
             domains,
+            lane: Some(qemu::LANE_SBDF),
             wallclock_ns: wallclock_ns(),
             clock_by_link,
         };
@@ -437,7 +438,7 @@ disks = ["b", { disk = "a", offset = "512K" }]
     ) -> Result<(Setup, Vec<DomainSpec>, Files), SetupError> {
         let source = Source { name: "t.toml".into(), text: text.into() };
         let setup = Setup::parse(source, folder, &[])?;
-        let images = crate::images::prepare(&setup)?;
+        let images = crate::images::prepare(&setup, &crate::distro::Job::unwatched())?;
         let mut files = Files::default();
         let mut kernels = Kernels::default();
         check_early(&setup, &mut kernels)?;

@@ -6,7 +6,7 @@ use crate::{
     agents::{Agents, ClientId, Out},
     wire::{self, Ask, Sender, Tell},
 };
-use bulkhead_link::{Event, FromDom0, Reply, Request, ToDom0};
+use bulkhead_link::{Event, FromDom0, REBOOTING, Reply, Request, ToDom0};
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
@@ -119,6 +119,9 @@ impl Relay {
                         remember(self.past.entry(domain.clone()).or_default(), bytes);
                     }
                     Event::Ended { domain, .. } => outs = self.agents.ended(domain),
+                    Event::Progress { domain, step } if step == REBOOTING => {
+                        outs = self.agents.ended(domain);
+                    }
                     _ => {}
                 }
                 self.tell_all(&Tell::Dom0(message.clone()));

@@ -6,13 +6,13 @@ use crate::{
     distro::Job,
     images,
     kernels::Kernels,
-    machine::{self, CORE_LOG, Finished, LINK, Limits, Observer, QEMU_LOG},
+    machine::{self, CORE_LOG, Finished, LANE, LINK, Limits, Observer, QEMU_LOG},
     needs::{self, Need},
     plan::{self, Plan},
     qemu,
     report::{self, Report},
     session::Session,
-    setup::{Accel, Domain, Kernel, Make, Setup, SetupError},
+    setup::{Accel, Domain, Kernel, Setup, SetupError},
     watch::{Outcome, Stop, Watch},
 };
 use std::{fs, path::PathBuf, sync::atomic::Ordering};
@@ -57,14 +57,19 @@ pub fn run_setup(
     // What the user can put right comes before minutes of building.
     let mut kernels = Kernels::default();
     plan::check_early(setup, &mut kernels)?;
+    images::check_early(setup)?;
     ensure(setup, &kernels, observer)?;
-    let fetched = fetch(setup, &mut kernels, options, observer);
+    let fetched = with_job(options, observer, |job| kernels.fetch(setup, job));
     if is_interrupted(options) {
         return Ok(not_started(Outcome::Interrupted));
     }
     fetched?;
     plan::check_early(setup, &mut kernels)?;
-    let images = images::prepare(setup)?;
+    let images = with_job(options, observer, |job| images::prepare(setup, job));
+    if is_interrupted(options) {
+        return Ok(not_started(Outcome::Interrupted));
+    }
+    let images = images?;
     observer.say("building the core and the domains");
     let mut built = artifacts::build(&programs(setup), options.show_build);
     if built.is_ok() && kernels.want_initramfs(setup) {
@@ -98,30 +103,24 @@ fn is_interrupted(options: &Options) -> bool {
     options.limits.interrupts.load(Ordering::Relaxed) > 0
 }
 
-/// Fetches the kernels that are packages.
-fn fetch(
-    setup: &Setup,
-    kernels: &mut Kernels,
+/// Does long work that tells the observer, and that the user can stop.
+fn with_job<T>(
     options: &Options,
     observer: &mut dyn Observer,
-) -> Result<(), SetupError> {
+    work: impl FnOnce(&Job<'_>) -> T,
+) -> T {
     let progress = observer.progress();
     let observer = std::cell::RefCell::new(observer);
-    let job = Job {
+    work(&Job {
         say: &|line| observer.borrow_mut().say(line),
         progress,
         interrupts: &options.limits.interrupts,
-    };
-    kernels.fetch(setup, &job)
+    })
 }
 
 fn ensure(setup: &Setup, kernels: &Kernels, observer: &mut dyn Observer) -> Result<(), SetupError> {
     let mut wanted = vec![Need::Qemu, Need::Target];
-    let makes_sample =
-        |d: &crate::setup::Disk| d.make == Some(Make::Ext4Sample) && !d.image.exists();
-    if setup.disks.iter().any(makes_sample) {
-        wanted.push(Need::Mkfs);
-    }
+    wanted.extend(images::needs(setup));
     if kernels.want_initramfs(setup) {
         wanted.push(Need::GuestTarget);
     }
@@ -168,6 +167,7 @@ fn start(
         observer.say(&format!("logs and archive stay in {}", session.file("").display()));
     }
     let (debug_log, link) = (session.file(CORE_LOG), session.file(LINK));
+    let lane = session.file(LANE);
     let machine = qemu::Options {
         core: &plan.core,
         archive: &archive,
@@ -177,6 +177,7 @@ fn start(
         drives: &plan.drives,
         debug_log: &debug_log,
         link: Some(&link),
+        lane: Some(&lane),
     };
     let errors = session.file(QEMU_LOG);
     let watch = Watch::new(&plan.manifest.domains);

@@ -176,7 +176,7 @@ fn conclude(report: &report::Report, as_json: bool) {
 }
 
 pub fn test(args: Test) -> u8 {
-    let options = check::Options { filter: args.filter, quick: args.quick };
+    let options = check::Options { filter: args.filter, quick: args.quick, full: args.full };
     let counts = check::run(&options);
     println!("{} passed, {} failed", counts.passed, counts.failed);
     u8::from(counts.failed > 0)

@@ -84,7 +84,7 @@ mod tests {
             for (index, delay) in late.iter().enumerate() {
                 // A second apart by the machine's clock, which drifts.
                 let sent = 1000 * MS * (index as u64 + 1);
-                let unix = start + sent + (sent as i64 * drift_ppm / 1_000_000) as u64;
+                let unix = (start + sent).wrapping_add_signed(sent as i64 * drift_ppm / 1_000_000);
                 let delay = if index == prompt { 0 } else { *delay };
                 clock.hear(unix, sent + delay * MS);
             }

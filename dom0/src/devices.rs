@@ -441,6 +441,7 @@ mod tests {
         set_agent_state(&mut store, guest, xs_wire::XENBUS_CONNECTED).unwrap();
         assert_eq!(read(&store, &format!("{back}/state")), "4");
         remove_domain(&mut store, guest).unwrap();
+        remove_back_ends(&mut store, guest).unwrap();
         assert_eq!(agent_wish(&store, guest), AgentWish::Wait);
         assert!(store.read(&back).is_err());
     }

@@ -101,6 +101,7 @@ mod tests {
                 Image { name: "long".into(), offset: 4096, bytes: u64::MAX },
             ],
             domains: vec![driver, guest],
+            lane: None,
             wallclock_ns: 5,
             clock_by_link: false,
         }

@@ -1,5 +1,6 @@
 //! What the host tool and Dom0 say to each other: the boot [`Manifest`] that comes
-//! with the boot archive, and the messages on the second UART. Knows nothing of how
+//! with the boot archive, and the messages on the second UART or, where there is one, on
+//! the fast [`lane`] beside it. Knows nothing of how
 //! either side carries it out.
 //!
 //! Wire: each message is `postcard`, framed by COBS with a zero byte at the end. The
@@ -11,6 +12,7 @@
 extern crate alloc;
 
 pub mod agent;
+pub mod lane;
 
 use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
@@ -30,6 +32,8 @@ pub struct Manifest {
     pub images: Vec<Image>,
     /// In order of start: driver domains come before their guests.
     pub domains: Vec<DomainSpec>,
+    /// The PCI device whose memory is the fast lane of the link ([`lane`]).
+    pub lane: Option<u32>,
     /// Wall clock when the manifest was made, ns since 1970, as the host knows it.
     pub wallclock_ns: u64,
     /// The tool tells the wall clock over the link ([`Request::SetWallClock`]) as soon as Dom0
@@ -209,11 +213,14 @@ pub enum Reply {
     },
 }
 
+/// The step of [`Event::Progress`] that ends a life of a guest: it is built again.
+pub const REBOOTING: &str = "rebooting";
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// Dom0 serves requests.
     Ready { version: u32 },
-    /// A step in a domain's life: "building", "running", "xvda connected", "rebooting".
+    /// A step in a domain's life: "building", "running", "xvda connected", [`REBOOTING`].
     Progress { domain: String, step: String },
     /// Bytes a domain wrote on its console.
     Console { domain: String, bytes: Vec<u8> },

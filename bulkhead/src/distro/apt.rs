@@ -71,9 +71,8 @@ impl Apt {
             fs::create_dir_all(self.folder.join(folder))?;
         }
         fs::write(self.folder.join("status"), "")?;
-        let targets = output("apt-get", &["indextargets", "--format", "$(REPO_URI)"]);
-        let mirrors = Mirrors::of(targets.unwrap_or_default().lines());
-        fs::write(self.folder.join("sources.list"), sources(self.origin, &mirrors))?;
+        let mirrors = Mirrors::of_host();
+        fs::write(self.folder.join("sources.list"), sources_of(self.origin, &mirrors))?;
         let acquire = output("apt-config", &["dump", "Acquire"]).unwrap_or_default();
         fs::write(self.folder.join("apt.conf"), configuration(&self.folder, &acquire))
     }
@@ -221,7 +220,24 @@ struct Mirrors {
     security: String,
 }
 
+/// The release with its updates, as lines of a `sources.list`, from the mirrors that the
+/// host's apt uses.
+pub fn sources() -> Vec<String> {
+    sources_of(Origin::Stable, &Mirrors::of_host()).lines().map(str::to_owned).collect()
+}
+
+/// The proxy that the host's apt goes through, if it has one.
+pub fn proxy() -> Option<String> {
+    let told = output("apt-config", &["dump", "--format=%v", "Acquire::http::Proxy"])?;
+    Some(told.trim().to_owned()).filter(|p| !p.is_empty() && p != "DIRECT")
+}
+
 impl Mirrors {
+    fn of_host() -> Self {
+        let targets = output("apt-get", &["indextargets", "--format", "$(REPO_URI)"]);
+        Self::of(targets.unwrap_or_default().lines())
+    }
+
     /// Those of the host, by the addresses that its apt uses; else Debian's own.
     fn of<'a>(addresses: impl Iterator<Item = &'a str>) -> Self {
         let addresses: Vec<_> = addresses.map(|a| a.trim().trim_end_matches('/')).collect();
@@ -236,7 +252,7 @@ impl Mirrors {
     }
 }
 
-fn sources(origin: Origin, mirrors: &Mirrors) -> String {
+fn sources_of(origin: Origin, mirrors: &Mirrors) -> String {
     let keys = match Path::new(KEYS).is_file() {
         true => format!("[signed-by={KEYS}] "),
         false => String::new(),

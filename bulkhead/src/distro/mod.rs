@@ -5,6 +5,7 @@
 mod apt;
 mod package;
 
+pub use apt::{proxy, sources};
 pub use package::Package;
 
 use crate::{cache::Cache, progress::Progress};
@@ -94,7 +95,14 @@ pub struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn is_stopped(&self) -> bool {
+    /// With nobody to tell and nobody to stop it.
+    pub fn unwatched() -> Self {
+        static NEVER: AtomicU32 = AtomicU32::new(0);
+        Self { say: &|_| {}, progress: Progress::default(), interrupts: &NEVER }
+    }
+
+    /// Whether the user wants to stop.
+    pub fn is_stopped(&self) -> bool {
         self.interrupts.load(Ordering::Relaxed) > 0
     }
 }

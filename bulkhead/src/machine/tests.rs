@@ -1,7 +1,10 @@
 //! Runs against a made-up machine: a shell for QEMU, and Dom0 played by a thread.
 
 use super::*;
-use crate::watch::Outcome;
+use crate::{
+    watch::Outcome,
+    wire::{self, Sender},
+};
 use bulkhead_link::{DomainSpec, Event, Exit, Kind, Listing, Reply, Sched};
 use std::{
     os::unix::net::UnixStream,

@@ -110,6 +110,8 @@ pub enum Make {
     Ext4Sample,
     /// Zeroes, `size` of them.
     Empty,
+    /// A Debian root file system that boots to a login on the console.
+    Debian,
 }
 
 /// As [`Domain`], with disks. (`flatten` would lose unknown keys and spans.)

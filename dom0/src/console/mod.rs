@@ -89,18 +89,16 @@ impl Console {
         self.log.drain(..excess);
     }
 
-    /// The last lines with text on them, at most `most`, oldest first, without control
+    /// The lines with text on them that are remembered, oldest first, without control
     /// characters. A long line is cut.
-    pub fn last_lines(&self, most: usize) -> Vec<String> {
+    pub fn lines(&self) -> Vec<String> {
         let bytes: Vec<u8> = self.log.iter().copied().collect();
-        let lines = bytes.rsplit(|&b| b == b'\n' || b == b'\r').map(|line| {
+        let lines = bytes.split(|&b| b == b'\n' || b == b'\r').map(|line| {
             let text = String::from_utf8_lossy(line);
             let shown = text.chars().filter(|c| !c.is_control()).take(LINE_CHARS);
             String::from(shown.collect::<String>().trim_end())
         });
-        let mut last: Vec<_> = lines.filter(|line| !line.is_empty()).take(most).collect();
-        last.reverse();
-        last
+        lines.filter(|line| !line.is_empty()).collect()
     }
 }
 
@@ -147,11 +145,10 @@ mod tests {
     #[test]
     fn the_last_lines_are_what_a_person_would_read() {
         let (page, mut console) = (FakePage::new(), Console::default());
-        assert!(console.last_lines(20).is_empty());
+        assert!(console.lines().is_empty());
         OUT.put(&page, b"first\n  second \x1b[m\r\n\r\nthi").unwrap();
         let _ = console.pump(&page, 4096).unwrap();
-        assert_eq!(console.last_lines(20), ["first", "  second [m", "thi"]);
-        assert_eq!(console.last_lines(2), ["  second [m", "thi"]);
+        assert_eq!(console.lines(), ["first", "  second [m", "thi"]);
     }
 
     #[test]
@@ -161,7 +158,7 @@ mod tests {
             OUT.put(&page, &[b'x'; 2000]).unwrap();
             let _ = console.pump(&page, 4096).unwrap();
         }
-        let lines = console.last_lines(20);
+        let lines = console.lines();
         assert_eq!((lines.len(), lines[0].len()), (1, LINE_CHARS));
     }
 }

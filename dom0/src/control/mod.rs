@@ -68,10 +68,20 @@ impl Outbox {
         self.bytes.is_empty()
     }
 
-    /// The next bytes for the wire, at most `max`.
+    /// The next bytes for the wire, some of them; they stay until they are taken.
+    pub fn front(&self) -> &[u8] {
+        self.bytes.as_slices().0
+    }
+
+    /// Takes the next bytes, at most `max`, off for the wire.
     pub fn take(&mut self, max: usize) -> Vec<u8> {
         let count = self.bytes.len().min(max);
         self.bytes.drain(..count).collect()
+    }
+
+    /// Drops the next `count` bytes, which are on the wire.
+    pub fn sent(&mut self, count: usize) {
+        self.bytes.drain(..count.min(self.bytes.len()));
     }
 }
 

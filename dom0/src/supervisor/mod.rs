@@ -180,13 +180,19 @@ impl Entry {
         }
         self.end(exit, reason);
         if exit != Exit::PowerOff {
-            self.last_lines = said;
+            self.keep_last_lines(said);
         }
         if exit == Exit::Crash && self.kind == Kind::Driver {
             return Verdict::Keep;
         }
         self.exists = false;
         Verdict::Destroy
+    }
+
+    /// Keeps the last [`LAST_LINES`] of what it said.
+    pub fn keep_last_lines(&mut self, mut said: Vec<String>) {
+        said.drain(..said.len().saturating_sub(LAST_LINES));
+        self.last_lines = said;
     }
 
     /// Whether it may have `wanted_kib` of memory, with `free_kib` left in the machine.
@@ -251,9 +257,14 @@ impl Entry {
     }
 }
 
+/// How the line of a panic is told: Linux's, and those of Rust's and C's kernels.
+const PANICS: [&str; 3] = ["Kernel panic", "panicked", "panic:"];
+
 /// The line that says most of why a domain ended: that of a panic, else the last one.
 fn telling_line(said: &[String]) -> &str {
-    let panic = said.iter().rev().find(|line| line.contains("panic"));
+    // A line of the stack may be about a function of that name.
+    let panics = |line: &&String| PANICS.iter().any(|words| line.contains(words));
+    let panic = said.iter().rev().find(panics);
     panic.or(said.last()).map_or("", String::as_str)
 }
 
@@ -349,9 +360,19 @@ mod tests {
     }
 
     #[test]
+    fn a_panic_whose_stack_is_long_is_named_and_the_last_lines_are_kept() {
+        let mut guest = entry(Kind::Guest);
+        let stack = (0..100).map(|n| format!("frame {n}"));
+        let said = core::iter::once("Kernel panic - x".into()).chain(stack).collect();
+        assert_eq!(guest.observe(&shut_down(3, ""), said, 0), Verdict::Destroy);
+        assert!(guest.reason.contains("Kernel panic - x"), "{}", guest.reason);
+        assert_eq!((guest.last_lines.len(), &*guest.last_lines[0]), (LAST_LINES, "frame 60"));
+    }
+
+    #[test]
     fn the_line_of_a_panic_tells_more_than_the_stack_behind_it() {
         let said: Vec<_> =
-            ["a", "Kernel panic - not syncing: why", "</TASK>"].map(String::from).into();
+            ["a", "Kernel panic - not syncing: why", " panic+0x118/0x2f4"].map(String::from).into();
         assert_eq!(telling_line(&said), said[1]);
         assert_eq!(telling_line(&said[..1]), "a");
         assert_eq!(telling_line(&[]), "");

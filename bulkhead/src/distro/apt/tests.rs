@@ -15,11 +15,11 @@ fn takes_the_hosts_own_mirrors_and_debians_where_it_has_none() {
 #[test]
 fn backports_come_from_a_list_of_their_own() {
     let mirrors = Mirrors::of(["http://m/debian/", "http://m/debian-security/"].into_iter());
-    let stable = sources(Origin::Stable, &mirrors);
+    let stable = sources_of(Origin::Stable, &mirrors);
     assert!(stable.contains("http://m/debian bookworm main\n"), "{stable}");
     assert!(stable.contains("http://m/debian-security bookworm-security main\n"), "{stable}");
     assert!(!stable.contains("backports"));
-    let backports = sources(Origin::Backports, &mirrors);
+    let backports = sources_of(Origin::Backports, &mirrors);
     assert!(backports.ends_with("http://m/debian bookworm-backports main\n"));
     assert_eq!(backports.lines().count(), 1);
 }

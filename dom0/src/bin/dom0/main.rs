@@ -10,6 +10,7 @@ extern crate alloc;
 mod agent;
 mod build;
 mod foreign;
+mod lane;
 mod link;
 mod requests;
 mod restart;
@@ -51,7 +52,7 @@ async fn run() -> Result<(), String> {
     let clock = WallClock::at_boot(manifest.wallclock_ns);
     let world = World::new(clock, clock_told, restarts, wake);
     world.borrow_mut().event(Event::Ready { version: VERSION });
-    exec::spawn(link::serve(world.clone(), woken)).detach();
+    exec::spawn(link::serve(world.clone(), manifest.lane, woken)).detach();
     let ends = event::bind_virq(VIRQ_DOM_EXC)
         .map_err(|errno| alloc::format!("the core does not tell of domains that end: {errno}"))?;
     let watcher = world.clone();

@@ -14,7 +14,7 @@ use alloc::{
 };
 use async_channel::{Receiver, Sender};
 use bulkhead_abi::DomId;
-use bulkhead_link::{Event, Exit};
+use bulkhead_link::{Event, Exit, REBOOTING};
 use core::time::Duration;
 use dom0::{devices, payload::Payload, store::path::home};
 use domain_rt::{exec, time};
@@ -101,7 +101,7 @@ impl World {
             }
         }
         self.remove(domid, true);
-        self.event(Event::Progress { domain: name.clone(), step: "rebooting".into() });
+        self.event(Event::Progress { domain: name.clone(), step: REBOOTING.into() });
         // The receiver lives as long as this domain.
         let _ = self.restarts.queue.try_send(Rebuild { name, domid, news });
     }

@@ -23,7 +23,7 @@ use dom0::{
     control::Outbox,
     devices,
     store::{Quota, Store, ring::Transport},
-    supervisor::{Counters, DiskUse, LAST_LINES, Table, Verdict},
+    supervisor::{Counters, DiskUse, Table, Verdict},
     wishes,
 };
 use domain_rt::{Shared, control, event::Channel, exec, grant, mem, time};
@@ -357,7 +357,7 @@ impl World {
             self.drain_console(domid);
         }
         let said = match is_over {
-            true => self.last_lines(domid),
+            true => self.said(domid),
             false => Vec::new(),
         };
         let Some(entry) = self.table.by_domid(domid) else {
@@ -382,9 +382,10 @@ impl World {
         }
     }
 
-    fn last_lines(&self, domid: DomId) -> Vec<String> {
+    /// What a domain said, as far as it is remembered, oldest line first.
+    fn said(&self, domid: DomId) -> Vec<String> {
         let service = self.services.get(&domid);
-        service.map(|s| s.console.last_lines(LAST_LINES)).unwrap_or_default()
+        service.map(|s| s.console.lines()).unwrap_or_default()
     }
 
     fn drain_console(&mut self, domid: DomId) {
@@ -406,13 +407,13 @@ impl World {
             }
         }
         self.drain_console(domid);
-        let said = self.last_lines(domid);
+        let said = self.said(domid);
         let Some(entry) = self.table.by_domid(domid) else {
             return;
         };
         let was_told = entry.exit.is_some();
         if !was_told {
-            entry.last_lines = said;
+            entry.keep_last_lines(said);
         }
         entry.killed(reason);
         let is_guest = entry.kind == bulkhead_link::Kind::Guest;
