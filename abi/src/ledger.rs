@@ -15,7 +15,7 @@ pub const MAGIC_OFFSET: usize = 0;
 pub const MAGIC: u64 = u64::from_le_bytes(*b"BHLEDGER");
 /// u64 counter, written by the driver domain at least every [`HEARTBEAT_NS`].
 pub const HEARTBEAT_OFFSET: usize = 8;
-pub const HEARTBEAT_NS: u64 = 100_000_000;
+pub const HEARTBEAT_NS: u64 = 40_000_000;
 /// u64 system times of this life of the driver domain, each written once by it, 0 before:
 /// its first instruction, all its devices up, its first response published. `BOOT_NS` is
 /// written last of a reset of all three, so that a reader who sees a new one sees no old

@@ -397,12 +397,17 @@ mod tests {
     }
 
     #[test]
-    fn a_crashed_driver_stays_for_its_guests_and_is_reported_once() {
+    fn a_crashed_driver_is_to_be_revived_until_it_is_quarantined() {
         let mut driver = entry(Kind::Driver);
-        assert_eq!(driver.observe(&shut_down(3, ""), Vec::new(), 0), Verdict::Keep);
+        assert_eq!(driver.observe(&shut_down(3, ""), Vec::new(), 0), Verdict::Revive);
+        driver.is_reviving = true;
+        assert_eq!(driver.observe(&shut_down(3, ""), Vec::new(), 0), Verdict::Fine);
+        driver.is_reviving = false;
+        assert_eq!(driver.observe(&shut_down(3, ""), Vec::new(), 0), Verdict::Revive);
+        driver.quarantine("too often".into());
         assert_eq!(driver.observe(&shut_down(3, ""), Vec::new(), 0), Verdict::Fine);
         assert!(driver.exists);
-        assert_eq!(driver.state, State::Crashed);
+        assert_eq!((driver.state, driver.report().reason), (State::Quarantined, "too often".into()));
     }
 
     #[test]
