@@ -32,8 +32,9 @@ pub const GET_SCHED: u64 = 9;
 pub const VCPU_TIMES: u64 = 10;
 /// [`SetGrant`]
 pub const SET_GRANT: u64 = 11;
-/// [`DeviceRef`]: to a domain created with [`CREATE_DRIVER`], `EPERM` for others and for
-/// bridges; `EBUSY` if it has an owner.
+/// [`DeviceRef`]: to a domain created with [`CREATE_DRIVER`], or to Dom0 if the device is
+/// memory and nothing else (class 05 00). `EPERM` for others and for bridges; `EBUSY` if it
+/// has an owner.
 pub const ASSIGN_DEVICE: u64 = 12;
 /// [`DeviceRef`]; `domid` is the present owner. `EBUSY` once that has a vCPU context, for
 /// then it may have mapped the device: reset or destroy it first.

@@ -1,7 +1,7 @@
 //! What the owner of a PCI device may ask of the core: hypercall
 //! [`crate::hypercall::DEVICE`] with RDI = command, RSI = address of its structure.
-//! `ENODEV` for a device that is not the caller's; Dom0 may list, read
-//! configuration space and nothing more.
+//! `ENODEV` for a device that is not the caller's; Dom0 may list them all, read their
+//! configuration space and own those that are memory and nothing else (class 05 00).
 //!
 //! BARs are mapped by ordinary page-table entries that name their frames: the core
 //! allows a domain the frames of its own devices' memory BARs, except those that hold

@@ -40,12 +40,12 @@ impl Drop for Raw {
     }
 }
 
-/// Whether keys can go to a guest: input and output are a terminal, and it is ours. (A
-/// process in the background that changed it would be stopped.)
+/// Whether keys can go to a guest: input and output are a terminal, and no other job has it.
+/// (A process in the background that changed its terminal would be stopped.)
 pub fn is_possible() -> bool {
-    io::stdin().is_terminal()
-        && io::stdout().is_terminal()
-        && unistd::tcgetpgrp(io::stdin()).is_ok_and(|group| group == unistd::getpgrp())
+    // An error: it is not the terminal that our jobs are controlled from.
+    let others = unistd::tcgetpgrp(io::stdin()).is_ok_and(|group| group != unistd::getpgrp());
+    io::stdin().is_terminal() && io::stdout().is_terminal() && !others
 }
 
 fn restore() {

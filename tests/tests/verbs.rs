@@ -7,13 +7,17 @@ use bulkhead::artifacts::workspace;
 use common::wait;
 use nix::{
     pty::openpty,
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        termios::{LocalFlags, tcgetattr},
+    },
     unistd::Pid,
 };
 use serde_json::Value;
 use std::{
     fs::{self, File},
     io::{Read, Write},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{Arc, Mutex, OnceLock},
@@ -150,6 +154,8 @@ fn processes_in(folder: &Path) -> Vec<String> {
 struct OnTerminal {
     child: Child,
     keys: File,
+    /// Our handle of its side, which outlives it.
+    side: OwnedFd,
     shown: Arc<Mutex<Vec<u8>>>,
 }
 
@@ -170,7 +176,13 @@ impl OnTerminal {
                 filled.lock().expect("no panic").extend(&bytes[..count]);
             }
         });
-        Self { child, keys, shown }
+        Self { child, keys, side: pty.slave, shown }
+    }
+
+    /// Whether keys go through as they are pressed.
+    fn is_raw(&self) -> bool {
+        let settings = tcgetattr(&self.side).expect("a terminal");
+        !settings.local_flags.contains(LocalFlags::ICANON)
     }
 
     fn screen(&self) -> String {
@@ -223,6 +235,87 @@ fn a_console_is_joined_typed_at_and_left_and_the_run_goes_on() {
     assert_eq!(again.exit_code(), Some(0));
     assert_eq!(run.exit_code(), Some(0), "{}", place.text("err"));
     one_object(&place.text("out"));
+}
+
+#[test]
+fn the_terminal_of_a_run_is_its_guests_until_detached_and_is_put_back() {
+    let place = Place::new();
+    let setup = format!("{SETUP}console = true\n");
+    fs::write(place.path().join("x.toml"), setup).expect("written");
+    let arguments = ["run", "x.toml", "--accel", "tcg", "--timeout", "300"];
+    let mut run = OnTerminal::start(place.command(&arguments));
+    let before = run.is_raw();
+    run.wait_for("Ctrl-] detaches");
+    run.wait_for("echo: ready");
+    assert!(!before && run.is_raw());
+    run.press(b"one two\r");
+    run.wait_for("echo: one two");
+    // Ctrl-C is the guest's, not the tool's.
+    run.press(b"\x03three\r");
+    run.wait_for("three");
+    run.press(b"\x1d");
+    run.wait_for("attaches again");
+    assert!(!run.is_raw());
+    assert!(run.child.try_wait().expect("a child").is_none(), "the run goes on");
+
+    let mut again = OnTerminal::start(place.command(&["console", "echo"]));
+    again.wait_for("echo: one two");
+    again.press(b"end\r");
+    again.wait_for("echo has ended");
+    run.wait_for("ok after");
+    assert_eq!((run.exit_code(), again.exit_code()), (Some(0), Some(0)));
+    assert!(!run.is_raw() && !again.is_raw());
+}
+
+#[test]
+fn a_signal_puts_the_terminal_back() {
+    let place = Place::new();
+    let setup = format!("{SETUP}console = true\n");
+    fs::write(place.path().join("x.toml"), setup).expect("written");
+    let arguments = ["run", "x.toml", "--accel", "tcg", "--timeout", "300"];
+    let mut run = OnTerminal::start(place.command(&arguments));
+    run.wait_for("echo: ready");
+    assert!(run.is_raw());
+    kill(Pid::from_raw(run.child.id() as i32), Signal::SIGTERM).expect("sent");
+    assert_eq!(run.exit_code(), Some(130), "{}", run.screen());
+    assert!(!run.is_raw());
+}
+
+#[test]
+fn what_is_piped_into_a_run_is_typed_at_its_guest_and_the_output_is_bare() {
+    let place = Place::new();
+    let setup = format!("{SETUP}console = true\n");
+    fs::write(place.path().join("x.toml"), setup).expect("written");
+    // More than Dom0 keeps of what is typed.
+    let lines: Vec<_> = (0..600).map(|n| format!("line number {n}\n")).collect();
+    let script = place.path().join("script");
+    fs::write(&script, lines.concat() + "end\n").expect("written");
+    let out = place
+        .command(&["run", "x.toml", "--accel", "tcg", "--timeout", "300"])
+        .stdin(File::open(&script).expect("opens"))
+        .output()
+        .expect("the tool runs");
+    let (told, why) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert_eq!(out.status.code(), Some(0), "{why}");
+    let said = told.lines().filter_map(|line| line.trim().strip_prefix("echo: line number "));
+    let said: Vec<_> = said.collect();
+    let expected: Vec<_> = (0..600).map(|n: u32| n.to_string()).collect();
+    assert_eq!(said, expected, "{told}");
+}
+
+#[test]
+fn a_command_for_a_guest_without_an_agent_is_refused_with_the_reason() {
+    let place = Place::new();
+    let mut run = place.start(&[]);
+    run.wait_until_ready();
+    for (guest, reason) in [("echo", "echo has no agent"), ("ehco", "did you mean `echo`?")] {
+        let out = place.output(&["exec", guest, "--", "true"]);
+        let told = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(2));
+        assert!(told.contains(reason), "{told}");
+    }
+    run.signal(Signal::SIGINT);
+    assert_eq!(run.exit_code(), Some(130));
 }
 
 /// The standard output of `run --json` is one object and nothing else.

@@ -107,7 +107,15 @@ pub struct PciDevice {
     pub owner: Option<DomId>,
 }
 
+/// Class and subclass of memory (PCI code and ID assignment, 05 00).
+const CLASS_RAM: u32 = 0x0500;
+
 impl PciDevice {
+    /// Whether the function says that it is memory and nothing else (class 05, subclass 00).
+    pub fn is_ram(&self) -> bool {
+        self.class >> 8 == CLASS_RAM
+    }
+
     /// Runs of frames that an owner may map: whole pages of memory BARs, without those
     /// that hold the MSI-X table or its pending bits.
     pub fn mappable(&self) -> impl Iterator<Item = IoRange> + '_ {

@@ -63,6 +63,14 @@ pub fn machine() -> Devices {
     devices
 }
 
+/// The same machine, with a disk that says it is of another class.
+pub fn machine_with_class(class: u32) -> Devices {
+    let mut devices = machine();
+    let disk = devices.list.iter_mut().find(|d| d.sbdf.get() == DISK);
+    disk.expect("the disk").class = class;
+    devices
+}
+
 /// The MSI-X table, as the device sees it.
 fn table() -> DeviceWindow {
     DeviceWindow::map(Maddr::new(MSIX_BAR), 32).unwrap()

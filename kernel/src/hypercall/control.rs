@@ -3,7 +3,7 @@
 use super::{Outcome, answer, carry_out};
 use crate::{
     Core, arch,
-    device::pci::Sbdf,
+    device::pci::{PciDevice, Sbdf},
     domain::{Life, MAX_DOMAINS, lifecycle, teardown},
     memory::{grant, teardown::Progress},
     sched,
@@ -115,8 +115,9 @@ fn set_grant(core: &mut Core, asked: op::SetGrant) -> Result<(), Errno> {
 fn assign_device(core: &mut Core, asked: op::DeviceRef) -> Result<(), Errno> {
     let (dom, sbdf) = (DomId::new(asked.domid), Sbdf::new(asked.sbdf).ok_or(Errno::ENODEV)?);
     let domain = core.domains.get_mut(dom).ok_or(Errno::ESRCH)?;
-    // Dom0 may have one for its memory: who can build domains needs no device to do harm.
-    let may_own = domain.is_driver || dom == DomId::DOM0;
+    // Dom0 drives no device. One that is nothing but memory is none to be driven.
+    let is_ram = core.devices.find(sbdf).is_some_and(PciDevice::is_ram);
+    let may_own = domain.is_driver || dom == DomId::DOM0 && is_ram;
     if !may_own || domain.life == Life::Dying {
         return Err(Errno::EPERM);
     }

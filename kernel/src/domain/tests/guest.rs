@@ -220,6 +220,20 @@ fn machine_with_disk() -> (Core, DomId) {
 }
 
 #[test]
+fn dom0_owns_no_device_but_memory() {
+    let (mut core, dom) = machine_with_disk();
+    let sbdf = device::tests::DISK;
+    let asked = |dom: DomId| DeviceRef { domid: dom.get(), sbdf, ..Default::default() };
+    core.domains.get_mut(dom).unwrap().vcpus.iter_mut().for_each(|vcpu| *vcpu = None);
+    call(&mut core, control::DEASSIGN_DEVICE, asked(dom)).0.unwrap();
+    let own = asked(DomId::DOM0);
+    assert_eq!(call(&mut core, control::ASSIGN_DEVICE, own).0, Err(Errno::EPERM));
+    core.devices = device::tests::machine_with_class(0x05_00_00);
+    call(&mut core, control::ASSIGN_DEVICE, own).0.unwrap();
+    assert_eq!(core.devices.find(Sbdf::new(sbdf).unwrap()).unwrap().owner, Some(DomId::DOM0));
+}
+
+#[test]
 fn an_owner_uses_its_device_and_nobody_else_does() {
     let (mut core, dom) = machine_with_disk();
     let owner = Caller { dom, ..CALLER };
