@@ -99,14 +99,22 @@ impl From<&bulkhead_link::Restart> for Restart {
 
 /// A restart on one line, for a person.
 pub fn restart_line(restart: &bulkhead_link::Restart) -> String {
-    let Restart { cause, blackout_us, teardown_us, rebuild_us, .. } = restart.into();
-    let ms = |us: f64| us / 1000.0;
-    let answered = match blackout_us {
-        Some(us) => format!("answered a guest after {:.2} ms", ms(us)),
+    let told = Restart::from(restart);
+    let ms = |us: f64| format!("{:.2} ms", us / 1000.0);
+    let or_not = |us: Option<f64>| us.map_or("not yet".into(), ms);
+    let answered = match told.blackout_us {
+        Some(us) => format!("answered a guest after {}", ms(us)),
         None => "no guest has asked yet".into(),
     };
-    let (teardown, rebuild) = (ms(teardown_us), ms(rebuild_us));
-    format!("restarted ({cause}): {answered} (tear-down {teardown:.2} ms, rebuild {rebuild:.2} ms)")
+    format!(
+        "restarted ({}): {answered} (detect {}, tear-down {}, rebuild {}, devices {}, response {})",
+        told.cause,
+        ms(told.detect_us),
+        ms(told.teardown_us),
+        ms(told.rebuild_us),
+        or_not(told.device_us),
+        or_not(told.first_response_us),
+    )
 }
 
 #[derive(Clone, Debug, Serialize)]

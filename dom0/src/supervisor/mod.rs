@@ -407,7 +407,10 @@ mod tests {
         driver.quarantine("too often".into());
         assert_eq!(driver.observe(&shut_down(3, ""), Vec::new(), 0), Verdict::Fine);
         assert!(driver.exists);
-        assert_eq!((driver.state, driver.report().reason), (State::Quarantined, "too often".into()));
+        assert_eq!(
+            (driver.state, driver.report().reason),
+            (State::Quarantined, "too often".into())
+        );
     }
 
     #[test]

@@ -67,15 +67,18 @@ async fn serve_until_gone(context: &Context, path: &str) -> Result<(), Failure> 
         announced,
     };
     let mut goes_on = disk.announced.state == XENBUS_CONNECTED;
+    // An earlier life has died while it closed.
+    let is_closing = [XENBUS_CLOSING, XENBUS_CLOSED].contains(&disk.announced.state);
+    if is_closing && !disk.close_and_wait().await? {
+        return Ok(());
+    }
     loop {
         // What a front end did wrong ends this connection, not the disk.
         match disk.serve_once(goes_on).await {
             Ok(()) => disk.see_off().await?,
             Err(failure) => log::warn!("{path}: {failure}"),
         }
-        // The same folder may be used again, by a guest that boots anew.
-        say_closed(store, path).await.map_err(text)?;
-        if !disk.wait_for_return().await? {
+        if !disk.close_and_wait().await? {
             return Ok(());
         }
         goes_on = false;
@@ -237,6 +240,13 @@ impl Disk<'_> {
         }
         log::info!("{}: closed", self.path);
         Ok(())
+    }
+
+    /// Says that the disk is closed, and waits: the same folder may be used again, by a guest
+    /// that boots anew. False when it is gone.
+    async fn close_and_wait(&self) -> Result<bool, Failure> {
+        say_closed(&self.context.store, self.path).await.map_err(text)?;
+        self.wait_for_return().await
     }
 
     /// After a close: whether the front end starts again. False when it is gone.
