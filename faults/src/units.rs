@@ -52,8 +52,10 @@ impl fmt::Display for Us {
         match self.0 {
             us @ 0..1_000 => write!(f, "{us} us"),
             us @ 1_000..10_000 => write!(f, "{:.2} ms", us as f64 / 1e3),
-            us @ 10_000..1_000_000 => write!(f, "{:.1} ms", us as f64 / 1e3),
-            us => write!(f, "{:.2} s", us as f64 / 1e6),
+            us @ 10_000..100_000 => write!(f, "{:.1} ms", us as f64 / 1e3),
+            us @ 100_000..1_000_000 => write!(f, "{:.0} ms", us as f64 / 1e3),
+            us @ 1_000_000..10_000_000 => write!(f, "{:.2} s", us as f64 / 1e6),
+            us => write!(f, "{:.0} s", us as f64 / 1e6),
         }
     }
 }
