@@ -93,3 +93,21 @@ fn deadlines_and_goals_leave_the_faults_as_they_are() {
     assert_ne!(identity(""), identity("[models]\nkill = 1"));
     assert_ne!(identity(""), identity("[places]\nlibrary = 2"));
 }
+
+#[test]
+fn the_example_is_a_campaign() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/inject.toml");
+    let campaign = Campaign::load(&path).unwrap();
+    assert!(campaign.setup.exists(), "{}", campaign.setup.display());
+    assert_eq!(campaign.goal, Goal::Activated(200));
+}
+
+#[test]
+fn the_guide_has_every_model() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/fault-injection.md");
+    let guide = std::fs::read_to_string(path).unwrap();
+    let named = Model::ALL.iter().filter(|model| !model.name().starts_with("front-"));
+    for model in named {
+        assert!(guide.contains(&format!("| `{model}` |")), "{model}");
+    }
+}
