@@ -66,7 +66,8 @@ op!(CreateDomain {
     /** [`CREATE_DRIVER`] */ flags: u32,
     _pad1: u32,
     /** out */ shared_info_mfn: u64,
-} 32);
+    /** what XENVER_guest_handle tells it: a UUID, or zeroes */ handle: [u8; 16],
+} 48);
 /// `CreateDomain::flags`: devices may be assigned to it.
 pub const CREATE_DRIVER: u32 = 1;
 

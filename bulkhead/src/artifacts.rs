@@ -1,6 +1,9 @@
 //! Builds the core and the domains with Cargo and says where the files are.
 
-use crate::{builtin::Builtin, needs::TARGET};
+use crate::{
+    builtin::Builtin,
+    needs::{GUEST_TARGET, TARGET},
+};
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,9 +20,26 @@ pub struct Built {
 impl Built {
     /// The ELF file of a program.
     pub fn file(&self, program: &Builtin) -> Option<&Path> {
-        self.files.get(program.binary).map(PathBuf::as_path)
+        self.named(program.binary)
+    }
+
+    /// These and others.
+    #[must_use]
+    pub fn with(mut self, others: Self) -> Self {
+        self.files.extend(others.files);
+        self
+    }
+
+    /// A binary by its name.
+    pub fn named(&self, binary: &str) -> Option<&Path> {
+        self.files.get(binary).map(PathBuf::as_path)
     }
 }
+
+/// The first process of the initramfs that the tool makes.
+pub const GUEST_INIT: &str = "init";
+/// What goes on beside the guest's own programs, once there is such a program.
+pub const GUEST_AGENT: &str = "agent";
 
 /// The root of the workspace this tool was built from.
 pub fn workspace() -> &'static Path {
@@ -34,30 +54,53 @@ pub fn workspace() -> &'static Path {
 /// # Errors
 /// What Cargo printed.
 pub fn build(programs: &[&Builtin], show: bool) -> Result<Built, String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let stderr = if show { Stdio::inherit() } else { Stdio::piped() };
-    let done = Command::new(cargo)
-        .args(arguments(programs))
-        .current_dir(workspace())
-        .stderr(stderr)
-        .stdout(Stdio::piped())
-        .spawn()
-        .and_then(std::process::Child::wait_with_output)
-        .map_err(|e| format!("cannot run cargo: {e}"))?;
-    if !done.status.success() {
-        let printed = String::from_utf8_lossy(&done.stderr);
-        return Err(format!("building the core and the domains failed\n{}", printed.trim()));
-    }
-    let built = read(&done.stdout);
+    let built = cargo(&arguments(programs), show)
+        .map_err(|e| format!("building the core and the domains failed\n{e}"))?;
     match programs.iter().find(|p| built.file(p).is_none()) {
         Some(missing) => Err(format!("cargo built no binary `{}`", missing.binary)),
         None => Ok(built),
     }
 }
 
+/// Builds the programs that go into the initramfs of Linux guests.
+///
+/// # Errors
+/// See [`build`].
+pub fn build_guest_tools(show: bool) -> Result<Built, String> {
+    let line = format!(
+        "build --profile guest --target {GUEST_TARGET} --package guest-tools --bins {MESSAGES}"
+    );
+    let words: Vec<_> = line.split_whitespace().map(str::to_owned).collect();
+    let built = cargo(&words, show)
+        .map_err(|e| format!("building the programs for Linux guests failed\n{e}"))?;
+    match built.named(GUEST_INIT) {
+        Some(_) => Ok(built),
+        None => Err(format!("cargo built no binary `{GUEST_INIT}`")),
+    }
+}
+
+/// Has Cargo tell what it made, and errors as people read them.
+const MESSAGES: &str = "--message-format=json-render-diagnostics";
+
+fn cargo(arguments: &[String], show: bool) -> Result<Built, String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let stderr = if show { Stdio::inherit() } else { Stdio::piped() };
+    let done = Command::new(cargo)
+        .args(arguments)
+        .current_dir(workspace())
+        .stderr(stderr)
+        .stdout(Stdio::piped())
+        .spawn()
+        .and_then(std::process::Child::wait_with_output)
+        .map_err(|e| format!("cannot run cargo: {e}"))?;
+    match done.status.success() {
+        true => Ok(read(&done.stdout)),
+        false => Err(String::from_utf8_lossy(&done.stderr).trim().to_owned()),
+    }
+}
+
 fn arguments(programs: &[&Builtin]) -> Vec<String> {
-    let text =
-        ["build", "--release", "--target", TARGET, "--message-format=json-render-diagnostics"];
+    let text = ["build", "--release", "--target", TARGET, MESSAGES];
     let mut arguments: Vec<_> = text.iter().map(|&a| a.to_owned()).collect();
     let packages: BTreeSet<_> = programs.iter().map(|p| p.package).collect();
     for package in &packages {

@@ -2,7 +2,9 @@
 //! ranges that guests use, and locked while a machine runs on them.
 
 use crate::{
-    needs,
+    distro::Job,
+    needs::{self, Need},
+    rootfs,
     setup::{Disk, Make, Setup, SetupError, Size},
 };
 use std::{
@@ -29,19 +31,56 @@ pub struct Image {
 /// [`Setup::disks`]. A disk that no guest uses is opened all the same.
 ///
 /// # Errors
-/// A missing image, one in use by another machine, or a range past the end of one.
-pub fn prepare(setup: &Setup) -> Result<Vec<Image>, SetupError> {
-    let images =
-        setup.disks.iter().map(|disk| prepare_one(setup, disk)).collect::<Result<Vec<_>, _>>()?;
+/// A missing image, one in use by another machine, or a range past the end of one; the
+/// user's wish to stop.
+pub fn prepare(setup: &Setup, job: &Job<'_>) -> Result<Vec<Image>, SetupError> {
+    let images = setup
+        .disks
+        .iter()
+        .map(|disk| prepare_one(setup, disk, job))
+        .collect::<Result<Vec<_>, _>>()?;
     check_ranges(setup, &images)?;
     Ok(images)
 }
 
-fn prepare_one(setup: &Setup, disk: &Disk) -> Result<Image, SetupError> {
+/// What can be known of the images before anything is built or fetched.
+///
+/// # Errors
+/// A size that its contents do not fit into.
+pub fn check_early(setup: &Setup) -> Result<(), SetupError> {
+    let too_small = |disk: &&Disk| {
+        let least =
+            if disk.make == Some(Make::Debian) { rootfs::LEAST } else { Size::from_bytes(0) };
+        !disk.image.exists() && disk.size.is_some_and(|size| size < least)
+    };
+    let Some(disk) = setup.disks.iter().find(too_small) else {
+        return Ok(());
+    };
+    let message = format!("disk `{}` is too small for Debian's root file system", disk.name);
+    Err(setup
+        .source
+        .error(disk.image_span.clone(), message)
+        .help(format!("say size = \"{}M\" or more, or leave it out", rootfs::LEAST.mib())))
+}
+
+/// What the host must have to make the images that are missing.
+pub fn needs(setup: &Setup) -> Vec<Need> {
+    let missing = || setup.disks.iter().filter(|d| !d.image.exists()).filter_map(|d| d.make);
+    let mut needs = Vec::new();
+    if missing().any(|make| make != Make::Empty) {
+        needs.push(Need::Mkfs);
+    }
+    if missing().any(|make| make == Make::Debian) && !rootfs::is_cached() {
+        needs.push(Need::Debian);
+    }
+    needs
+}
+
+fn prepare_one(setup: &Setup, disk: &Disk, job: &Job<'_>) -> Result<Image, SetupError> {
     let shown = disk.image.display();
     let fail = |message: String| setup.source.error(disk.image_span.clone(), message);
     if !disk.image.exists() {
-        make(setup, disk)?;
+        make(setup, disk, job)?;
     }
     let wrong = |e: io::Error| {
         fail(format!("cannot open the image {shown} of disk `{}`: {e}", disk.name))
@@ -95,10 +134,14 @@ fn check_ranges(setup: &Setup, images: &[Image]) -> Result<(), SetupError> {
     Ok(())
 }
 
-fn make(setup: &Setup, disk: &Disk) -> Result<(), SetupError> {
+fn make(setup: &Setup, disk: &Disk, job: &Job<'_>) -> Result<(), SetupError> {
     let shown = disk.image.display();
     let fail = |message: String| setup.source.error(disk.image_span.clone(), message);
     let made = match (disk.make, disk.size) {
+        (Some(Make::Debian), size) => {
+            return rootfs::make(&disk.image, size.unwrap_or(rootfs::LEAST), job)
+                .map_err(|e| fail(format!("cannot make the image {shown}: {e}")).help(e.help));
+        }
         (Some(Make::Ext4Sample), size) => make_sample(&disk.image, size.unwrap_or(SAMPLE)),
         (Some(Make::Empty) | None, Some(size)) => make_empty(&disk.image, size),
         _ => {
@@ -201,6 +244,11 @@ mod tests {
         Setup::parse(Source { name: "t.toml".into(), text }, folder, &[]).expect("a set-up")
     }
 
+    /// The images, made with nobody to tell.
+    fn prepare(setup: &Setup) -> Result<Vec<Image>, SetupError> {
+        super::prepare(setup, &Job::unwatched())
+    }
+
     fn told(setup: &Setup) -> String {
         prepare(setup).expect_err("should be refused").to_string()
     }
@@ -242,6 +290,21 @@ mod tests {
             with("image = \"small\"", far)
                 .contains("ends at 1536 bytes of disk `a`, which has 1 KiB")
         );
+    }
+
+    #[test]
+    fn a_size_that_debian_does_not_fit_into_is_refused_before_anything_is_built() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let with = |size: &str| {
+            let disk = format!("image = \"x\"\nmake = \"debian\"\nsize = \"{size}\"");
+            check_early(&setup(folder.path(), &disk, "\"a\""))
+        };
+        let refused = with("1023M").expect_err("too small");
+        assert!(refused.to_string().contains("`a` is too small"), "{refused}");
+        assert!(refused.remedy().is_some_and(|r| r.contains("\"1024M\"")), "{refused:?}");
+        with("1G").expect("just large enough");
+        fs::write(folder.path().join("x"), b"the user's own").expect("written");
+        with("1023M").expect("the image is there, so its size is not made");
     }
 
     #[test]

@@ -1,167 +1,116 @@
-//! Reads the ELF file of a PV kernel: what it wants loaded where, and the Xen notes
-//! that say how it starts. Knows nothing of archives or of memory sizes.
+//! Kernels as files: what a distribution ships becomes the ELF file that Dom0 builds a
+//! domain from. Whether that file can be started, and in how much memory, is asked of
+//! Dom0's own builder, so that what fails on the machine fails here first.
 
-use bulkhead_abi::elfnote;
-use elf::{
-    ElfBytes,
-    abi::{EM_X86_64, PT_LOAD, PT_NOTE, SHT_NOTE},
-    endian::LittleEndian,
-    file::Class,
-    note::{Note, NoteIterator},
-};
+mod bzimage;
+pub mod codec;
+
+pub use bzimage::is_bzimage;
+
+use bulkhead_abi::PAGE_SIZE;
+use bzimage::BzImage;
+use codec::Codec;
+use dom0::builder::{BuildError, Kernel, Layout};
+use std::rc::Rc;
 
 /// Why a file is no kernel that can be started as a domain.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
-    #[error("it is not an ELF file ({0})")]
-    NotElf(String),
-    #[error("it is a {0} ELF; a domain's kernel is a 64-bit x86 one")]
-    WrongMachine(&'static str),
-    #[error("its program headers are damaged ({0})")]
-    Damaged(String),
-    #[error("it has nothing to load")]
-    Empty,
-    #[error("it carries no Xen ELF note {0}, so it is not a paravirtual kernel")]
-    MissingNote(&'static str),
+    #[error("it is neither a bzImage nor an ELF file")]
+    NotAKernel,
+    #[error("it is {0} data, but neither a bzImage nor an ELF file inside")]
+    Compressed(Codec),
+    #[error("it is a 32-bit kernel")]
+    Narrow,
+    #[error("its boot protocol {}.{:02} is too old", .0 >> 8, .0 & 0xff)]
+    OldProtocol(u16),
+    #[error("it is truncated: its header speaks of {needs} bytes, and the file has {has}")]
+    Truncated { needs: u64, has: u64 },
+    #[error("its compression is not known (first bytes {0})")]
+    UnknownPayload(String),
+    #[error("its {codec} data is damaged or truncated: {why}")]
+    DamagedPayload { codec: Codec, why: String },
+    #[error("{0}")]
+    Build(BuildError),
 }
 
-/// One range to load.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Load<'a> {
-    /// Pseudo-physical address of its first byte, with `PADDR_OFFSET` taken off.
-    pub paddr: u64,
-    /// The bytes from the file.
-    pub bytes: &'a [u8],
-    /// Bytes in memory; those past `bytes` are zero.
-    pub mem_bytes: u64,
+impl ImageError {
+    /// What the user can do about it.
+    pub const fn remedy(&self) -> &'static str {
+        match self {
+            Self::Narrow | Self::Build(BuildError::WrongMachine) => {
+                "give a 64-bit x86 kernel; Debian's packages for it end in -amd64"
+            }
+            Self::Truncated { .. }
+            | Self::DamagedPayload { .. }
+            | Self::Build(BuildError::Truncated) => "fetch or copy the file again",
+            Self::UnknownPayload(_) => {
+                "known are gzip, bzip2, lzma, xz, lz4 and zstd; for any other give the ELF file, vmlinux"
+            }
+            Self::OldProtocol(_) => "give a kernel from Linux 2.6.26 on",
+            Self::Build(BuildError::NoXenNotes | BuildError::NotPv) => {
+                "a guest's kernel is built with CONFIG_XEN_PV=y, as Debian's are; `readelf -n vmlinux` shows its notes"
+            }
+            Self::NotAKernel | Self::Compressed(_) | Self::Build(_) => {
+                "a kernel is a bzImage (vmlinuz), a 64-bit ELF file with Xen notes (vmlinux), or a Debian package of one (.deb)"
+            }
+        }
+    }
 }
 
-/// What a PV kernel asks of whoever starts it.
+/// A kernel, ready for the archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KernelImage<'a> {
-    pub loads: Vec<Load<'a>>,
-    /// Linear address of pfn 0.
-    pub virt_base: u64,
-    /// Linear address of the first instruction.
-    pub entry: u64,
-    /// Linear address of the page to fill with hypercall stubs, if it wants one.
-    pub hypercall_page: Option<u64>,
-    /// First byte after everything it loads, as a pseudo-physical address.
+pub struct KernelImage {
+    /// Its ELF file.
+    pub elf: Rc<Vec<u8>>,
+    /// As `uname -r` says, where the file told.
+    pub version: Option<String>,
+    /// It is Linux, by its notes: it takes Linux's command line and ramdisks.
+    pub is_linux: bool,
+    /// First byte after all that it loads, in the domain's memory.
     pub end_paddr: u64,
 }
 
-type File<'a> = ElfBytes<'a, LittleEndian>;
-
-impl<'a> KernelImage<'a> {
-    /// Reads an ELF64 kernel with Xen notes.
-    ///
-    /// Ranges are taken by `p_paddr`: a kernel may have a segment whose `p_vaddr` is 0.
-    /// Source: ABI notes 0.2 and 1.1.
+impl KernelImage {
+    /// Takes a file as it is: ELF, bzImage, or either compressed.
     ///
     /// # Errors
-    /// See [`ImageError`]; the file is refused as a whole.
-    pub fn parse(bytes: &'a [u8]) -> Result<Self, ImageError> {
-        let file = open(bytes)?;
-        let notes = Notes::read(&file)?;
-        let loads = loads(&file, notes.paddr_offset)?;
-        let end_paddr = loads.iter().map(|l| l.paddr + l.mem_bytes).max().unwrap_or(0);
-        Ok(Self {
-            loads,
-            virt_base: notes.virt_base.ok_or(ImageError::MissingNote("VIRT_BASE"))?,
-            entry: notes.entry.ok_or(ImageError::MissingNote("ENTRY"))?,
-            hypercall_page: notes.hypercall_page,
-            end_paddr,
-        })
-    }
-}
-
-fn open(bytes: &[u8]) -> Result<File<'_>, ImageError> {
-    if !bytes.starts_with(b"\x7fELF") {
-        return Err(ImageError::NotElf("its first bytes are not 7f 45 4c 46".into()));
-    }
-    if bytes.get(4) == Some(&1) {
-        return Err(ImageError::WrongMachine("32-bit"));
-    }
-    let file = File::minimal_parse(bytes).map_err(|e| ImageError::NotElf(e.to_string()))?;
-    if file.ehdr.e_machine != EM_X86_64 {
-        return Err(ImageError::WrongMachine("foreign-machine"));
-    }
-    Ok(file)
-}
-
-fn loads<'a>(file: &File<'a>, paddr_offset: u64) -> Result<Vec<Load<'a>>, ImageError> {
-    let mut loads = Vec::new();
-    let segments = file.segments().ok_or(ImageError::Empty)?;
-    for header in segments.iter().filter(|h| h.p_type == PT_LOAD && h.p_memsz > 0) {
-        let bytes = file.segment_data(&header).map_err(|e| ImageError::Damaged(e.to_string()))?;
-        let paddr = header.p_paddr.checked_sub(paddr_offset);
-        let end = paddr.and_then(|p| p.checked_add(header.p_memsz));
-        let (Some(paddr), Some(_)) = (paddr, end) else {
-            return Err(ImageError::Damaged("a segment's address wraps".into()));
-        };
-        if header.p_memsz < header.p_filesz {
-            return Err(ImageError::Damaged(
-                "a segment is larger in the file than in memory".into(),
-            ));
-        }
-        loads.push(Load { paddr, bytes, mem_bytes: header.p_memsz });
-    }
-    if loads.is_empty() {
-        return Err(ImageError::Empty);
-    }
-    loads.sort_by_key(|l| l.paddr);
-    Ok(loads)
-}
-
-#[derive(Default)]
-struct Notes {
-    virt_base: Option<u64>,
-    entry: Option<u64>,
-    hypercall_page: Option<u64>,
-    paddr_offset: u64,
-}
-
-impl Notes {
-    /// Notes come in a `PT_NOTE` segment, or in sections only when the linker made none.
-    fn read(file: &File<'_>) -> Result<Self, ImageError> {
-        let mut notes = Self::default();
-        for header in file.segments().into_iter().flatten() {
-            if header.p_type == PT_NOTE {
-                let data = file.segment_data(&header);
-                notes.take(data.map_err(|e| ImageError::Damaged(e.to_string()))?);
-            }
-        }
-        for header in file.section_headers().into_iter().flatten() {
-            if header.sh_type == SHT_NOTE
-                && let Ok((data, _)) = file.section_data(&header)
-            {
-                notes.take(data);
-            }
-        }
-        Ok(notes)
-    }
-
-    fn take(&mut self, data: &[u8]) {
-        // Xen notes are aligned to 4 whatever the header says.
-        for note in NoteIterator::new(LittleEndian, Class::ELF64, 4, data) {
-            let Note::Unknown(note) = note else { continue };
-            if !note.name_str().is_ok_and(|name| name == elfnote::NAME) {
-                continue;
-            }
-            // A `VIRT_BASE` may be given in 4 bytes or in 8.
-            let value = match *note.desc {
-                [a, b, c, d] => u64::from(u32::from_le_bytes([a, b, c, d])),
-                [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-                _ => continue,
+    /// See [`ImageError`].
+    pub fn open(file: Vec<u8>) -> Result<Self, ImageError> {
+        let (elf, version) = if is_bzimage(&file) {
+            let image = BzImage::parse(&file)?;
+            (image.decompress()?, image.version)
+        } else if file.starts_with(b"\x7fELF") {
+            (file, None)
+        } else {
+            let Some(codec) = Codec::of(&file) else {
+                return Err(ImageError::NotAKernel);
             };
-            match u32::try_from(note.n_type) {
-                Ok(elfnote::ENTRY) => self.entry = Some(value),
-                Ok(elfnote::VIRT_BASE) => self.virt_base = Some(value),
-                Ok(elfnote::HYPERCALL_PAGE) => self.hypercall_page = Some(value),
-                Ok(elfnote::PADDR_OFFSET) => self.paddr_offset = value,
-                _ => {}
-            }
+            return Self::inside(codec, &file);
+        };
+        let kernel = Kernel::parse(&elf).map_err(ImageError::Build)?;
+        let (is_linux, end_paddr) = (kernel.is_linux, kernel.end());
+        Ok(Self { elf: Rc::new(elf), version, is_linux, end_paddr })
+    }
+
+    /// `vmlinux.gz` and the like.
+    fn inside(codec: Codec, file: &[u8]) -> Result<Self, ImageError> {
+        let damaged = |e: std::io::Error| ImageError::DamagedPayload { codec, why: e.to_string() };
+        let inner = codec.decompress(file, bzimage::MOST_BYTES).map_err(damaged)?;
+        match is_bzimage(&inner) || inner.starts_with(b"\x7fELF") {
+            true => Self::open(inner),
+            false => Err(ImageError::Compressed(codec)),
         }
+    }
+
+    /// Whether Dom0 can build a domain of `memory_bytes` from it, with a ramdisk of
+    /// `ramdisk_bytes` (0 for none).
+    ///
+    /// # Errors
+    /// Exactly what Dom0 would say.
+    pub fn plan(&self, ramdisk_bytes: u64, memory_bytes: u64) -> Result<(), BuildError> {
+        let kernel = Kernel::parse(&self.elf)?;
+        Layout::plan(&kernel, ramdisk_bytes, memory_bytes / PAGE_SIZE as u64).map(drop)
     }
 }
 

@@ -2,27 +2,33 @@
 //! and brings everything down again, whatever happens in between.
 
 use crate::{
+    agents::Agents,
+    link::{Link, Memory},
+    plan::wallclock_ns,
+    progress::Progress,
     qemu::Ended,
-    relay::Relay,
+    relay::{FromClient, Relay},
     session::Session,
     watch::{Stop, Watch},
-    wire::{self, Sender},
 };
-use bulkhead_link::{FromDom0, Request, ToDom0};
+use bulkhead_link::{CLOCK_TELLS, FromDom0, Request, ToDom0};
 use std::{
     fs, io,
     os::unix::net::UnixListener,
+    path::Path,
     process::Child,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
-        mpsc::{self, Receiver, RecvTimeoutError},
+        mpsc::{self, Receiver},
     },
     time::{Duration, Instant},
 };
 
 /// The socket in a session's folder that the machine's second UART connects to.
 pub const LINK: &str = "link";
+/// The file there that is the memory of the link's fast lane.
+pub const LANE: &str = "lane";
 /// The file there that gets what the core prints.
 pub const CORE_LOG: &str = "core.log";
 /// The file there that gets QEMU's complaints.
@@ -31,6 +37,11 @@ pub const QEMU_LOG: &str = "qemu.log";
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// How long the last listing and the shutdown may take, each.
 const CLOSING_LIMIT: Duration = Duration::from_secs(10);
+/// How long guests may take to power off once they were asked; a Linux with services to stop is
+/// slow under TCG.
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(30);
+/// How often Dom0 is told the time: the machine's clock may drift against the host's.
+const CLOCK_EVERY: Duration = Duration::from_secs(60);
 /// How often other things than messages are looked at.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -40,6 +51,28 @@ pub trait Observer {
     fn message(&mut self, message: &FromDom0);
     /// A line of the tool's own.
     fn say(&mut self, text: &str);
+    /// Where long work shows how far it has come; nowhere unless there is a terminal or a log.
+    fn progress(&self) -> Progress {
+        Progress::default()
+    }
+
+    /// The machine was started; this is the socket that other terminals use, until the run
+    /// is over.
+    fn started(&mut self, _socket: &Path) {}
+}
+
+/// All that a run waits for.
+#[derive(Debug)]
+enum Input {
+    /// From Dom0; None when the link is closed.
+    Link(Option<FromDom0>),
+    Client(FromClient),
+}
+
+impl From<FromClient> for Input {
+    fn from(from: FromClient) -> Self {
+        Self::Client(from)
+    }
 }
 
 /// Limits of a run.
@@ -49,6 +82,8 @@ pub struct Limits {
     pub timeout: Option<Duration>,
     /// Times the user has asked to stop: once to shut down, twice to end at once.
     pub interrupts: Arc<AtomicU32>,
+    /// Dom0 is told the host's wall clock.
+    pub tell_clock: bool,
 }
 
 /// What a run came to.
@@ -66,13 +101,15 @@ pub struct Finished {
 /// A machine that runs. Dropping it ends QEMU.
 struct Running<'a> {
     child: Child,
-    link: Sender,
-    messages: Receiver<Option<FromDom0>>,
+    link: Link,
+    inbox: Receiver<Input>,
     link_is_open: bool,
     relay: Relay,
     next: u32,
     watch: Watch,
     started: Instant,
+    /// How often Dom0 was told the time, and when last.
+    clock_told: (usize, Instant),
     limits: &'a Limits,
     observer: &'a mut dyn Observer,
 }
@@ -88,7 +125,8 @@ impl Drop for Running<'_> {
 ///
 /// Holds: afterwards QEMU has ended. Call it from a thread that stays until then.
 ///
-/// `start` starts QEMU; its second UART connects to the socket [`LINK`] of the session.
+/// `start` starts QEMU; its second UART connects to the socket [`LINK`] of the session, and
+/// the fast lane's memory is the file [`LANE`] there.
 ///
 /// # Errors
 /// If QEMU or a socket cannot be started; nothing runs then.
@@ -99,22 +137,28 @@ pub fn run(
     limits: &Limits,
     observer: &mut dyn Observer,
 ) -> io::Result<Finished> {
-    let relay = Relay::listen(&session.control())?;
+    let (give, inbox) = mpsc::channel();
+    let with_agent = watch.domains.iter().filter(|d| d.spec.agent);
+    let agents = Agents::new(with_agent.map(|d| d.spec.name.clone()));
+    let relay = Relay::listen(&session.control(), give.clone(), agents)?;
     let listener = UnixListener::bind(session.file(LINK))?;
     listener.set_nonblocking(true)?;
+    let lane = Memory::create(&session.file(LANE))?;
     let started = Instant::now();
     let mut child = start()?;
-    let (stop, watch) = match connect(&listener, &mut child, limits) {
-        Ok(Ok((link, messages))) => {
+    let (stop, watch) = match connect(&listener, &mut child, limits, lane, &give) {
+        Ok(Ok(link)) => {
+            observer.started(&session.control());
             let mut running = Running {
                 child,
                 link,
-                messages,
+                inbox,
                 link_is_open: true,
                 relay,
                 next: 0,
                 watch,
                 started,
+                clock_told: (0, started),
                 limits,
                 observer,
             };
@@ -149,22 +193,22 @@ fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-type Link = (Sender, Receiver<Option<FromDom0>>);
-
 /// Waits for QEMU to connect the second UART, or to leave.
 fn connect(
     listener: &UnixListener,
     child: &mut Child,
     limits: &Limits,
+    lane: Memory,
+    inbox: &mpsc::Sender<Input>,
 ) -> io::Result<Result<Link, Stop>> {
     let deadline = Instant::now() + BOOT_LIMIT;
     loop {
         match listener.accept() {
             Ok((stream, _)) => {
                 stream.set_nonblocking(false)?;
-                let (give, messages) = mpsc::channel();
-                let link = wire::split(stream, move |m| give.send(m).is_ok())?;
-                return Ok(Ok((link, messages)));
+                let give = inbox.clone();
+                let take = move |m| give.send(Input::Link(m)).is_ok();
+                return Link::open(stream, Some(lane), take).map(Ok);
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) => return Err(e),
@@ -186,8 +230,10 @@ impl Running<'_> {
     /// Passes messages until there is a reason to stop.
     fn serve(&mut self) -> Stop {
         loop {
-            self.receive(Instant::now() + TICK);
-            self.relay_requests();
+            let is_telling = self.limits.tell_clock && self.clock_told.0 < CLOCK_TELLS;
+            self.receive(Instant::now() + if is_telling { TICK / 5 } else { TICK });
+            self.relay.accept();
+            self.tell_clock();
             if let Some(stop) = self.reason_to_stop() {
                 return stop;
             }
@@ -212,38 +258,60 @@ impl Running<'_> {
         (!self.watch.ready && elapsed > BOOT_LIMIT).then_some(Stop::NoDom0)
     }
 
-    /// Takes messages until a deadline, and those that are there already.
+    /// Takes what comes until a deadline, and what is there already.
     fn receive(&mut self, deadline: Instant) {
-        while self.link_is_open {
+        loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.messages.recv_timeout(left) {
-                Ok(Some(message)) => self.take(&message),
-                Ok(None) | Err(RecvTimeoutError::Disconnected) => self.link_is_open = false,
-                Err(RecvTimeoutError::Timeout) => return,
+            match self.inbox.recv_timeout(left) {
+                Ok(input) => self.take(input),
+                Err(_) => return,
             }
             if left.is_zero() {
                 return;
             }
         }
-        std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
     }
 
     /// What QEMU had still sent when it left.
     fn drain(&mut self) {
-        while let Ok(Some(message)) = self.messages.recv_timeout(TICK) {
-            self.take(&message);
+        while self.link_is_open
+            && let Ok(input) = self.inbox.recv_timeout(TICK)
+        {
+            self.take(input);
         }
     }
 
-    fn take(&mut self, message: &FromDom0) {
-        self.watch.take(message, self.started.elapsed());
-        self.relay.pass(message);
-        self.observer.message(message);
+    fn tell_clock(&mut self) {
+        let (tells, last) = self.clock_told;
+        let is_due = tells < CLOCK_TELLS || last.elapsed() > CLOCK_EVERY;
+        if self.limits.tell_clock && self.watch.ready && is_due {
+            self.clock_told = (tells + 1, Instant::now());
+            self.send(Request::SetWallClock { unix_ns: wallclock_ns() });
+        }
     }
 
-    fn relay_requests(&mut self) {
-        for request in self.relay.requests(&mut self.next) {
-            // A link that broke shows as the end of the machine.
+    fn take(&mut self, input: Input) {
+        let requests = match input {
+            Input::Link(Some(message)) => {
+                // A link that broke shows as the end of the machine.
+                let _ = self.link.flush();
+                // A guest that does not listen for requests to power off is no news.
+                let is_ours = self.watch.answers_power_off(&message);
+                self.watch.take(&message, self.started.elapsed());
+                let requests = self.relay.pass(&message, &mut self.next);
+                if !is_ours {
+                    self.observer.message(&message);
+                }
+                requests
+            }
+            Input::Link(None) => {
+                self.link_is_open = false;
+                Vec::new()
+            }
+            Input::Client(said) => self.relay.requests(said, &mut self.next),
+        };
+        for request in requests {
+            // As above.
             let _ = self.link.send(&request);
         }
     }
@@ -258,13 +326,16 @@ impl Running<'_> {
         if matches!(stop, Stop::Machine(_)) || !self.watch.ready {
             return stop;
         }
+        if stop == Stop::Interrupted {
+            self.power_guests_off();
+        }
         self.watch.listing = None;
         self.send(Request::List);
-        self.wait(|s| s.watch.listing.is_some());
+        self.wait(CLOSING_LIMIT, |s| s.watch.listing.is_some());
         self.watch.closing = true;
         self.send(Request::Shutdown);
         let mut status = None;
-        self.wait(|s| {
+        self.wait(CLOSING_LIMIT, |s| {
             status = s.child.try_wait().ok().flatten();
             status.is_some()
         });
@@ -277,9 +348,22 @@ impl Running<'_> {
         }
     }
 
-    /// Passes messages until `done`, for at most [`CLOSING_LIMIT`], or a second Ctrl-C.
-    fn wait(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
-        let deadline = Instant::now() + CLOSING_LIMIT;
+    /// Asks guests to power off, and waits for those that agree: a disk that was written
+    /// is left in order.
+    fn power_guests_off(&mut self) {
+        for domain in self.watch.running_guests() {
+            self.send(Request::PowerOff { domain: domain.clone() });
+            self.watch.expect_power_off(self.next, domain);
+        }
+        self.wait(POWER_OFF_LIMIT, |s| !s.watch.is_powering_off());
+        if self.watch.is_powering_off() {
+            self.observer.say("a guest has not powered off in time, and is ended");
+        }
+    }
+
+    /// Passes messages until `done`, for at most `limit`, or a second Ctrl-C.
+    fn wait(&mut self, limit: Duration, mut done: impl FnMut(&mut Self) -> bool) {
+        let deadline = Instant::now() + limit;
         while !done(self) && Instant::now() < deadline {
             if self.limits.interrupts.load(Ordering::Relaxed) > 1 {
                 return;

@@ -10,6 +10,7 @@ use std::{path::PathBuf, process::ExitCode};
 ///
 /// Exit codes: 0 all well; 1 a guest or a test failed; 2 the request was wrong;
 /// 3 the core or Dom0 failed; 124 the time limit was reached; 130 interrupted.
+/// `exec` has the exit code of its command, 128 and the number for a signal.
 #[derive(Parser)]
 #[command(name = "bulkhead", version, about)]
 struct Cli {
@@ -27,8 +28,18 @@ enum Verb {
     List(List),
     /// Joins a domain's console; Ctrl-] leaves.
     Console(Named),
+    /// Runs a command in a guest; its exit code becomes this one's.
+    Exec(Exec),
     /// Destroys a domain at once.
     Kill(Named),
+    /// Asks a guest's kernel to power off.
+    Shutdown(Waiting),
+    /// Asks a guest's kernel to reboot.
+    Reboot(Waiting),
+    /// Presses a key of Linux' magic SysRq in a guest.
+    Sysrq(Sysrq),
+    /// Asks a guest to shrink or grow to a size.
+    MemSet(MemSet),
     /// Checks that everything needed is there.
     Doctor(Doctor),
     /// Counts the lines of the ring-0 core; fails at 10,000.
@@ -94,6 +105,70 @@ struct Named {
 }
 
 #[derive(clap::Args)]
+struct Waiting {
+    /// Name of the domain.
+    name: String,
+    /// Waits until it is done.
+    #[arg(short, long)]
+    wait: bool,
+    /// Most seconds to wait.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    timeout: u32,
+    /// Number of the run, if several are going on.
+    #[arg(long, value_name = "ID")]
+    run: Option<String>,
+}
+
+impl Waiting {
+    fn limit(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.timeout.into())
+    }
+}
+
+#[derive(clap::Args)]
+struct Sysrq {
+    /// Name of the domain.
+    name: String,
+    /// The key: a letter or digit; `h` lists them on the guest's console.
+    key: char,
+    /// Number of the run, if several are going on.
+    #[arg(long, value_name = "ID")]
+    run: Option<String>,
+}
+
+#[derive(clap::Args)]
+struct MemSet {
+    #[command(flatten)]
+    target: Waiting,
+    /// Like 160M; at most the `memory` of the set-up file.
+    size: bulkhead::setup::Size,
+}
+
+#[derive(clap::Args)]
+struct Exec {
+    /// Name of the guest.
+    name: String,
+    /// The command and its arguments; there is no shell in between.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<std::ffi::OsString>,
+    /// Number of the run, if several are going on.
+    #[arg(long, value_name = "ID")]
+    run: Option<String>,
+    /// Passes the standard input on even if it is a terminal.
+    #[arg(short, long)]
+    interactive: bool,
+    /// Ends the command after this many seconds, with exit code 124.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    timeout: Option<u32>,
+    /// How many seconds to wait for the guest's agent.
+    #[arg(long, value_name = "SECONDS", default_value_t = bulkhead::exec::WAIT.as_secs() as u32)]
+    wait: u32,
+    /// Prints one JSON object at the end in place of the command's output.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
 struct Doctor {
     #[arg(long)]
     json: bool,
@@ -149,7 +224,12 @@ fn main() -> ExitCode {
         Verb::Test(args) => verbs::test(args),
         Verb::List(args) => verbs::list(&args),
         Verb::Console(args) => verbs::console(&args),
+        Verb::Exec(args) => verbs::exec(args),
         Verb::Kill(args) => verbs::kill(&args),
+        Verb::Shutdown(args) => verbs::shutdown(&args),
+        Verb::Reboot(args) => verbs::reboot(&args),
+        Verb::Sysrq(args) => verbs::sysrq(&args),
+        Verb::MemSet(args) => verbs::mem_set(&args),
         Verb::Doctor(args) => verbs::doctor(&args),
         Verb::Size(args) => verbs::size(&args),
         Verb::Pack(args) => verbs::pack(&args),

@@ -14,8 +14,13 @@ pub enum Need {
     Qemu,
     /// `cargo` and the standard library for the bare machine.
     Target,
-    /// `mkfs.ext4`, to make the sample image.
+    /// The standard library for programs inside Linux guests.
+    GuestTarget,
+    /// `mkfs.ext4` and what comes with it, to make images.
     Mkfs,
+    /// `mmdebstrap`, to build Debian's root file system; for an ordinary user with
+    /// `fakeroot`, to keep whom its files belong to.
+    Debian,
 }
 
 /// What was found of a need.
@@ -28,15 +33,21 @@ pub struct Finding {
 
 /// The target that the core and the domains are built for.
 pub const TARGET: &str = "x86_64-unknown-none";
+/// The target that programs inside Linux guests are built for: static, so that they run
+/// whatever else is there.
+pub const GUEST_TARGET: &str = "x86_64-unknown-linux-musl";
 
 impl Need {
-    pub const ALL: [Self; 3] = [Self::Qemu, Self::Target, Self::Mkfs];
+    pub const ALL: [Self; 5] =
+        [Self::Qemu, Self::Target, Self::GuestTarget, Self::Mkfs, Self::Debian];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Qemu => "qemu-system-x86_64",
             Self::Target => "Rust target x86_64-unknown-none",
+            Self::GuestTarget => "Rust target x86_64-unknown-linux-musl",
             Self::Mkfs => "mkfs.ext4",
+            Self::Debian => "mmdebstrap",
         }
     }
 
@@ -44,7 +55,9 @@ impl Need {
         match self {
             Self::Qemu => "runs the machine",
             Self::Target => "builds the core and the domains",
-            Self::Mkfs => "makes the sample disk image",
+            Self::GuestTarget => "builds the initramfs of Linux guests",
+            Self::Mkfs => "makes disk images",
+            Self::Debian => "builds Debian's root file system",
         }
     }
 
@@ -53,7 +66,11 @@ impl Need {
         match self {
             Self::Qemu => "apt-get install --no-install-recommends qemu-system-x86",
             Self::Target => "rustup target add x86_64-unknown-none",
+            Self::GuestTarget => "rustup target add x86_64-unknown-linux-musl",
             Self::Mkfs => "apt-get install e2fsprogs",
+            Self::Debian => {
+                "apt-get install --no-install-recommends mmdebstrap fakeroot uidmap debian-archive-keyring"
+            }
         }
     }
 
@@ -63,8 +80,10 @@ impl Need {
             Self::Qemu => {
                 find_program("qemu-system-x86_64").map(|p| version(&p).unwrap_or_else(|| shown(&p)))
             }
-            Self::Target => find_target(),
+            Self::Target => find_target(TARGET),
+            Self::GuestTarget => find_target(GUEST_TARGET),
             Self::Mkfs => find_program("mkfs.ext4").map(|p| shown(&p)),
+            Self::Debian => find_mmdebstrap(),
         };
         Finding { need: self, found }
     }
@@ -72,8 +91,8 @@ impl Need {
     /// Whether this process may run the commands of [`Need::remedy`] by itself.
     pub fn may_install(self) -> bool {
         match self {
-            Self::Target => find_program("rustup").is_some(),
-            Self::Qemu | Self::Mkfs => is_debian_root(),
+            Self::Target | Self::GuestTarget => find_program("rustup").is_some(),
+            Self::Qemu | Self::Mkfs | Self::Debian => is_debian_root(),
         }
     }
 
@@ -82,7 +101,7 @@ impl Need {
     /// # Errors
     /// What the failing command printed.
     pub fn install(self, say: &dyn Fn(&str)) -> Result<(), String> {
-        if self != Self::Target {
+        if !matches!(self, Self::Target | Self::GuestTarget) {
             run(say, "apt-get update -q")?;
         }
         let remedy = self.remedy().replace("install ", "install -qy ");
@@ -126,9 +145,9 @@ fn version(program: &Path) -> Option<String> {
     text.lines().next().map(str::to_owned)
 }
 
-fn find_target() -> Option<String> {
+fn find_target(target: &str) -> Option<String> {
     let out = Command::new("rustc")
-        .args(["--print", "target-libdir", "--target", TARGET])
+        .args(["--print", "target-libdir", "--target", target])
         .current_dir(crate::artifacts::workspace())
         .output()
         .ok()?;
@@ -136,8 +155,14 @@ fn find_target() -> Option<String> {
     folder.is_dir().then(|| shown(&folder))
 }
 
+fn find_mmdebstrap() -> Option<String> {
+    let program = find_program("mmdebstrap")?;
+    let is_enough = is_root() || find_program("fakeroot").is_some();
+    is_enough.then(|| version(&program).unwrap_or_else(|| shown(&program)))
+}
+
 /// Root, by the owner of this process's own entry in `/proc`.
-fn is_root() -> bool {
+pub fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0)
 }

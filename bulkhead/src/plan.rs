@@ -6,22 +6,29 @@ use crate::{
     artifacts::Built,
     builtin,
     images::Image,
-    kernel_image::KernelImage,
-    setup::{Domain, Interrupt, Kernel, MOST_PINS, Setup, SetupError, Size},
+    kernel_image::{ImageError, KernelImage},
+    kernels::{self, Kernels, Ramdisk},
+    linux, qemu,
+    setup::{Domain, Guest, GuestDisk, Interrupt, Kernel, MOST_PINS, Setup, SetupError, Size},
 };
-use bulkhead_link::{self as link, DomainSpec, Kind, Manifest};
+use bulkhead_link::{self as link, DomainSpec, Kind, Manifest, OnReboot};
+use dom0::builder::BuildError;
 use std::{
     fs,
-    ops::Range,
     path::{Path, PathBuf},
+    rc::Rc,
     time::{SystemTime, UNIX_EPOCH},
 };
+use uuid::Uuid;
 
 /// What the core takes for itself: its image, the frame table and the machine-to-phys
 /// table at 2 % of memory, and room for what firmware keeps.
 const CORE_MEMORY: Size = Size::from_mib(24);
 /// What a domain needs past its kernel: page tables, stack, rings, a heap.
 const LEAST_SPARE: Size = Size::from_mib(4);
+/// What Linux needs past its kernel and ramdisk to get as far as a shell: tried with 6.1 and
+/// 6.12 of Debian. More is needed for anything beyond that.
+const LINUX_SPARE: Size = Size::from_mib(8);
 /// First PCI device number for disks; QEMU's q35 has its own devices below.
 const FIRST_SLOT: u32 = 4;
 
@@ -47,20 +54,30 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Puts a set-up together with what was built for it.
+    /// Puts a set-up together with what was built for it. `clock_by_link`: Dom0 is told the
+    /// time once it serves requests.
     ///
     /// # Errors
     /// A kernel that is missing or broken, or too little memory.
-    pub fn new(setup: &Setup, built: &Built, images: &[Image]) -> Result<Self, SetupError> {
+    pub fn new(
+        setup: &Setup,
+        built: &Built,
+        images: &[Image],
+        kernels: &Kernels,
+        clock_by_link: bool,
+    ) -> Result<Self, SetupError> {
         let mut files = Files::default();
-        let domains = domains(setup, built, images, &mut files)?;
+        let parts = Parts { setup, built, images, kernels };
+        let domains = parts.domains(&mut files)?;
         let mut manifest = Manifest {
             version: link::VERSION,
             images: files.named,
             domains,
+            lane: Some(qemu::LANE_SBDF),
             wallclock_ns: wallclock_ns(),
+            clock_by_link,
         };
-        let contents: Vec<_> = files.contents.iter().map(Vec::as_slice).collect();
+        let contents: Vec<_> = files.contents.iter().map(|c| c.as_slice()).collect();
         let payload = archive::payload(&mut manifest, &contents).map_err(broken)?;
         let core = program(built, &builtin::CORE)?;
         let dom0_file = read(program(built, &builtin::DOM0)?)?;
@@ -75,34 +92,53 @@ impl Plan {
     }
 }
 
-/// What can be known before anything is built: the kernels that are files, and memory.
+/// The identity of a domain: always the same for a name in a set-up file, so that what a
+/// guest keeps by it stays its own.
+fn uuid(setup: &Setup, name: &str) -> [u8; 16] {
+    let file = Path::new(&setup.source.name);
+    let file = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
+    let text = format!("bulkhead:{}#{name}", file.display());
+    Uuid::new_v5(&Uuid::NAMESPACE_URL, text.as_bytes()).into_bytes()
+}
+
+/// What can be known before anything is built: memory, and the kernels that are there, which
+/// before fetching are those that are files. What is read stays in `kernels`.
 ///
 /// # Errors
 /// A kernel that is missing or broken, or too little memory.
-pub fn check_early(setup: &Setup) -> Result<(), SetupError> {
+pub fn check_early(setup: &Setup, kernels: &mut Kernels) -> Result<(), SetupError> {
+    kernels.read_files(setup)?;
+    for guest in &setup.guests {
+        check_has_root(setup, guest, kernels)?;
+    }
+    kernels.check_modules(setup)?;
     let guests = setup.guests.iter().map(|g| &g.domain);
     for domain in setup.drivers.iter().chain(guests) {
-        if let Kernel::File(path) = &domain.kernel {
-            let bytes = fs::read(path).map_err(|e| no_kernel(setup, domain, path, &e))?;
-            check_kernel(setup, domain, path, &bytes)?;
+        if let Some(loaded) = kernels.of(domain) {
+            check_kernel(setup, domain, &loaded.name, &loaded.image, kernels.ramdisk(domain))?;
         }
     }
     memory(setup, 0).map(drop)
 }
 
-fn no_kernel(setup: &Setup, domain: &Domain, path: &Path, why: &std::io::Error) -> SetupError {
-    let message = format!("cannot read the kernel {} of `{}`: {why}", path.display(), domain.name);
-    setup
+/// Linux without a disk has only its ramdisk to live on.
+fn check_has_root(setup: &Setup, guest: &Guest, kernels: &Kernels) -> Result<(), SetupError> {
+    if !guest.disks.is_empty() || !kernels.wants_initramfs(&guest.domain) {
+        return Ok(());
+    }
+    let message = format!("Linux guest `{}` has no root disk", guest.domain.name);
+    Err(setup
         .source
-        .error(domain.kernel_span.clone(), message)
-        .help("correct the path, or name a builtin kernel; docs/set-up-file.md lists them")
+        .error(guest.domain.kernel_span.clone(), message)
+        .help("add disks = [\"NAME\"] with a [disk.NAME], or a `ramdisk` that needs no disk"))
 }
 
 fn broken(error: archive::PackError) -> SetupError {
     SetupError::plain(error.to_string())
 }
 
-fn wallclock_ns() -> u64 {
+/// The host's wall clock, ns since 1970.
+pub fn wallclock_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }
@@ -121,99 +157,171 @@ fn read(path: &Path) -> Result<Vec<u8>, SetupError> {
 #[derive(Default)]
 struct Files {
     named: Vec<link::Image>,
-    contents: Vec<Vec<u8>>,
+    contents: Vec<Rc<Vec<u8>>>,
 }
 
 impl Files {
-    fn add(&mut self, path: &Path) -> std::io::Result<u32> {
-        let name = path.display().to_string();
+    /// The number of the file with a name; `contents` is asked for if it is new.
+    fn add<E>(
+        &mut self,
+        name: &str,
+        contents: impl FnOnce() -> Result<Rc<Vec<u8>>, E>,
+    ) -> Result<u32, E> {
         if let Some(known) = self.named.iter().position(|i| i.name == name) {
             return Ok(known as u32);
         }
-        self.contents.push(fs::read(path)?);
-        self.named.push(link::Image { name, offset: 0, bytes: 0 });
+        self.contents.push(contents()?);
+        self.named.push(link::Image { name: name.into(), offset: 0, bytes: 0 });
         Ok(self.named.len() as u32 - 1)
     }
 }
 
-fn domains(
-    setup: &Setup,
-    built: &Built,
-    images: &[Image],
-    files: &mut Files,
-) -> Result<Vec<DomainSpec>, SetupError> {
-    let mut specs = Vec::new();
-    for (index, driver) in setup.drivers.iter().enumerate() {
-        let mut spec = domain(setup, built, driver, Kind::Driver, files)?;
-        spec.devices = devices(setup, index);
-        specs.push(spec);
-    }
-    for guest in &setup.guests {
-        let mut spec = domain(setup, built, &guest.domain, Kind::Guest, files)?;
-        spec.disks = guest_disks(setup, guest, images);
-        specs.push(spec);
-    }
-    Ok(specs)
+/// What domains are put together from.
+#[derive(Clone, Copy)]
+struct Parts<'a> {
+    setup: &'a Setup,
+    built: &'a Built,
+    images: &'a [Image],
+    kernels: &'a Kernels,
 }
 
-fn domain(
-    setup: &Setup,
-    built: &Built,
-    domain: &Domain,
-    kind: Kind,
-    files: &mut Files,
-) -> Result<DomainSpec, SetupError> {
-    let at = |span: &Range<usize>, message: String| setup.source.error(span.clone(), message);
-    let path = match &domain.kernel {
-        Kernel::Builtin(found) => program(built, found)?,
-        Kernel::File(path) => path,
-    };
-    let kernel = files.add(path).map_err(|e| no_kernel(setup, domain, path, &e))?;
-    check_kernel(setup, domain, path, &files.contents[kernel as usize])?;
-    let ramdisk = match &domain.ramdisk {
-        None => None,
-        Some(path) => Some(files.add(path).map_err(|e| {
-            let message =
-                format!("cannot read the ramdisk {} of `{}`: {e}", path.display(), domain.name);
-            at(&domain.kernel_span, message)
-        })?),
-    };
-    Ok(DomainSpec {
-        name: domain.name.clone(),
-        kind,
-        kernel,
-        ramdisk,
-        cmdline: domain.cmdline.clone(),
-        memory_kib: domain.memory.kib(),
-        vcpus: 1,
-        sched: domain.sched,
-        devices: Vec::new(),
-        disks: Vec::new(),
-    })
+impl Parts<'_> {
+    fn domains(&self, files: &mut Files) -> Result<Vec<DomainSpec>, SetupError> {
+        let setup = self.setup;
+        let mut specs = Vec::new();
+        for (index, driver) in setup.drivers.iter().enumerate() {
+            let mut spec = self.domain(driver, Kind::Driver, false, files)?;
+            spec.devices = devices(setup, index);
+            specs.push(spec);
+        }
+        for guest in &setup.guests {
+            let has_disks = !guest.disks.is_empty();
+            let mut spec = self.domain(&guest.domain, Kind::Guest, has_disks, files)?;
+            spec.disks = guest_disks(setup, guest, self.images);
+            spec.on_reboot = guest.on_reboot;
+            spec.agent = guest.agent;
+            specs.push(spec);
+        }
+        Ok(specs)
+    }
+
+    fn domain(
+        &self,
+        domain: &Domain,
+        kind: Kind,
+        has_disks: bool,
+        files: &mut Files,
+    ) -> Result<DomainSpec, SetupError> {
+        let ramdisk = self.kernels.ramdisk(domain);
+        let kernel = self.kernel(domain, ramdisk, files)?;
+        let ramdisk =
+            ramdisk.map(|r| files.add(&r.name, || Ok::<_, SetupError>(Rc::clone(&r.bytes))));
+        Ok(DomainSpec {
+            name: domain.name.clone(),
+            uuid: uuid(self.setup, &domain.name),
+            kind,
+            kernel,
+            ramdisk: ramdisk.transpose()?,
+            cmdline: self.cmdline(domain, has_disks)?,
+            memory_kib: domain.memory.kib(),
+            vcpus: 1,
+            sched: domain.sched,
+            devices: Vec::new(),
+            disks: Vec::new(),
+            on_reboot: OnReboot::default(),
+            agent: false,
+        })
+    }
+
+    /// The number of a domain's kernel among the files, checked.
+    fn kernel(
+        &self,
+        domain: &Domain,
+        ramdisk: Option<&Ramdisk>,
+        files: &mut Files,
+    ) -> Result<u32, SetupError> {
+        let check = |name: &str, image: &KernelImage| {
+            check_kernel(self.setup, domain, name, image, ramdisk)
+        };
+        if let Kernel::Builtin(found) = &domain.kernel {
+            let path = program(self.built, found)?;
+            let name = path.display().to_string();
+            let image = KernelImage::open(read(path)?)
+                .map_err(|e| kernels::bad_kernel(self.setup, domain, &name, &e))?;
+            check(&name, &image)?;
+            return files.add(&name, || Ok(image.elf));
+        }
+        let loaded = self.kernels.of(domain).ok_or_else(|| {
+            SetupError::plain(format!("the kernel of `{}` was not read", domain.name))
+        })?;
+        check(&loaded.name, &loaded.image)?;
+        files.add(&loaded.name, || Ok(Rc::clone(&loaded.image.elf)))
+    }
+
+    /// What a domain is told: Linux gets defaults, and the user's words after them.
+    fn cmdline(&self, domain: &Domain, has_disks: bool) -> Result<String, SetupError> {
+        let text = match self.kernels.is_linux(domain) {
+            true => linux::cmdline(has_disks, &domain.cmdline),
+            false => domain.cmdline.clone(),
+        };
+        if text.len() <= linux::MOST_CMDLINE {
+            return Ok(text);
+        }
+        let message = format!(
+            "the command line of `{}` has {} bytes; a domain can be given {}",
+            domain.name,
+            text.len(),
+            linux::MOST_CMDLINE
+        );
+        Err(self.setup.source.error(domain.cmdline_span.clone(), message))
+    }
 }
 
+/// Whether a kernel can be started with its ramdisk in the domain's memory.
 fn check_kernel(
     setup: &Setup,
     domain: &Domain,
-    path: &Path,
-    bytes: &[u8],
+    name: &str,
+    image: &KernelImage,
+    ramdisk: Option<&Ramdisk>,
 ) -> Result<(), SetupError> {
-    let image = KernelImage::parse(bytes).map_err(|e| {
-        let message = format!("{} cannot be the kernel of `{}`: {e}", path.display(), domain.name);
-        setup
-            .source
-            .error(domain.kernel_span.clone(), message)
-            .help("a kernel is a 64-bit ELF file with Xen notes, as `readelf -n` shows them")
-    })?;
-    let least = Size::from_bytes(image.end_paddr.saturating_add(LEAST_SPARE.bytes()));
+    let ramdisk_bytes = ramdisk.map_or(0, |r| r.bytes.len() as u64);
+    let mut least = least_memory(image, ramdisk);
+    match image.plan(ramdisk_bytes, domain.memory.bytes()) {
+        Ok(()) => {}
+        Err(BuildError::TooLittleMemory { needed_kib, .. }) => {
+            least = least.max(Size::from_bytes(needed_kib << 10));
+        }
+        Err(e) => return Err(kernels::bad_kernel(setup, domain, name, &ImageError::Build(e))),
+    }
     if domain.memory >= least {
         return Ok(());
+    }
+    let mut help = format!("its kernel takes {} MiB", Size::from_bytes(image.end_paddr).mib());
+    if let Some(ramdisk) = ramdisk {
+        let mib = |bytes| Size::from_bytes(bytes).mib();
+        help += &format!(", its ramdisk {} MiB", mib(ramdisk_bytes));
+        if image.is_linux {
+            help += &format!(" and {} MiB more when unpacked", mib(ramdisk.unpacked_bytes));
+        }
     }
     let message = format!("{} is too little memory for `{}`", domain.memory, domain.name);
     Err(setup
         .source
         .error(domain.memory_span.clone(), message)
-        .help(format!("its kernel needs memory = \"{}M\" or more", least.mib())))
+        .help(format!("{help}: memory = \"{}M\" or more", least.mib())))
+}
+
+/// What a domain cannot do without, by a reckoning of our own: it may be more than what
+/// building it takes.
+fn least_memory(image: &KernelImage, ramdisk: Option<&Ramdisk>) -> Size {
+    let (packed, unpacked) = ramdisk.map_or((0, 0), |r| (r.bytes.len() as u64, r.unpacked_bytes));
+    let (spare, unpacked) = match image.is_linux {
+        true => (LINUX_SPARE, unpacked),
+        false => (LEAST_SPARE, 0),
+    };
+    let parts = [packed, unpacked, spare.bytes()];
+    Size::from_bytes(parts.into_iter().fold(image.end_paddr, u64::saturating_add))
 }
 
 /// PCI device number of each disk. Those with pins come first: devices in a row have lines
@@ -239,9 +347,9 @@ fn devices(setup: &Setup, driver: usize) -> Vec<link::Device> {
         .collect()
 }
 
-fn guest_disks(setup: &Setup, guest: &crate::setup::Guest, images: &[Image]) -> Vec<link::Disk> {
+fn guest_disks(setup: &Setup, guest: &Guest, images: &[Image]) -> Vec<link::Disk> {
     let letters = 'a'..='p';
-    let disk = |(used, letter): (&crate::setup::GuestDisk, char)| {
+    let disk = |(used, letter): (&GuestDisk, char)| {
         let device = &setup.disks[used.disk];
         let all = images[used.disk].bytes.saturating_sub(used.offset);
         link::Disk {
@@ -330,9 +438,13 @@ disks = ["b", { disk = "a", offset = "512K" }]
     ) -> Result<(Setup, Vec<DomainSpec>, Files), SetupError> {
         let source = Source { name: "t.toml".into(), text: text.into() };
         let setup = Setup::parse(source, folder, &[])?;
-        let images = crate::images::prepare(&setup)?;
+        let images = crate::images::prepare(&setup, &crate::distro::Job::unwatched())?;
         let mut files = Files::default();
-        let specs = domains(&setup, &Built::default(), &images, &mut files)?;
+        let mut kernels = Kernels::default();
+        check_early(&setup, &mut kernels)?;
+        let built = Built::default();
+        let parts = Parts { setup: &setup, built: &built, images: &images, kernels: &kernels };
+        let specs = parts.domains(&mut files)?;
         memory(&setup, 0)?;
         Ok((setup, specs, files))
     }
@@ -404,7 +516,7 @@ disks = ["b", { disk = "a", offset = "512K" }]
     fn a_kernel_that_is_none_is_named_with_the_reason() {
         let folder = folder();
         fs::write(folder.path().join("sh"), "#!/bin/sh").expect("written");
-        for (kernel, why) in [("./sh", "not an ELF"), ("./nothing", "cannot read the kernel")] {
+        for (kernel, why) in [("./sh", "nor an ELF"), ("./nothing", "cannot read the kernel")] {
             let text = TEXT.replacen("\"./k\"\nmemory", &format!("\"{kernel}\"\nmemory"), 1);
             let error = try_domains(&text, folder.path()).err().expect("refused").to_string();
             assert!(error.contains(why) && error.contains("`g`"), "{error}");

@@ -30,7 +30,14 @@ pub struct Options<'a> {
     pub debug_log: &'a Path,
     /// Socket that the tool listens on; Dom0's control link. None leaves it unconnected.
     pub link: Option<&'a Path>,
+    /// File with the memory of the link's fast lane, if it has one.
+    pub lane: Option<&'a Path>,
 }
+
+/// PCI device number of the fast lane.
+const LANE_SLOT: u32 = 3;
+/// The fast lane as the manifest names it.
+pub const LANE_SBDF: u32 = LANE_SLOT << 3;
 
 impl Options<'_> {
     /// The command line, without the program.
@@ -64,6 +71,15 @@ impl Options<'_> {
         add("-chardev", link.unwrap_or_else(unconnected));
         add("-serial", "chardev:link".into());
         add("-device", exit_device().into());
+        if let Some(lane) = self.lane {
+            let size = bulkhead_link::lane::BYTES;
+            let object = format!("memory-backend-file,id=lane,share=on,size={size}");
+            add("-object", with_path(&object, "mem-path", lane));
+            add(
+                "-device",
+                format!("ivshmem-plain,memdev=lane,bus=pcie.0,addr={LANE_SLOT:#x}").into(),
+            );
+        }
         if self.icount && !self.kvm {
             add("-icount", "shift=0,sleep=off".into());
         }
@@ -108,10 +124,14 @@ fn bound_to_us(program: &str) -> Command {
     command
 }
 
-/// In a path, QEMU takes a doubled comma for one.
 fn chardev(kind: &str, path: &Path) -> OsString {
+    with_path(kind, "path", path)
+}
+
+/// In a path, QEMU takes a doubled comma for one.
+fn with_path(rest: &str, key: &str, path: &Path) -> OsString {
     let path = path.to_string_lossy().replace(',', ",,");
-    format!("{kind},path={path}").into()
+    format!("{rest},{key}={path}").into()
 }
 
 fn blockdev(drive: &Drive) -> String {
@@ -239,6 +259,7 @@ mod tests {
             drives: &drives,
             debug_log: Path::new("/run/a,b/core.log"),
             link: Some(Path::new("/run/link")),
+            lane: Some(Path::new("/run/a,b/lane")),
         };
         let line: Vec<_> =
             options.arguments().iter().map(|a| a.to_string_lossy().into_owned()).collect();
@@ -248,6 +269,7 @@ mod tests {
         assert_eq!(block["file"]["filename"], "/tmp/a,b \"c\".img");
         assert_eq!(block["read-only"], true);
         assert_eq!(after("-icount"), "shift=0,sleep=off");
+        assert!(after("-object").ends_with(",mem-path=/run/a,,b/lane"), "{line:?}");
         let device = line.iter().find(|a| a.starts_with("virtio-blk-pci,")).expect("a disk");
         assert!(device.contains("addr=0x4,serial=a-name-longer-than-t,"), "{device}");
         assert!(device.ends_with(",vectors=0"), "{device}");

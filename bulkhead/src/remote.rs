@@ -1,26 +1,25 @@
 //! The verbs that talk to a machine another terminal runs: `list`, `kill`, `console`.
 
 use crate::{
+    console::{self, Left, Manner},
+    exec,
+    raw::Raw,
     report::{self, Core, Disk, Domain},
     session::{self, Info},
     setup::suggest,
     wire::Client,
 };
-use bulkhead_link::{Event, FromDom0, Listing, Reply, Request};
-use nix::sys::termios::{self, SetArg, Termios};
+use bulkhead_link::{Listing, Reply, Request, State};
 use serde::Serialize;
 use std::{
-    io::{self, IsTerminal, Read, Write},
+    io::{self, Write},
     path::{Path, PathBuf},
-    sync::mpsc,
+    sync::atomic::AtomicU32,
     time::Duration,
 };
 
 /// How long Dom0 may take to reply.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Ctrl-], which leaves a console.
-const DETACH: u8 = 0x1d;
-
 /// Why a verb could not be carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
@@ -34,11 +33,32 @@ pub enum RemoteError {
     UnknownDomain { wrong: String, hint: String },
     #[error("Dom0 refused: {0}")]
     Refused(String),
+    #[error("{0}")]
+    NotDone(String),
+    #[error(
+        "{domain} has no agent to run commands: it has a kernel of this workspace, or the set-up says `agent = false`"
+    )]
+    NoAgent { domain: String },
+    #[error(
+        "the agent of {domain} was not heard of within {waited_s} s; is the guest up, with the ramdisk that this tool makes and a kernel with CONFIG_HVC_XEN_FRONTEND? `bulkhead console {domain}` shows; --wait SECONDS waits longer"
+    )]
+    SilentAgent { domain: String, waited_s: u64 },
+    #[error(
+        "the agent of {domain} speaks version {theirs}, this tool {}; start the guest with the ramdisk that this tool makes",
+        bulkhead_link::agent::VERSION
+    )]
+    AgentVersion { domain: String, theirs: u32 },
+    #[error("the command in {domain} was lost: {why}")]
+    Lost { domain: String, why: String },
+    #[error("{domain} has ended")]
+    Ended { domain: String },
+    #[error("the machine has ended")]
+    Over,
     #[error("cannot talk to the machine: {0}")]
     Io(#[from] io::Error),
 }
 
-type Result<T> = std::result::Result<T, RemoteError>;
+pub(crate) type Result<T> = std::result::Result<T, RemoteError>;
 
 /// One run in the output of `list --json`.
 #[derive(Debug, Serialize)]
@@ -97,95 +117,61 @@ pub fn kill(run: Option<&str>, domain: &str) -> Result<()> {
     }
 }
 
-/// Joins a domain's console until Ctrl-] or the end of the input or of the run.
+/// Runs a command in a guest; see [`exec::exec`].
+///
+/// # Errors
+/// If there is no such guest, it has no agent, or the connection is lost.
+pub fn exec(
+    run: Option<&str>,
+    domain: &str,
+    command: exec::Command,
+    interrupts: &AtomicU32,
+    sink: &mut dyn exec::Sink,
+) -> Result<exec::Finished> {
+    let (_, socket) = choose(run)?;
+    let listing = listing(&mut Client::connect(&socket)?)?;
+    let found = listing.domains.iter().rev().find(|d| d.name == domain);
+    if found.is_some_and(|d| matches!(d.state, State::Stopped | State::Crashed)) {
+        return Err(RemoteError::Ended { domain: domain.into() });
+    }
+    // One that is not listed may be about to be built: its agent is waited for. The run
+    // knows which domains there will be.
+    let finished = exec::exec(&socket, domain, command, interrupts, sink);
+    match (finished, found) {
+        // A run knows nothing of the agent of what is not there.
+        (Err(RemoteError::NoAgent { .. }), None) => Err(unknown(&listing, domain)),
+        (finished, _) => finished,
+    }
+}
+
+/// Joins a domain's console until Ctrl-], a signal, or the end of the domain or the run.
 ///
 /// # Errors
 /// If there is no such domain.
-pub fn console(run: Option<&str>, domain: &str) -> Result<()> {
+pub fn console(run: Option<&str>, domain: &str, interrupts: &AtomicU32) -> Result<()> {
     let (_, socket) = choose(run)?;
     known(&mut Client::connect(&socket)?, domain)?;
-    // A fresh connection, since the end of what was printed so far comes at its start.
-    let mut client = Client::connect(&socket)?;
     let raw = Raw::enter();
     if raw.is_some() {
         eprint!("console of {domain}; Ctrl-] leaves\r\n");
     }
-    let keys = keys();
-    loop {
-        match client.receive(Duration::from_millis(20)) {
-            Ok(Some(FromDom0::Event(event))) => {
-                if show(domain, &event)? {
-                    return Ok(());
-                }
-            }
-            Ok(_) => {}
-            Err(_) => return Ok(()),
-        }
-        while let Ok(bytes) = keys.try_recv() {
-            let end = bytes.iter().position(|&b| b == DETACH);
-            let typed = bytes[..end.unwrap_or(bytes.len())].to_vec();
-            if !typed.is_empty() {
-                client.send(Request::ConsoleInput { domain: domain.into(), bytes: typed })?;
-            }
-            if end.is_some() {
-                return Ok(());
-            }
-        }
+    let manner = Manner {
+        input: Some(Box::new(io::stdin())),
+        detach: raw.is_some(),
+        leave_at_end: true,
+        interrupts,
+    };
+    let mut show = |bytes: &[u8]| {
+        let mut out = io::stdout().lock();
+        out.write_all(bytes).and_then(|()| out.flush())
+    };
+    let left = console::attend(&socket, domain, manner, &mut show);
+    drop(raw);
+    if let Left::Ended(reason) = left? {
+        let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        eprintln!("\n{domain} has ended{why}");
     }
-}
-
-/// Prints what concerns the domain; true once it has ended.
-fn show(domain: &str, event: &Event) -> io::Result<bool> {
-    match event {
-        Event::Console { domain: of, bytes } if of == domain => {
-            let mut out = io::stdout().lock();
-            out.write_all(bytes)?;
-            out.flush()?;
-            Ok(false)
-        }
-        Event::Ended { domain: of, reason, .. } if of == domain => {
-            eprint!("\r\n{domain} has ended: {reason}\r\n");
-            Ok(true)
-        }
-        _ => Ok(false),
-    }
-}
-
-/// What is typed, from a thread that ends with the process.
-fn keys() -> mpsc::Receiver<Vec<u8>> {
-    let (give, keys) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut bytes = [0; 256];
-        while let Ok(count @ 1..) = io::stdin().read(&mut bytes) {
-            if give.send(bytes[..count].to_vec()).is_err() {
-                return;
-            }
-        }
-    });
-    keys
-}
-
-/// The terminal in raw mode: keys go to the guest as they are pressed.
-struct Raw(Termios);
-
-impl Raw {
-    /// None if the input is no terminal.
-    fn enter() -> Option<Self> {
-        if !io::stdin().is_terminal() {
-            return None;
-        }
-        let before = termios::tcgetattr(io::stdin()).ok()?;
-        let mut raw = before.clone();
-        termios::cfmakeraw(&mut raw);
-        termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &raw).ok()?;
-        Some(Self(before))
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
-        let _ = termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &self.0);
-    }
+    Ok(())
 }
 
 fn choose(run: Option<&str>) -> Result<(Info, PathBuf)> {
@@ -208,7 +194,7 @@ fn pick(mut runs: Vec<(Info, PathBuf)>, run: Option<&str>) -> Result<(Info, Path
     }
 }
 
-fn connect_for(run: Option<&str>, domain: &str) -> Result<Client> {
+pub(crate) fn connect_for(run: Option<&str>, domain: &str) -> Result<Client> {
     let (_, socket) = choose(run)?;
     checked(&socket, domain)
 }
@@ -221,14 +207,18 @@ fn checked(socket: &Path, domain: &str) -> Result<Client> {
 
 fn known(client: &mut Client, domain: &str) -> Result<()> {
     let listing = listing(client)?;
-    let names = || listing.domains.iter().map(|d| d.name.as_str());
-    if names().any(|n| n == domain) {
-        return Ok(());
+    match listing.domains.iter().any(|d| d.name == domain) {
+        true => Ok(()),
+        false => Err(unknown(&listing, domain)),
     }
-    Err(RemoteError::UnknownDomain { wrong: domain.into(), hint: suggest(domain, names()) })
 }
 
-fn listing(client: &mut Client) -> Result<Listing> {
+fn unknown(listing: &Listing, domain: &str) -> RemoteError {
+    let names = listing.domains.iter().map(|d| d.name.as_str());
+    RemoteError::UnknownDomain { wrong: domain.into(), hint: suggest(domain, names) }
+}
+
+pub(crate) fn listing(client: &mut Client) -> Result<Listing> {
     match client.ask(Request::List, LIMIT)? {
         Reply::List(listing) => Ok(listing),
         Reply::Error(why) => Err(RemoteError::Refused(why)),

@@ -46,6 +46,8 @@ pub struct Domain {
     pub virtual_ns: u64,
     pub weight: u32,
     pub restarts: u32,
+    /// The last lines on its console, if it ended other than by powering off.
+    pub last_lines: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -84,6 +86,7 @@ impl From<&DomainReport> for Domain {
             virtual_ns: domain.virtual_ns,
             weight: domain.weight,
             restarts: domain.restarts,
+            last_lines: domain.last_lines.clone(),
         }
     }
 }
@@ -131,27 +134,29 @@ const fn state_word(state: State) -> &'static str {
         State::Stopped => "stopped",
         State::Crashed => "crashed",
         State::Quarantined => "quarantined",
+        State::Rebooting => "rebooting",
     }
 }
 
 /// A table of domains and disks, short and aligned.
 pub fn table(domains: &[Domain], disks: &[Disk]) -> String {
     let mut text = format!(
-        "{:<16} {:>5} {:<7} {:<11} {:<9} {:>9} {:>10} {:>6}\n",
-        "NAME", "DOMID", "KIND", "STATE", "EXIT", "MEM(KiB)", "CPU(ms)", "WEIGHT"
+        "{:<16} {:>5} {:<7} {:<11} {:<9} {:>9} {:>10} {:>6} {:>8}\n",
+        "NAME", "DOMID", "KIND", "STATE", "EXIT", "MEM(KiB)", "CPU(ms)", "WEIGHT", "RESTARTS"
     );
     for d in domains {
         let domid = d.domid.map_or_else(|| "-".to_owned(), |n| n.to_string());
         let _ = writeln!(
             text,
-            "{:<16} {domid:>5} {:<7} {:<11} {:<9} {:>9} {:>10.1} {:>6}",
+            "{:<16} {domid:>5} {:<7} {:<11} {:<9} {:>9} {:>10.1} {:>6} {:>8}",
             d.name,
             d.kind,
             d.state,
             d.exit.unwrap_or("-"),
             d.memory_kib,
             d.cpu_ns as f64 / 1e6,
-            d.weight
+            d.weight,
+            d.restarts
         );
     }
     if !disks.is_empty() {
@@ -178,6 +183,18 @@ pub fn table(domains: &[Domain], disks: &[Disk]) -> String {
     text
 }
 
+/// What the domains that did not end well said last, for a person; empty if there is none.
+pub fn last_words(domains: &[Domain]) -> String {
+    let mut text = String::new();
+    for d in domains.iter().filter(|d| !d.last_lines.is_empty()) {
+        let _ = writeln!(text, "{} said last:", d.name);
+        for line in &d.last_lines {
+            let _ = writeln!(text, "  | {line}");
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,6 +213,7 @@ mod tests {
             virtual_ns: 3,
             weight: 256,
             restarts: 0,
+            last_lines: vec!["bye".into()],
         };
         let disk = DiskReport {
             guest: "g".into(),
@@ -234,6 +252,7 @@ mod tests {
             "cpu_ns",
             "weight",
             "restarts",
+            "last_lines",
         ];
         for key in keys {
             assert!(!json["domains"][0][key].is_null(), "{key}");

@@ -3,14 +3,16 @@
 use crate::{
     accel, artifacts,
     builtin::{self, Builtin},
+    distro::Job,
     images,
-    machine::{self, CORE_LOG, Finished, LINK, Limits, Observer, QEMU_LOG},
+    kernels::Kernels,
+    machine::{self, CORE_LOG, Finished, LANE, LINK, Limits, Observer, QEMU_LOG},
     needs::{self, Need},
     plan::{self, Plan},
     qemu,
     report::{self, Report},
     session::Session,
-    setup::{Accel, Domain, Kernel, Make, Setup, SetupError},
+    setup::{Accel, Domain, Kernel, Setup, SetupError},
     watch::{Outcome, Stop, Watch},
 };
 use std::{fs, path::PathBuf, sync::atomic::Ordering};
@@ -53,16 +55,35 @@ pub fn run_setup(
     observer: &mut dyn Observer,
 ) -> Result<Report, SetupError> {
     // What the user can put right comes before minutes of building.
-    plan::check_early(setup)?;
-    ensure(setup, observer)?;
-    let images = images::prepare(setup)?;
+    let mut kernels = Kernels::default();
+    plan::check_early(setup, &mut kernels)?;
+    images::check_early(setup)?;
+    ensure(setup, &kernels, observer)?;
+    let fetched = with_job(options, observer, |job| kernels.fetch(setup, job));
+    if is_interrupted(options) {
+        return Ok(not_started(Outcome::Interrupted));
+    }
+    fetched?;
+    plan::check_early(setup, &mut kernels)?;
+    let images = with_job(options, observer, |job| images::prepare(setup, job));
+    if is_interrupted(options) {
+        return Ok(not_started(Outcome::Interrupted));
+    }
+    let images = images?;
     observer.say("building the core and the domains");
-    let built = artifacts::build(&programs(setup), options.show_build);
-    if options.limits.interrupts.load(Ordering::Relaxed) > 0 {
+    let mut built = artifacts::build(&programs(setup), options.show_build);
+    if built.is_ok() && kernels.want_initramfs(setup) {
+        let tools = artifacts::build_guest_tools(options.show_build);
+        built = built.and_then(|all| Ok(all.with(tools?)));
+    }
+    if is_interrupted(options) {
         return Ok(not_started(Outcome::Interrupted));
     }
     let built = built.map_err(SetupError::plain)?;
-    let plan = Plan::new(setup, &built, &images)?;
+    kernels.make_ramdisks(setup, &built)?;
+    let plan = Plan::new(setup, &built, &images, &kernels, !options.icount)?;
+    // Its largest parts are in the archive now.
+    drop(kernels);
     let kvm =
         accel::use_kvm(options.accel.unwrap_or(setup.machine.accel), options.icount, &plan.core)?;
     observer.say(&format!(
@@ -78,12 +99,30 @@ pub fn run_setup(
     judge(&finished, &plan, kvm)
 }
 
-fn ensure(setup: &Setup, observer: &mut dyn Observer) -> Result<(), SetupError> {
+fn is_interrupted(options: &Options) -> bool {
+    options.limits.interrupts.load(Ordering::Relaxed) > 0
+}
+
+/// Does long work that tells the observer, and that the user can stop.
+fn with_job<T>(
+    options: &Options,
+    observer: &mut dyn Observer,
+    work: impl FnOnce(&Job<'_>) -> T,
+) -> T {
+    let progress = observer.progress();
+    let observer = std::cell::RefCell::new(observer);
+    work(&Job {
+        say: &|line| observer.borrow_mut().say(line),
+        progress,
+        interrupts: &options.limits.interrupts,
+    })
+}
+
+fn ensure(setup: &Setup, kernels: &Kernels, observer: &mut dyn Observer) -> Result<(), SetupError> {
     let mut wanted = vec![Need::Qemu, Need::Target];
-    let makes_sample =
-        |d: &crate::setup::Disk| d.make == Some(Make::Ext4Sample) && !d.image.exists();
-    if setup.disks.iter().any(makes_sample) {
-        wanted.push(Need::Mkfs);
+    wanted.extend(images::needs(setup));
+    if kernels.want_initramfs(setup) {
+        wanted.push(Need::GuestTarget);
     }
     let observer = std::cell::RefCell::new(observer);
     needs::ensure(&wanted, &|line| observer.borrow_mut().say(line)).map_err(|e| {
@@ -128,6 +167,7 @@ fn start(
         observer.say(&format!("logs and archive stay in {}", session.file("").display()));
     }
     let (debug_log, link) = (session.file(CORE_LOG), session.file(LINK));
+    let lane = session.file(LANE);
     let machine = qemu::Options {
         core: &plan.core,
         archive: &archive,
@@ -137,12 +177,14 @@ fn start(
         drives: &plan.drives,
         debug_log: &debug_log,
         link: Some(&link),
+        lane: Some(&lane),
     };
     let errors = session.file(QEMU_LOG);
     let watch = Watch::new(&plan.manifest.domains);
-    machine::run(&session, || machine.start(&errors), watch, &options.limits, observer).map_err(
-        |e| failed("cannot start the machine", e).help("`bulkhead doctor` checks what it needs"),
-    )
+    let limits = Limits { tell_clock: plan.manifest.clock_by_link, ..options.limits.clone() };
+    machine::run(&session, || machine.start(&errors), watch, &limits, observer).map_err(|e| {
+        failed("cannot start the machine", e).help("`bulkhead doctor` checks what it needs")
+    })
 }
 
 const fn accel_word(kvm: bool) -> &'static str {

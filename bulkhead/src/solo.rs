@@ -67,6 +67,7 @@ pub fn boot(request: &Request<'_>, follow: &dyn Fn(&[u8])) -> Result<Booted, Str
         drives: &[],
         debug_log: &debug_log,
         link: None,
+        lane: None,
     };
     let mut child =
         options.start(&session.file(QEMU_LOG)).map_err(|e| format!("cannot start QEMU: {e}"))?;

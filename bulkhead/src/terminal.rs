@@ -1,9 +1,15 @@
 //! What a person sees while a machine runs: lines of consoles, labelled and coloured
-//! where several share a terminal, and the tool's own progress.
+//! where several share a terminal, and the tool's own progress. One guest may have the
+//! terminal to itself.
 
+use crate::{
+    attach::{Attachment, Output},
+    progress::Progress,
+};
 use std::{
     collections::BTreeMap,
     io::{self, IsTerminal, Write},
+    path::PathBuf,
 };
 
 /// Longest line kept until its end comes; a longer one is cut into pieces.
@@ -30,6 +36,8 @@ pub struct Terminal {
     colour_err: bool,
     partial: BTreeMap<String, Vec<u8>>,
     order: Vec<String>,
+    attached: Option<Attachment>,
+    progress: Progress,
 }
 
 impl Terminal {
@@ -45,11 +53,52 @@ impl Terminal {
             colour_err: err && !plain,
             partial: BTreeMap::new(),
             order: Vec::new(),
+            attached: None,
+            progress: Progress::on_stderr(),
         }
+    }
+
+    /// Lends the terminal to this guest while it runs.
+    #[must_use]
+    pub fn attach(mut self, guest: &str) -> Self {
+        let output = match self.guests {
+            Guests::Stdout => Output::Stdout,
+            Guests::Stderr => Output::Stderr,
+        };
+        self.attached = Some(Attachment::new(guest, output));
+        self
+    }
+
+    /// The machine was started; what is typed goes to this socket.
+    pub fn reached_at(&mut self, socket: PathBuf) {
+        if let Some(attached) = &mut self.attached {
+            attached.reached_at(socket);
+        }
+    }
+
+    /// A domain runs.
+    pub fn runs(&mut self, name: &str) {
+        if let Some(attached) = self.attached.as_mut().filter(|a| a.guest() == name) {
+            attached.guest_runs();
+        }
+    }
+
+    /// A domain has ended.
+    pub fn ended(&mut self, name: &str) {
+        if let Some(attached) = self.attached.as_mut().filter(|a| a.guest() == name) {
+            attached.guest_ended();
+        }
+        self.release();
     }
 
     /// Takes bytes of a domain's console and prints the lines that are whole.
     pub fn console(&mut self, name: &str, is_guest: bool, bytes: &[u8]) {
+        self.release();
+        if let Some(attached) = self.attached.as_mut().filter(|a| a.guest() == name)
+            && attached.show(bytes)
+        {
+            return self.release();
+        }
         let mut partial = self.partial.remove(name).unwrap_or_default();
         for line in lines(&mut partial, bytes) {
             self.line(name, is_guest, &line);
@@ -59,6 +108,10 @@ impl Terminal {
 
     /// Prints what is left of lines without an end.
     pub fn finish(&mut self, is_guest: impl Fn(&str) -> bool) {
+        if let Some(attached) = &mut self.attached {
+            attached.finish();
+        }
+        self.release();
         for (name, partial) in std::mem::take(&mut self.partial) {
             if !partial.is_empty() {
                 let line = String::from_utf8_lossy(&partial).into_owned();
@@ -68,15 +121,45 @@ impl Terminal {
     }
 
     /// A line of the tool's own.
-    pub fn say(&self, text: &str) {
+    pub fn say(&mut self, text: &str) {
         let line = if self.colour_err { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() };
-        let _ = writeln!(io::stderr(), "{line}");
+        self.tell(Output::Stderr, line);
+    }
+
+    /// Prints a line as soon as that disturbs nobody.
+    fn tell(&mut self, to: Output, line: String) {
+        self.release();
+        match self.attached.as_mut().filter(|a| a.must_wait()) {
+            Some(attached) => attached.hold(to, line),
+            None => self.print(to, &line),
+        }
+    }
+
+    /// Prints the lines that had to wait.
+    fn release(&mut self) {
+        let lines = self.attached.as_mut().map(Attachment::released);
+        for (to, line) in lines.unwrap_or_default() {
+            self.print(to, &line);
+        }
+    }
+
+    fn print(&self, to: Output, line: &str) {
+        // A reader that left (`| head`) is no reason to stop the machine.
+        self.progress.aside(|| match to {
+            Output::Stdout => drop(writeln!(io::stdout(), "{line}")),
+            Output::Stderr => drop(writeln!(io::stderr(), "{line}")),
+        });
+    }
+
+    /// Bars or lines on the standard error, which its own lines do not disturb.
+    pub fn progress(&self) -> Progress {
+        self.progress.clone()
     }
 
     /// A line about or of one domain, on the standard error.
     pub fn note(&mut self, name: &str, text: &str) {
         let line = format!("{} {text}", self.label(name, self.colour_err));
-        let _ = writeln!(io::stderr(), "{line}");
+        self.tell(Output::Stderr, line);
     }
 
     fn line(&mut self, name: &str, is_guest: bool, line: &str) {
@@ -87,8 +170,7 @@ impl Terminal {
             true => format!("{} {line}", self.label(name, self.colour_out)),
             false => line.to_owned(),
         };
-        // A reader that left (`| head`) is no reason to stop the machine.
-        let _ = writeln!(io::stdout(), "{text}");
+        self.tell(Output::Stdout, text);
     }
 
     fn label(&mut self, name: &str, colour: bool) -> String {

@@ -1,12 +1,15 @@
 //! What each verb prints, and its exit code.
 
-use crate::{Boot, Doctor, List, Named, Pack, Run, Size, Test};
+use crate::{Boot, Doctor, Exec, List, MemSet, Named, Pack, Run, Size, Sysrq, Test, Waiting};
 use bulkhead::{
     accel,
     archive::{self, Dom0},
     artifacts, check,
+    exec::{self, Collected, Finished, Sink},
+    lifecycle,
     machine::{Limits, Observer},
     needs::Need,
+    progress::Progress,
     qemu::Ended,
     remote::{self, RemoteError},
     report,
@@ -16,7 +19,10 @@ use bulkhead::{
     terminal::{Guests, Terminal},
     watch::exit_word,
 };
-use bulkhead_link::{Event, FromDom0, Reply};
+use bulkhead_link::{
+    Event, FromDom0, Reply,
+    agent::{End, Stream},
+};
 use serde_json::json;
 use std::{
     collections::BTreeSet,
@@ -27,6 +33,8 @@ use std::{
     time::Duration,
 };
 
+/// The step of coming up that is the last one.
+const RUNNING: &str = "running";
 /// The request was wrong.
 const WRONG: u8 = 2;
 
@@ -36,13 +44,15 @@ fn print_json(value: &impl serde::Serialize) {
     let _ = writeln!(io::stdout(), "{text}");
 }
 
-/// Counts Ctrl-C (and a request to terminate) instead of dying of it.
-fn count_interrupts() -> Arc<AtomicU32> {
+/// Counts Ctrl-C (and a request to terminate) instead of dying of it. The first one is
+/// answered with `hint`.
+fn count_interrupts(hint: &'static str) -> Arc<AtomicU32> {
     let count = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&count);
     let set = ctrlc::set_handler(move || {
-        if counted.fetch_add(1, Ordering::Relaxed) == 0 {
-            eprintln!("\nshutting down; once more to end at once");
+        if counted.fetch_add(1, Ordering::Relaxed) == 0 && !hint.is_empty() {
+            // The terminal may be raw: a new line does not begin at its left.
+            eprint!("\r\n{hint}\r\n");
         }
     });
     if let Err(e) = set {
@@ -68,15 +78,22 @@ impl Observer for Show {
         };
         match event {
             Event::Ready { .. } => self.terminal.note("dom0", "running"),
-            Event::Progress { domain, step } => self.terminal.note(domain, step),
+            Event::Progress { domain, step } => {
+                self.terminal.note(domain, step);
+                if step == RUNNING {
+                    self.terminal.runs(domain);
+                }
+            }
             Event::Console { domain, bytes } => {
                 let is_guest = self.guests.contains(domain);
                 self.terminal.console(domain, is_guest, bytes);
             }
             Event::Ended { domain, exit, reason } => {
                 let why = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+                self.terminal.ended(domain);
                 self.terminal.note(domain, &format!("ended: {}{why}", exit_word(*exit)));
             }
+            Event::ConsoleRoom { .. } | Event::Agent { .. } => {}
             Event::Log { line } => self.terminal.note("dom0", line),
             Event::BuildFailed { domain, reason } => {
                 self.terminal.note(domain, &format!("could not be built: {reason}"));
@@ -87,6 +104,14 @@ impl Observer for Show {
     fn say(&mut self, text: &str) {
         self.terminal.say(text);
     }
+
+    fn started(&mut self, socket: &Path) {
+        self.terminal.reached_at(socket.to_owned());
+    }
+
+    fn progress(&self) -> Progress {
+        self.terminal.progress()
+    }
 }
 
 pub fn run(args: Run) -> u8 {
@@ -95,7 +120,8 @@ pub fn run(args: Run) -> u8 {
         sets: args.set,
         limits: Limits {
             timeout: args.timeout.map(|s| Duration::from_secs(s.into())),
-            interrupts: count_interrupts(),
+            interrupts: count_interrupts("guests are asked to power off; once more to end at once"),
+            ..Limits::default()
         },
         accel: args.accel,
         icount: args.icount,
@@ -105,7 +131,10 @@ pub fn run(args: Run) -> u8 {
     let done = bulkhead::setup::Setup::load(&options.setup, &options.sets).and_then(|setup| {
         let guests: BTreeSet<_> = setup.guests.iter().map(|g| g.domain.name.clone()).collect();
         let to = if args.json { Guests::Stderr } else { Guests::Stdout };
-        let terminal = Terminal::new(to, guests.len());
+        let mut terminal = Terminal::new(to, guests.len());
+        if let Some(guest) = setup.guests.iter().find(|g| g.console) {
+            terminal = terminal.attach(&guest.domain.name);
+        }
         let mut show = Show { terminal, guests };
         let report = run::run_setup(&setup, &options, &mut show);
         let Show { mut terminal, guests } = show;
@@ -137,6 +166,7 @@ fn conclude(report: &report::Report, as_json: bool) {
         print_json(report);
     } else {
         eprint!("{}", report::table(&report.domains, &report.disks));
+        eprint!("{}", report::last_words(&report.domains));
     }
     if !report.reason.is_empty() {
         eprintln!("{}", report.reason);
@@ -157,7 +187,7 @@ fn remotely(done: Result<(), RemoteError>) -> u8 {
     let Err(error) = done else { return 0 };
     eprintln!("{error}");
     match error {
-        RemoteError::Refused(_) | RemoteError::Io(_) => 1,
+        RemoteError::Refused(_) | RemoteError::NotDone(_) | RemoteError::Io(_) => 1,
         _ => WRONG,
     }
 }
@@ -175,11 +205,119 @@ pub fn list(args: &List) -> u8 {
 }
 
 pub fn console(args: &Named) -> u8 {
-    remotely(remote::console(args.run.as_deref(), &args.name))
+    let interrupts = count_interrupts("");
+    remotely(remote::console(args.run.as_deref(), &args.name, &interrupts))
+}
+
+/// The command's output, as it comes.
+struct Through;
+
+impl Sink for Through {
+    fn output(&mut self, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+        match stream {
+            Stream::Stdout => {
+                let mut out = io::stdout().lock();
+                out.write_all(bytes).and_then(|()| out.flush())
+            }
+            Stream::Stderr => io::stderr().write_all(bytes),
+        }
+    }
+
+    fn say(&mut self, text: &str) {
+        eprintln!("{text}");
+    }
+}
+
+/// The command's output kept for JSON, and the tool's own lines where they belong.
+#[derive(Default)]
+struct Kept(Collected);
+
+impl Sink for Kept {
+    fn output(&mut self, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+        self.0.output(stream, bytes)
+    }
+
+    fn say(&mut self, text: &str) {
+        eprintln!("{text}");
+    }
+}
+
+pub fn exec(args: Exec) -> u8 {
+    /// What a shell says of a command whose reader has left: 128 and SIGPIPE.
+    const BROKEN_PIPE: u8 = 141;
+    let seconds = |s: u32| Duration::from_secs(s.into());
+    let stdin = args.interactive || !io::stdin().is_terminal();
+    let command = exec::Command {
+        argv: args.command.into_iter().map(std::os::unix::ffi::OsStringExt::into_vec).collect(),
+        input: stdin.then(|| Box::new(io::stdin()) as Box<dyn io::Read + Send>),
+        wait: seconds(args.wait),
+        timeout: args.timeout.map(seconds),
+    };
+    let interrupts = count_interrupts("");
+    let mut kept = Kept::default();
+    let sink: &mut dyn Sink = if args.json { &mut kept } else { &mut Through };
+    match remote::exec(args.run.as_deref(), &args.name, command, &interrupts, sink) {
+        Ok(finished) => {
+            if args.json {
+                print_json(&exec_report(&finished, &kept.0));
+            } else if let Finished::Refused { reason, .. } = &finished {
+                eprintln!("{} cannot run it: {reason}", args.name);
+            } else if finished == Finished::TimedOut {
+                eprintln!("the time limit was reached");
+            }
+            finished.code()
+        }
+        Err(RemoteError::Io(e)) if e.kind() == io::ErrorKind::BrokenPipe => BROKEN_PIPE,
+        Err(e) if args.json => {
+            print_json(&json!({ "outcome": "bad-request", "error": e.to_string() }));
+            WRONG
+        }
+        Err(e) => {
+            eprintln!("{e}");
+            WRONG
+        }
+    }
+}
+
+fn exec_report(finished: &Finished, kept: &Collected) -> serde_json::Value {
+    let (outcome, signal, error) = match finished {
+        Finished::Ended(End::Exited(_)) => ("exited", None, None),
+        Finished::Ended(End::Signalled(signal)) => ("signalled", Some(signal), None),
+        Finished::Refused { reason, .. } => ("refused", None, Some(reason)),
+        Finished::TimedOut => ("timeout", None, None),
+        Finished::Interrupted => ("interrupted", None, None),
+    };
+    json!({
+        "outcome": outcome,
+        "exit": finished.code(),
+        "signal": signal,
+        "error": error,
+        "stdout": String::from_utf8_lossy(&kept.stdout),
+        "stderr": String::from_utf8_lossy(&kept.stderr),
+    })
 }
 
 pub fn kill(args: &Named) -> u8 {
     remotely(remote::kill(args.run.as_deref(), &args.name))
+}
+
+pub fn shutdown(args: &Waiting) -> u8 {
+    let wait = args.wait.then(|| args.limit());
+    remotely(lifecycle::shutdown(args.run.as_deref(), &args.name, wait))
+}
+
+pub fn reboot(args: &Waiting) -> u8 {
+    let wait = args.wait.then(|| args.limit());
+    remotely(lifecycle::reboot(args.run.as_deref(), &args.name, wait))
+}
+
+pub fn sysrq(args: &Sysrq) -> u8 {
+    remotely(lifecycle::sysrq(args.run.as_deref(), &args.name, args.key))
+}
+
+pub fn mem_set(args: &MemSet) -> u8 {
+    let wait = args.target.wait.then(|| args.target.limit());
+    remotely(lifecycle::mem_set(args.target.run.as_deref(), &args.target.name, args.size, wait))
 }
 
 pub fn doctor(args: &Doctor) -> u8 {

@@ -3,7 +3,10 @@
 
 use crate::qemu::Ended;
 use bulkhead_link::{DomainReport, DomainSpec, Event, Exit, FromDom0, Kind, Listing, Reply, State};
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 /// How long guests may wait for a driver domain that died before the run is given up.
 pub const DRIVER_GRACE: Duration = Duration::from_secs(10);
@@ -81,6 +84,9 @@ pub struct Watch {
     wrong_version: Option<u32>,
     /// The machine was told to stop.
     pub closing: bool,
+    /// Requests to power off that are not answered yet, by number, and who has agreed.
+    asked: BTreeMap<u32, String>,
+    powering_off: BTreeSet<String>,
 }
 
 impl Watch {
@@ -99,6 +105,8 @@ impl Watch {
             ready: false,
             wrong_version: None,
             closing: false,
+            asked: BTreeMap::new(),
+            powering_off: BTreeSet::new(),
         }
     }
 
@@ -109,7 +117,13 @@ impl Watch {
                 self.listing = Some(listing.clone())
             }
             FromDom0::Reply { reply: Reply::Hello { version }, .. } => self.version(*version),
-            FromDom0::Reply { .. } => {}
+            FromDom0::Reply { number, reply } => {
+                if let Some(domain) = self.asked.remove(number)
+                    && *reply == Reply::Done
+                {
+                    self.powering_off.insert(domain);
+                }
+            }
             FromDom0::Event(event) => self.event(event, now),
         }
     }
@@ -143,8 +157,33 @@ impl Watch {
                     known.reason.clone_from(reason);
                 }
             }
-            Event::Console { .. } | Event::Log { .. } => {}
+            Event::Console { .. }
+            | Event::ConsoleRoom { .. }
+            | Event::Agent { .. }
+            | Event::Log { .. } => {}
         }
+    }
+
+    /// Names of the guests that run.
+    pub fn running_guests(&self) -> Vec<String> {
+        let running = self.of(Kind::Guest).filter(|g| !g.has_ended());
+        running.map(|g| g.spec.name.clone()).collect()
+    }
+
+    /// Request `number` asks a guest to power off.
+    pub fn expect_power_off(&mut self, number: u32, domain: String) {
+        self.asked.insert(number, domain);
+    }
+
+    /// Whether a message answers such a request.
+    pub fn answers_power_off(&self, message: &FromDom0) -> bool {
+        matches!(message, FromDom0::Reply { number, .. } if self.asked.contains_key(number))
+    }
+
+    /// Whether a guest that agreed to power off, or has not answered yet, still runs.
+    pub fn is_powering_off(&self) -> bool {
+        let waits = |g: &Known| !g.has_ended() && self.powering_off.contains(&g.spec.name);
+        !self.asked.is_empty() || self.of(Kind::Guest).any(waits)
     }
 
     fn find(&mut self, name: &str) -> Option<&mut Known> {
@@ -249,6 +288,7 @@ impl Known {
             virtual_ns: 0,
             weight: self.spec.sched.weight,
             restarts: 0,
+            last_lines: Vec::new(),
         }
     }
 }
@@ -279,6 +319,7 @@ mod tests {
         };
         DomainSpec {
             name: name.into(),
+            uuid: [0; 16],
             kind,
             kernel: 0,
             ramdisk: None,
@@ -288,6 +329,8 @@ mod tests {
             sched: Sched::default(),
             devices: Vec::new(),
             disks: if driver.is_empty() { Vec::new() } else { vec![disk] },
+            on_reboot: Default::default(),
+            agent: false,
         }
     }
 
@@ -342,6 +385,38 @@ mod tests {
         let back = Event::Progress { domain: "disk".into(), step: "running".into() };
         watch.take(&FromDom0::Event(back), late);
         assert_eq!(watch.stop(late), None);
+    }
+
+    #[test]
+    fn guests_that_agree_to_power_off_are_waited_for_and_others_are_not() {
+        let mut watch = watch();
+        assert_eq!(watch.running_guests(), ["a", "b"]);
+        for (number, name) in [(8, "a"), (9, "b")] {
+            watch.expect_power_off(number, name.into());
+        }
+        assert!(watch.is_powering_off());
+        let refused = FromDom0::Reply { number: 9, reply: Reply::Error("deaf".into()) };
+        assert!(watch.answers_power_off(&refused));
+        watch.take(&refused, T);
+        watch.take(&FromDom0::Reply { number: 8, reply: Reply::Done }, T);
+        assert!(watch.is_powering_off() && !watch.answers_power_off(&refused));
+        watch.take(&ended("a", Exit::PowerOff), T);
+        assert!(!watch.is_powering_off());
+        assert_eq!(watch.running_guests(), ["b"]);
+    }
+
+    #[test]
+    fn a_guest_that_reboots_goes_on_running() {
+        let mut watch = watch();
+        watch.take(&ended("b", Exit::PowerOff), T);
+        for step in ["rebooting", "building", "running"] {
+            let event = Event::Progress { domain: "a".into(), step: step.into() };
+            watch.take(&FromDom0::Event(event), T);
+            assert_eq!(watch.stop(T), None, "{step}");
+        }
+        let failed = Event::BuildFailed { domain: "a".into(), reason: "no memory".into() };
+        watch.take(&FromDom0::Event(failed), T);
+        assert_eq!(watch.stop(T), Some(Stop::Finished));
     }
 
     #[test]

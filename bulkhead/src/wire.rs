@@ -1,7 +1,11 @@
 //! The link over a socket: sends messages, and reads them on a thread of its own. The
-//! same on both sides of the relay, and between the tool and Dom0.
+//! same on both sides of the relay, and between the tool and Dom0. Other terminals say
+//! [`Ask`] to the run that holds the link, and it says [`Tell`].
 
-use bulkhead_link::{self as link, Decoder, FromDom0, Reply, Request, ToDom0};
+use bulkhead_link::{
+    self as link, Decoder, FromDom0, Reply, Request, ToDom0,
+    agent::{FromAgent, ToAgent},
+};
 use serde::{Deserialize, Serialize};
 use std::{
     io::{self, Read, Write},
@@ -14,6 +18,43 @@ use std::{
 
 /// How long a peer may leave its socket full before it is given up.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
+
+/// From another terminal to the run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ask {
+    /// To be passed on to Dom0.
+    Dom0(ToDom0),
+    /// To be passed on to the agent of a guest; numbers are the terminal's own.
+    Agent { domain: String, message: ToAgent },
+    /// How the agent of a guest is.
+    AgentState { domain: String },
+}
+
+/// From the run to another terminal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Tell {
+    /// What Dom0 said.
+    Dom0(FromDom0),
+    /// What the agent of a guest said about a command of this terminal.
+    Agent { domain: String, message: FromAgent },
+    /// How the agent of a guest is: when asked, and when that changes.
+    AgentState { domain: String, state: AgentState },
+    /// Nothing more will be heard of a command.
+    AgentLost { domain: String, id: u32, why: String },
+}
+
+/// How the agent of a guest is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AgentState {
+    /// The guest has no second console that one could be on.
+    None,
+    /// It has not been heard of.
+    Silent,
+    /// It runs commands.
+    Ready,
+    /// It speaks this other version.
+    OtherVersion(u32),
+}
 
 /// The sending half.
 #[derive(Debug)]
@@ -65,6 +106,17 @@ where
     Ok(Sender { stream })
 }
 
+/// Connects to the socket of a run; see [`split`].
+///
+/// # Errors
+/// If nobody listens there.
+pub fn join<F>(socket: &Path, take: F) -> io::Result<Sender>
+where
+    F: FnMut(Option<Tell>) -> bool + Send + 'static,
+{
+    split(UnixStream::connect(socket)?, take)
+}
+
 /// A connection to Dom0 of a running machine, by way of the run that started it.
 pub struct Client {
     sender: Sender,
@@ -79,7 +131,11 @@ impl Client {
     /// If nobody listens there.
     pub fn connect(socket: &Path) -> io::Result<Self> {
         let (give, messages) = mpsc::channel();
-        let sender = split(UnixStream::connect(socket)?, move |m| give.send(m).is_ok())?;
+        let sender = join(socket, move |told| match told {
+            Some(Tell::Dom0(message)) => give.send(Some(message)).is_ok(),
+            Some(_) => true,
+            None => give.send(None).is_ok(),
+        })?;
         Ok(Self { sender, messages, next: 1 })
     }
 
@@ -90,7 +146,7 @@ impl Client {
     pub fn send(&mut self, request: Request) -> io::Result<u32> {
         let number = self.next;
         self.next += 1;
-        self.sender.send(&ToDom0 { number, request })?;
+        self.sender.send(&Ask::Dom0(ToDom0 { number, request }))?;
         Ok(number)
     }
 

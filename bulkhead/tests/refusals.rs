@@ -82,9 +82,9 @@ fn too_little_memory_for_the_machine() {
 }
 
 #[test]
-fn a_kernel_that_is_no_elf() {
+fn a_kernel_that_is_none() {
     let told = refused(&SETUP.replace("\"disk-check\"", "\"./script\""), &[]);
-    has(&told, &["script", "not an ELF file", "`reader`", "x.toml:7"]);
+    has(&told, &["script", "bzImage", "`reader`", "x.toml:7"]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use crate::store::{Access, Perms, Store, StoreError, path::home};
 use alloc::{format, string::String};
-use bulkhead_abi::{DomId, Gref, Mfn, Port, xs_wire};
+use bulkhead_abi::{DomId, Gref, Mfn, Port, shared_info::EVTCHN_2L_PORTS, xs_wire};
 
 /// Major number of `xvd` devices, and the form for those past the sixteenth
 /// (public xen-vbd-interface).
@@ -38,6 +38,8 @@ pub fn vdev_number(name: &str) -> Option<u32> {
 pub struct DomainFacts<'a> {
     pub domid: DomId,
     pub name: &'a str,
+    /// Names it for its own kernel.
+    pub uuid: [u8; 16],
     pub memory_kib: u64,
     pub vcpus: u32,
     pub store_port: Port,
@@ -51,9 +53,15 @@ pub struct DomainFacts<'a> {
 pub fn add_domain(store: &mut Store, facts: &DomainFacts<'_>) -> Result<(), StoreError> {
     let home = home(facts.domid);
     let read_only = Perms::private(DomId::DOM0).with(facts.domid, Access::READ);
+    let uuid = uuid_text(&facts.uuid);
+    let machine = format!("/vm/{uuid}");
+    store.write_as(&machine, "", read_only.clone())?;
+    store.write(&format!("{machine}/uuid"), &uuid)?;
+    store.write(&format!("{machine}/name"), facts.name)?;
     store.write_as(&home, "", read_only)?;
     let mut put = |key: &str, value: &str| store.write(&format!("{home}/{key}"), value);
     put("name", facts.name)?;
+    put("vm", &machine)?;
     put("domid", &format!("{}", facts.domid.get()))?;
     put("memory/target", &format!("{}", facts.memory_kib))?;
     put("memory/static-max", &format!("{}", facts.memory_kib))?;
@@ -85,6 +93,18 @@ pub fn add_domain(store: &mut Store, facts: &DomainFacts<'_>) -> Result<(), Stor
         store.write_as(&format!("{home}/{key}"), "", Perms::private(facts.domid))?;
     }
     Ok(())
+}
+
+/// A UUID as it is usually written, in 36 characters.
+fn uuid_text(uuid: &[u8; 16]) -> String {
+    let mut text = String::new();
+    for (index, byte) in uuid.iter().enumerate() {
+        if [4, 6, 8, 10].contains(&index) {
+            text.push('-');
+        }
+        text.push_str(&format!("{byte:02x}"));
+    }
+    text
 }
 
 /// A virtual disk: where it comes from, and which part of it.
@@ -148,11 +168,102 @@ pub fn add_vbd(store: &mut Store, facts: &VbdFacts<'_>) -> Result<String, StoreE
     Ok(front)
 }
 
-/// Takes a domain and the back ends that serve it out of the store.
+/// The front end's folder of a guest's second console.
+fn agent_front(guest: DomId) -> String {
+    format!("{}/device/console/1", home(guest))
+}
+
+/// The back end's folder of a guest's second console.
+fn agent_back(guest: DomId) -> String {
+    format!("{}/backend/console/{}/1", home(DomId::DOM0), guest.get())
+}
+
+/// Writes both folders of the second console, for an agent. Gives the path of the front
+/// end's state.
+pub fn add_agent(store: &mut Store, guest: DomId) -> Result<String, StoreError> {
+    let (front, back) = (agent_front(guest), agent_back(guest));
+    let initialising = format!("{}", xs_wire::XENBUS_INITIALISING);
+    store.write_as(&back, "", Perms::private(DomId::DOM0).with(guest, Access::READ))?;
+    store.write(&format!("{back}/frontend"), &front)?;
+    store.write(&format!("{back}/frontend-id"), &format!("{}", guest.get()))?;
+    store.write(&format!("{back}/online"), "1")?;
+    store.write(&format!("{back}/state"), &initialising)?;
+    store.write_as(&front, "", Perms::private(guest))?;
+    store.write(&format!("{front}/backend"), &back)?;
+    store.write(&format!("{front}/backend-id"), "0")?;
+    store.write(&format!("{front}/state"), &initialising)?;
+    Ok(format!("{front}/state"))
+}
+
+/// What a guest's front end of the second console wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AgentWish {
+    /// Nothing yet, or nothing that makes sense.
+    Wait,
+    /// This page and this port are to be served.
+    Connect(Gref, Port),
+    /// Nothing any more.
+    Close,
+}
+
+/// Reads the front end's folder. All of it is the guest's word.
+pub fn agent_wish(store: &Store, guest: DomId) -> AgentWish {
+    let front = agent_front(guest);
+    let read = |key: &str| {
+        let number = store.read_number(&format!("{front}/{key}"))?;
+        u32::try_from(number).ok()
+    };
+    match read("state") {
+        Some(xs_wire::XENBUS_INITIALISED | xs_wire::XENBUS_CONNECTED) => {
+            let (gref, port) = (read("ring-ref"), read("port"));
+            let both = gref.zip(port).filter(|(_, port)| *port < EVTCHN_2L_PORTS);
+            both.map_or(AgentWish::Wait, |(gref, port)| {
+                AgentWish::Connect(Gref::new(gref), Port::new(port))
+            })
+        }
+        Some(xs_wire::XENBUS_CLOSING | xs_wire::XENBUS_CLOSED) => AgentWish::Close,
+        _ => AgentWish::Wait,
+    }
+}
+
+/// Tells the guest how the back end of its second console is, an `xs_wire::XENBUS_*`.
+pub fn set_agent_state(store: &mut Store, guest: DomId, state: u32) -> Result<(), StoreError> {
+    store.write(&format!("{}/state", agent_back(guest)), &format!("{state}"))
+}
+
+/// Takes a domain out of the store, but for the back ends that serve it.
 pub fn remove_domain(store: &mut Store, domid: DomId) -> Result<(), StoreError> {
-    store.remove(&home(domid))?;
+    let home = home(domid);
+    // A domain that was abandoned half-way has no machine yet.
+    if let Ok(machine) = store.read(&format!("{home}/vm"))
+        && let Ok(machine) = core::str::from_utf8(&machine)
+    {
+        store.remove(machine)?;
+    }
+    store.remove(&home)
+}
+
+/// Whether each back end that serves a domain has let go of it, or is gone.
+pub fn are_back_ends_closed(store: &Store, domid: DomId) -> bool {
+    let closed = Some(u64::from(xs_wire::XENBUS_CLOSED));
+    let folders = store.list("/local/domain").unwrap_or_default().into_iter();
+    let mut folders = folders.map(|peer| back_ends(&peer, domid));
+    folders.all(|folder| {
+        let numbers = store.list(&folder).unwrap_or_default();
+        numbers.iter().all(|n| store.read_number(&format!("{folder}/{n}/state")) == closed)
+    })
+}
+
+/// The folder of the back ends by which `peer` serves a domain.
+fn back_ends(peer: &str, domid: DomId) -> String {
+    format!("/local/domain/{peer}/backend/vbd/{}", domid.get())
+}
+
+/// Takes the back ends that serve a domain out of the store.
+pub fn remove_back_ends(store: &mut Store, domid: DomId) -> Result<(), StoreError> {
     for peer in store.list("/local/domain").unwrap_or_default() {
-        store.remove(&format!("/local/domain/{peer}/backend/vbd/{}", domid.get()))?;
+        store.remove(&back_ends(&peer, domid))?;
+        store.remove(&format!("/local/domain/{peer}/backend/console/{}", domid.get()))?;
     }
     Ok(())
 }
@@ -195,12 +306,16 @@ mod tests {
         }
     }
 
+    const ONE: &str = "01010101-0101-0101-0101-010101010101";
+    const TWO: &str = "02020202-0202-0202-0202-020202020202";
+
     fn built() -> (Store, VbdFacts<'static>) {
         let mut store = Store::new(Quota::GUEST);
         for (domid, name) in [(1, "disk"), (2, "reader")] {
             let facts = DomainFacts {
                 domid: DomId::new(domid),
                 name,
+                uuid: [domid as u8; 16],
                 memory_kib: 65536,
                 vcpus: 1,
                 store_port: Port::new(1),
@@ -266,11 +381,69 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_domain_takes_its_back_ends_along() {
+    fn a_removed_domain_leaves_only_its_back_ends_until_they_have_let_go() {
         let (mut store, _) = built();
-        remove_domain(&mut store, DomId::new(2)).unwrap();
+        let guest = DomId::new(2);
+        remove_domain(&mut store, guest).unwrap();
         assert_eq!(store.list("/local/domain").unwrap(), ["1"]);
+        assert_eq!(store.list("/vm").unwrap(), [ONE]);
+        let state = "/local/domain/1/backend/vbd/2/51712/state";
+        for value in ["1", "4", "5", "", "x"] {
+            store.write(state, value).unwrap();
+            assert!(!are_back_ends_closed(&store, guest), "{value}");
+        }
+        store.write(state, "6").unwrap();
+        assert!(are_back_ends_closed(&store, guest));
+        remove_back_ends(&mut store, guest).unwrap();
         assert!(store.list("/local/domain/1/backend/vbd").unwrap().is_empty());
+        assert!(are_back_ends_closed(&store, guest));
+    }
+
+    #[test]
+    fn a_guest_finds_its_identity_and_no_other() {
+        let (store, _) = built();
+        let (guest, own) = (DomId::new(2), format!("/vm/{TWO}/uuid"));
+        assert_eq!(read(&store, "/local/domain/2/vm"), format!("/vm/{TWO}"));
+        assert_eq!(read(&store, &own), TWO);
+        assert!(store.may(guest, &own, Access::READ));
+        assert!(!store.may(guest, &own, Access::WRITE));
+        assert!(!store.may(guest, &format!("/vm/{ONE}/uuid"), Access::READ));
+    }
+
+    #[test]
+    fn a_guests_word_about_its_second_console_is_taken_if_it_makes_sense() {
+        let (mut store, _) = built();
+        let guest = DomId::new(2);
+        let state = add_agent(&mut store, guest).unwrap();
+        assert!(store.may(guest, &state, Access::BOTH));
+        assert!(!store.may(DomId::new(1), &state, Access::READ));
+        let back = read(&store, "/local/domain/2/device/console/1/backend");
+        assert!(store.may(guest, &back, Access::READ) && !store.may(guest, &back, Access::WRITE));
+        let front = "/local/domain/2/device/console/1";
+        let connect = |gref, port| AgentWish::Connect(Gref::new(gref), Port::new(port));
+        for (state, gref, port, wish) in [
+            ("1", "8", "9", AgentWish::Wait),
+            ("3", "8", "9", connect(8, 9)),
+            ("4", "8", "9", connect(8, 9)),
+            ("3", "", "9", AgentWish::Wait),
+            ("3", "8", "4096", AgentWish::Wait),
+            ("3", "4294967296", "9", AgentWish::Wait),
+            ("3", "-8", "9", AgentWish::Wait),
+            ("5", "8", "9", AgentWish::Close),
+            ("6", "", "", AgentWish::Close),
+            ("x", "8", "9", AgentWish::Wait),
+        ] {
+            for (key, value) in [("state", state), ("ring-ref", gref), ("port", port)] {
+                store.write(&format!("{front}/{key}"), value).unwrap();
+            }
+            assert_eq!(agent_wish(&store, guest), wish, "{state} {gref} {port}");
+        }
+        set_agent_state(&mut store, guest, xs_wire::XENBUS_CONNECTED).unwrap();
+        assert_eq!(read(&store, &format!("{back}/state")), "4");
+        remove_domain(&mut store, guest).unwrap();
+        remove_back_ends(&mut store, guest).unwrap();
+        assert_eq!(agent_wish(&store, guest), AgentWish::Wait);
+        assert!(store.read(&back).is_err());
     }
 
     #[test]

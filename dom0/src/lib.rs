@@ -12,10 +12,13 @@ extern crate alloc;
 extern crate std;
 
 pub mod builder;
+pub mod clock;
 pub mod console;
 pub mod control;
 pub mod devices;
+pub mod lane;
 pub mod payload;
 pub mod shared;
 pub mod store;
 pub mod supervisor;
+pub mod wishes;

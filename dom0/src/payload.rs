@@ -70,6 +70,7 @@ mod tests {
     fn manifest() -> Manifest {
         let spec = |name: &str, kind| DomainSpec {
             name: name.into(),
+            uuid: [0; 16],
             kind,
             kernel: 0,
             ramdisk: None,
@@ -79,6 +80,8 @@ mod tests {
             sched: Sched::default(),
             devices: Vec::new(),
             disks: Vec::new(),
+            on_reboot: Default::default(),
+            agent: false,
         };
         let mut driver = spec("disk", Kind::Driver);
         driver.devices = vec![Device { name: "vda".into(), sbdf: 32 }];
@@ -98,7 +101,9 @@ mod tests {
                 Image { name: "long".into(), offset: 4096, bytes: u64::MAX },
             ],
             domains: vec![driver, guest],
+            lane: None,
             wallclock_ns: 5,
+            clock_by_link: false,
         }
     }
 

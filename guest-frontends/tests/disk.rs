@@ -83,7 +83,8 @@ impl World {
                 self.set(&format!("{BACK}/state"), 2);
             }
             (Some(2), Some(3)) => self.connect(),
-            (Some(4), Some(5)) => {
+            (Some(4), Some(5)) => self.set(&format!("{BACK}/state"), 5),
+            (Some(5), Some(6)) => {
                 if let (Some(server), Some(id)) = (&mut *self.server.borrow_mut(), self.vbd.get()) {
                     server.close(id);
                     assert!(server.take_ended().is_some());

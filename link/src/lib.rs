@@ -1,5 +1,6 @@
 //! What the host tool and Dom0 say to each other: the boot [`Manifest`] that comes
-//! with the boot archive, and the messages on the second UART. Knows nothing of how
+//! with the boot archive, and the messages on the second UART or, where there is one, on
+//! the fast [`lane`] beside it. Knows nothing of how
 //! either side carries it out.
 //!
 //! Wire: each message is `postcard`, framed by COBS with a zero byte at the end. The
@@ -10,11 +11,17 @@
 
 extern crate alloc;
 
+pub mod agent;
+pub mod lane;
+
 use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// Version of everything in this crate; both sides must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+
+/// How often Dom0 is told the time before it builds guests: any one message may be late.
+pub const CLOCK_TELLS: usize = 6;
 
 /// The payload of the boot archive starts with a u32 length and a manifest of that
 /// many bytes; images follow at the offsets it gives.
@@ -25,8 +32,14 @@ pub struct Manifest {
     pub images: Vec<Image>,
     /// In order of start: driver domains come before their guests.
     pub domains: Vec<DomainSpec>,
-    /// Wall clock at boot, ns since 1970, as the host knows it.
+    /// The PCI device whose memory is the fast lane of the link ([`lane`]).
+    pub lane: Option<u32>,
+    /// Wall clock when the manifest was made, ns since 1970, as the host knows it.
     pub wallclock_ns: u64,
+    /// The tool tells the wall clock over the link ([`Request::SetWallClock`]) as soon as Dom0
+    /// serves requests. If not, `wallclock_ns` is taken for the time of boot, which is behind by
+    /// what starting the machine took, and the same in each run.
+    pub clock_by_link: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +59,8 @@ pub enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DomainSpec {
     pub name: String,
+    /// Names the domain for its own kernel, in the order in which it is written.
+    pub uuid: [u8; 16],
     pub kind: Kind,
     /// Index into `Manifest::images`: an ELF with Xen notes.
     pub kernel: u32,
@@ -58,6 +73,19 @@ pub struct DomainSpec {
     pub devices: Vec<Device>,
     /// Virtual disks it uses (guests).
     pub disks: Vec<Disk>,
+    pub on_reboot: OnReboot,
+    /// It has a second console for an [`agent`].
+    pub agent: bool,
+}
+
+/// What becomes of a guest that asks to be rebooted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnReboot {
+    /// It is built again from its files, under the same name and with the same disks.
+    #[default]
+    Restart,
+    /// It has ended.
+    Destroy,
 }
 
 /// BVT parameters; see `bulkhead_abi::control::SchedParams`.
@@ -113,9 +141,30 @@ pub enum Request {
     Kill {
         domain: String,
     },
-    /// Asks a domain to power off, by `control/shutdown`.
+    /// Asks a domain's kernel to power off, by `control/shutdown`. `Done` says that it was
+    /// asked; that it obeys shows as [`Event::Progress`], then as [`Event::Ended`].
     PowerOff {
         domain: String,
+    },
+    /// The same to reboot.
+    Reboot {
+        domain: String,
+    },
+    /// Presses a key of Linux' magic SysRq in a domain, by `control/sysrq`.
+    Sysrq {
+        domain: String,
+        key: u8,
+    },
+    /// Sets how much memory a guest is to have, by `memory/target`; its balloon driver gives
+    /// back or takes the difference.
+    SetMemory {
+        domain: String,
+        memory_kib: u64,
+    },
+    /// The host's wall clock as this was sent, ns since 1970; for guests built from now on.
+    /// Sent [`CLOCK_TELLS`] times in a row when Dom0 is ready, and now and then afterwards.
+    SetWallClock {
+        unix_ns: u64,
     },
     Pause {
         domain: String,
@@ -127,8 +176,14 @@ pub enum Request {
         domain: String,
         sched: Sched,
     },
-    /// Bytes for a domain's console.
+    /// Bytes for a domain's console; the reply is [`Reply::Taken`].
     ConsoleInput {
+        domain: String,
+        bytes: Vec<u8>,
+    },
+    /// Bytes for the [`agent`] of a domain. The sender keeps to the agent's windows, so that
+    /// there is room for them.
+    AgentInput {
         domain: String,
         bytes: Vec<u8>,
     },
@@ -151,16 +206,25 @@ pub enum Reply {
     List(Listing),
     /// What went wrong, for a person to read.
     Error(String),
+    /// So many bytes of console input were taken. If that is not all, [`Event::ConsoleRoom`]
+    /// tells when the rest may come.
+    Taken {
+        bytes: u32,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// Dom0 serves requests.
     Ready { version: u32 },
-    /// A step of bringing a domain up: "building", "running", "disk xvda connected".
+    /// A step in a domain's life: "building", "running", "xvda connected", "rebooting".
     Progress { domain: String, step: String },
     /// Bytes a domain wrote on its console.
     Console { domain: String, bytes: Vec<u8> },
+    /// A domain has read console input that it left no room for before.
+    ConsoleRoom { domain: String },
+    /// Bytes that a domain's [`agent`] wrote.
+    Agent { domain: String, bytes: Vec<u8> },
     /// A domain stopped.
     Ended { domain: String, exit: Exit, reason: String },
     /// A line of Dom0's own.
@@ -184,6 +248,8 @@ pub enum State {
     Stopped,
     Crashed,
     Quarantined,
+    /// It asked for a reboot, and is about to be built again.
+    Rebooting,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -218,7 +284,10 @@ pub struct DomainReport {
     /// Actual virtual time of vCPU 0, ns.
     pub virtual_ns: u64,
     pub weight: u32,
+    /// Times it was built again.
     pub restarts: u32,
+    /// The last lines on its console, if it ended other than by powering off.
+    pub last_lines: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -128,7 +128,9 @@ fn manifest(names: usize) -> Manifest {
         version: bulkhead_link::VERSION,
         images: (0..names).map(image).collect(),
         domains: Vec::new(),
+        lane: None,
         wallclock_ns: 0,
+        clock_by_link: false,
     }
 }
 

@@ -1,7 +1,10 @@
 //! Runs against a made-up machine: a shell for QEMU, and Dom0 played by a thread.
 
 use super::*;
-use crate::watch::Outcome;
+use crate::{
+    watch::Outcome,
+    wire::{self, Sender},
+};
 use bulkhead_link::{DomainSpec, Event, Exit, Kind, Listing, Reply, Sched};
 use std::{
     os::unix::net::UnixStream,
@@ -28,6 +31,7 @@ fn shell(end: &Path) -> io::Result<Child> {
 fn guest() -> DomainSpec {
     DomainSpec {
         name: "g".into(),
+        uuid: [0; 16],
         kind: Kind::Guest,
         kernel: 0,
         ramdisk: None,
@@ -37,6 +41,8 @@ fn guest() -> DomainSpec {
         sched: Sched::default(),
         devices: Vec::new(),
         disks: Vec::new(),
+        on_reboot: Default::default(),
+        agent: false,
     }
 }
 
@@ -60,7 +66,7 @@ fn dom0(socket: PathBuf, end: PathBuf, events: Vec<Event>, code: Option<u8>) {
         let Some(ToDom0 { number, request }) = message else {
             return false;
         };
-        let reply = match request {
+        let reply = match &request {
             Request::List => Reply::List(Listing::default()),
             Request::Shutdown => {
                 if let Some(code) = code {
@@ -70,8 +76,13 @@ fn dom0(socket: PathBuf, end: PathBuf, events: Vec<Event>, code: Option<u8>) {
             }
             _ => Reply::Done,
         };
+        let powers_off = matches!(request, Request::PowerOff { .. });
         let mut sender = answer.lock().expect("a lock");
-        sender.as_mut().is_some_and(|s| s.send(&FromDom0::Reply { number, reply }).is_ok())
+        sender.as_mut().is_some_and(|s| {
+            s.send(&FromDom0::Reply { number, reply }).expect("sent");
+            // It takes a while to power off.
+            !powers_off || s.send(&FromDom0::Event(ended(Exit::PowerOff))).is_ok()
+        })
     };
     let mut link = wire::split(stream, take).expect("splits");
     for event in events {
@@ -123,6 +134,21 @@ fn a_guest_that_never_ends_is_stopped_by_the_timeout() {
     let (finished, outcome, _) = play(vec![READY], Some(0x21), &limits);
     assert_eq!((finished.stop, outcome), (Stop::Timeout, Outcome::Timeout));
     assert!(finished.watch.listing.is_some(), "what it did so far is still reported");
+}
+
+#[test]
+fn an_interrupt_first_asks_guests_to_power_off() {
+    let limits = Limits::default();
+    let interrupts = Arc::clone(&limits.interrupts);
+    let event = Event::Progress { domain: "g".into(), step: "running".into() };
+    let interrupter = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(600));
+        interrupts.store(1, Ordering::Relaxed);
+    });
+    let (finished, outcome, _) = play(vec![READY, event], Some(0x21), &limits);
+    interrupter.join().expect("interrupted");
+    assert_eq!((finished.stop, outcome), (Stop::Interrupted, Outcome::Interrupted));
+    assert_eq!(finished.watch.domains[0].exit, Some(Exit::PowerOff));
 }
 
 #[test]

@@ -63,14 +63,19 @@ pub enum Accel {
 pub(super) struct Domain {
     pub kernel: Spanned<String>,
     pub ramdisk: Option<Spanned<String>>,
+    pub modules: Option<Spanned<String>>,
     pub memory: Option<Spanned<Size>>,
-    #[serde(default)]
-    pub cmdline: String,
+    #[serde(default = "no_words")]
+    pub cmdline: Spanned<String>,
     pub weight: Option<Spanned<u32>>,
     pub warp: Option<Span>,
     pub warp_limit: Option<Span>,
     pub unwarp: Option<Span>,
     pub allowance: Option<Span>,
+}
+
+fn no_words() -> Spanned<String> {
+    Spanned::new(0..0, String::new())
 }
 
 #[derive(Debug, Deserialize)]
@@ -105,6 +110,8 @@ pub enum Make {
     Ext4Sample,
     /// Zeroes, `size` of them.
     Empty,
+    /// A Debian root file system that boots to a login on the console.
+    Debian,
 }
 
 /// As [`Domain`], with disks. (`flatten` would lose unknown keys and spans.)
@@ -113,17 +120,21 @@ pub enum Make {
 pub(super) struct Guest {
     pub kernel: Spanned<String>,
     pub ramdisk: Option<Spanned<String>>,
+    pub modules: Option<Spanned<String>>,
     pub memory: Option<Spanned<Size>>,
-    #[serde(default)]
-    pub cmdline: String,
+    #[serde(default = "no_words")]
+    pub cmdline: Spanned<String>,
     pub weight: Option<Spanned<u32>>,
     pub warp: Option<Span>,
     pub warp_limit: Option<Span>,
     pub unwarp: Option<Span>,
     pub allowance: Option<Span>,
+    pub on_reboot: Option<OnReboot>,
     pub disk: Option<Spanned<String>>,
     #[serde(default)]
     pub disks: Vec<Spanned<GuestDisk>>,
+    pub agent: Option<bool>,
+    pub console: Option<Spanned<bool>>,
 }
 
 impl Guest {
@@ -132,6 +143,7 @@ impl Guest {
         let domain = Domain {
             kernel: self.kernel,
             ramdisk: self.ramdisk,
+            modules: self.modules,
             memory: self.memory,
             cmdline: self.cmdline,
             weight: self.weight,
@@ -142,6 +154,14 @@ impl Guest {
         };
         (domain, self.disk, self.disks)
     }
+}
+
+/// What becomes of a guest that reboots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum OnReboot {
+    Restart,
+    Destroy,
 }
 
 /// A disk of a guest: a device's name, or a range of it.

@@ -13,7 +13,8 @@ pub use file::{Accel, Interrupt, Make};
 pub use resolve::MOST_PINS;
 pub use units::Size;
 
-use bulkhead_link::Sched;
+use crate::distro::Flavour;
+use bulkhead_link::{OnReboot, Sched};
 use std::{
     ops::Range,
     path::{Path, PathBuf},
@@ -48,11 +49,17 @@ pub struct Domain {
     pub name: String,
     pub kernel: Kernel,
     pub ramdisk: Option<PathBuf>,
+    /// The kernel's `lib/modules/VERSION`, for the initramfs that the tool makes.
+    pub modules: Option<PathBuf>,
     pub cmdline: String,
     pub memory: Size,
     pub sched: Sched,
-    /// Where its kernel and its memory are written, for errors found later.
+    /// Where these are written, for errors found later; what is not written has its
+    /// name's place, and modules their kernel's.
     pub kernel_span: Range<usize>,
+    pub ramdisk_span: Range<usize>,
+    pub modules_span: Range<usize>,
+    pub cmdline_span: Range<usize>,
     pub memory_span: Range<usize>,
 }
 
@@ -61,8 +68,10 @@ pub struct Domain {
 pub enum Kernel {
     /// One of this workspace; see [`crate::builtin`].
     Builtin(&'static crate::builtin::Builtin),
-    /// An ELF file with Xen notes.
+    /// An ELF file with Xen notes, a bzImage of one, or a Debian package of that.
     File(PathBuf),
+    /// The newest one of a distribution.
+    Distro(Flavour),
 }
 
 /// A device: a host file behind a virtio disk that one driver domain owns.
@@ -83,6 +92,11 @@ pub struct Disk {
 pub struct Guest {
     pub domain: Domain,
     pub disks: Vec<GuestDisk>,
+    pub on_reboot: OnReboot,
+    /// It has a second console, for the agent that runs commands.
+    pub agent: bool,
+    /// `run` attaches the terminal to its console.
+    pub console: bool,
 }
 
 /// A guest's view of a device.

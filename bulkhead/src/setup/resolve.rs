@@ -6,8 +6,8 @@ use super::{
     error::suggest,
     file::{self, File, Interrupt},
 };
-use crate::builtin;
-use bulkhead_link::Sched;
+use crate::{builtin, distro::Flavour};
+use bulkhead_link::{OnReboot, Sched};
 use std::{
     collections::BTreeMap,
     ops::Range,
@@ -18,6 +18,8 @@ use toml::Spanned;
 /// Memory of a domain that does not say.
 const DRIVER_MEMORY: Size = Size::from_mib(32);
 const GUEST_MEMORY: Size = Size::from_mib(64);
+/// Of one with a distribution's kernel.
+const LINUX_MEMORY: Size = Size::from_mib(256);
 /// Most bytes of a name: it is a node in the store and a label on the terminal.
 const NAME_BYTES: usize = 32;
 /// Most devices: PCI addresses 4 to 30 of bus 0.
@@ -40,6 +42,7 @@ type Result<T> = std::result::Result<T, SetupError>;
 pub(super) fn resolve(source: Source, file: File, folder: &Path) -> Result<Setup> {
     let context = Context { source: &source, folder };
     context.unique_names(&file)?;
+    context.one_console(&file)?;
     let machine = context.machine(file.machine)?;
     let drivers = in_order(file.driver)
         .map(|(name, domain)| context.domain(name, domain, DRIVER_MEMORY, driver_sched()))
@@ -100,6 +103,23 @@ impl Context<'_> {
         Ok(())
     }
 
+    /// A terminal shows one console.
+    fn one_console(&self, file: &File) -> Result<()> {
+        let marked = |(name, guest): (&Spanned<String>, &file::Guest)| {
+            let console = guest.console.as_ref().filter(|c| *c.get_ref())?;
+            Some((console.span(), name.get_ref().clone()))
+        };
+        let mut marked: Vec<_> = file.guest.iter().filter_map(marked).collect();
+        marked.sort_by_key(|(span, _)| span.start);
+        let Some([(_, first), (span, second)]) = marked.first_chunk() else {
+            return Ok(());
+        };
+        Err(self
+            .source
+            .error(span.clone(), format!("`{first}` and `{second}` both want the terminal"))
+            .help("say console = true for one guest; `bulkhead console NAME` joins the others"))
+    }
+
     fn check_name(&self, name: &Spanned<String>) -> Result<()> {
         let good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         let text = name.get_ref();
@@ -138,12 +158,22 @@ impl Context<'_> {
     ) -> Result<Domain> {
         let kernel_span = domain.kernel.span();
         let memory_span = domain.memory.as_ref().map_or(name.span(), Spanned::span);
+        let span = |key: &Option<Spanned<String>>| key.as_ref().map(Spanned::span);
+        let kernel = self.kernel(&domain.kernel)?;
+        let memory = match kernel {
+            Kernel::Distro(_) => memory.max(LINUX_MEMORY),
+            Kernel::Builtin(_) | Kernel::File(_) => memory,
+        };
         Ok(Domain {
-            kernel: self.kernel(&domain.kernel)?,
+            kernel,
             sched: self.sched(&domain, sched)?,
+            ramdisk_span: span(&domain.ramdisk).unwrap_or(name.span()),
+            modules_span: span(&domain.modules).unwrap_or(kernel_span.clone()),
             ramdisk: domain.ramdisk.map(|r| self.path(r.get_ref())),
+            modules: domain.modules.map(|m| self.path(m.get_ref())),
             memory: domain.memory.map_or(memory, Spanned::into_inner),
-            cmdline: domain.cmdline,
+            cmdline_span: domain.cmdline.span(),
+            cmdline: domain.cmdline.into_inner(),
             name: name.into_inner(),
             kernel_span,
             memory_span,
@@ -157,13 +187,17 @@ impl Context<'_> {
         if let Some(found) = builtin::find(text) {
             return Ok(Kernel::Builtin(found));
         }
+        if let Some(flavour) = Flavour::find(text) {
+            return Ok(Kernel::Distro(flavour));
+        }
         let path = self.path(text);
         if path.is_file() || text.contains(['/', '.']) {
             return Ok(Kernel::File(path));
         }
-        let known = builtin::DOMAINS.iter().map(|b| b.name);
+        let flavours = Flavour::ALL.into_iter().map(Flavour::name);
+        let known = builtin::DOMAINS.iter().map(|b| b.name).chain(flavours);
         Err(self.source.error(kernel.span(), format!("there is no kernel `{text}`")).help(format!(
-            "{}; or give the path of an ELF file with Xen notes",
+            "give a kernel's path (vmlinuz, an ELF file with Xen notes, a .deb) or its name: {}",
             suggest(text, known)
         )))
     }
@@ -241,6 +275,11 @@ impl Context<'_> {
         drivers: &[Domain],
         all: &mut Vec<Disk>,
     ) -> Result<Guest> {
+        let on_reboot = match guest.on_reboot {
+            Some(file::OnReboot::Destroy) => OnReboot::Destroy,
+            Some(file::OnReboot::Restart) | None => OnReboot::Restart,
+        };
+        let (agent, console) = (guest.agent, guest.console.as_ref().is_some_and(|c| *c.get_ref()));
         let (domain, own, listed) = guest.split();
         let domain = self.domain(name, domain, GUEST_MEMORY, Sched::default())?;
         let mut disks =
@@ -251,7 +290,8 @@ impl Context<'_> {
         if disks.len() > 16 {
             return Err(self.source.error(disks[16].span.clone(), "a guest has at most 16 disks"));
         }
-        Ok(Guest { domain, disks })
+        let is_builtin = matches!(domain.kernel, Kernel::Builtin(_));
+        Ok(Guest { domain, disks, on_reboot, agent: agent.unwrap_or(!is_builtin), console })
     }
 
     /// `disk = PATH`: a device of the guest's own in place of its first disk, as

@@ -12,7 +12,7 @@ use toml::{
 
 /// Keys whose values are files; a relative one from the command line is meant from the
 /// current directory, not from the set-up file's.
-const FILES: &[&str] = &["image", "disk", "kernel", "ramdisk"];
+const FILES: &[&str] = &["image", "disk", "kernel", "modules", "ramdisk"];
 
 /// Appends a line for each `KEY=VALUE`; gives the lines' ranges in the text.
 pub(super) fn append(

@@ -50,6 +50,16 @@ fn reads_a_whole_set_up() {
 }
 
 #[test]
+fn guests_restart_when_they_reboot_unless_told_otherwise() {
+    let of = |sets: &[&str]| parse(DISK, sets).expect("is right").guests[0].on_reboot;
+    assert_eq!(of(&[]), OnReboot::Restart);
+    assert_eq!(of(&["guest.reader.on-reboot=restart"]), OnReboot::Restart);
+    assert_eq!(of(&["guest.reader.on-reboot=destroy"]), OnReboot::Destroy);
+    assert!(told(DISK, &["guest.reader.on-reboot=never"]).contains("never"));
+    assert!(told(DISK, &["driver.disk.on-reboot=restart"]).contains("unknown field"));
+}
+
+#[test]
 fn driver_domains_warp_unless_told_otherwise_and_guests_do_not() {
     let setup =
         parse(DISK, &["driver.disk.unwarp=1ms", "driver.disk.warp-limit=0ms"]).expect("is right");
@@ -166,7 +176,8 @@ fn every_example_is_a_set_up_that_can_be_run() {
         if path.extension().is_some_and(|e| e == "toml") {
             let setup =
                 Setup::load(&path, &[]).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-            crate::plan::check_early(&setup).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            crate::plan::check_early(&setup, &mut Default::default())
+                .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
             seen += 1;
         }
     }

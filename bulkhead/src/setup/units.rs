@@ -1,7 +1,7 @@
 //! Sizes and times as a set-up file writes them: `"64M"`, `"5ms"`.
 
 use serde::{Deserialize, Deserializer, de};
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 /// A number of bytes. Written with K, M, G or T (powers of 1024); a bare number could
 /// mean bytes or MiB, so it is refused.
@@ -73,14 +73,19 @@ const SIZES: &[(&str, u64)] = &[
 ];
 const TIMES: &[(&str, u64)] = &[("ns", 1), ("us", 1_000), ("ms", 1_000_000), ("s", 1_000_000_000)];
 
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let told = || format!("`{text}` is no size; write it like \"64M\", \"512K\" or \"2G\"");
+        scaled(text, SIZES).map(Self).ok_or_else(told)
+    }
+}
+
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = unit_text(from, "a size like \"64M\"")?;
-        scaled(&text, SIZES).map(Self).ok_or_else(|| {
-            de::Error::custom(format!(
-                "`{text}` is no size; write it like \"64M\", \"512K\" or \"2G\""
-            ))
-        })
+        text.parse().map_err(de::Error::custom)
     }
 }
 

@@ -15,6 +15,8 @@ pub enum BuildError {
     Truncated,
     /// No note of the owner "Xen".
     NoXenNotes,
+    /// It has notes of the owner "Xen", but only for other ways to start than as a PV guest.
+    NotPv,
     /// A Xen note asks for something that does not exist here.
     BadNote { note: &'static str, value: u64 },
     /// It is made for another interface, or another loader.
@@ -39,6 +41,9 @@ impl fmt::Display for BuildError {
             Self::NoXenNotes => {
                 f.write_str("the kernel has no Xen notes: it was not built to run as a PV guest")
             }
+            Self::NotPv => f.write_str(
+                "the kernel's Xen notes are not those of a PV guest: it was built without CONFIG_XEN_PV",
+            ),
             Self::BadNote { note, value } => {
                 write!(f, "the kernel's Xen note {note} has the unusable value {value:#x}")
             }

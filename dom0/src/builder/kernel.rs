@@ -37,11 +37,14 @@ pub struct Kernel<'a> {
     pub init_p2m: Option<u64>,
     /// The ramdisk may stay unmapped.
     pub takes_unmapped_ramdisk: bool,
+    /// It says that it is Linux.
+    pub is_linux: bool,
 }
 
 #[derive(Default)]
 struct Notes {
     is_any: bool,
+    is_linux: bool,
     entry: Option<u64>,
     virt_base: Option<u64>,
     paddr_offset: Option<u64>,
@@ -71,6 +74,9 @@ impl<'a> Kernel<'a> {
         if !notes.is_any {
             return Err(BuildError::NoXenNotes);
         }
+        if !notes.is_pv() {
+            return Err(BuildError::NotPv);
+        }
         let segments = segments(&file, notes.paddr_offset.unwrap_or(0))?;
         Ok(Self {
             segments,
@@ -79,6 +85,7 @@ impl<'a> Kernel<'a> {
             hypercall_page: notes.hypercall_page,
             init_p2m: notes.init_p2m,
             takes_unmapped_ramdisk: notes.mod_start_pfn,
+            is_linux: notes.is_linux,
         })
     }
 
@@ -118,9 +125,12 @@ impl Notes {
     fn of(file: &File<'_>) -> Result<Self, BuildError> {
         let mut notes = Self::default();
         for header in file.segments().iter().flat_map(|table| table.iter()) {
-            if header.p_type == PT_NOTE
-                && let Ok(found) = file.segment_data_as_notes(&header)
-            {
+            if header.p_type != PT_NOTE {
+                continue;
+            }
+            // Notes past the end are not the same as none.
+            file.segment_data(&header).map_err(|_| BuildError::Truncated)?;
+            if let Ok(found) = file.segment_data_as_notes(&header) {
                 notes.read(found)?;
             }
         }
@@ -135,6 +145,11 @@ impl Notes {
             }
         }
         Ok(notes)
+    }
+
+    /// Kernels that start in other ways have Xen notes too, but none of these.
+    fn is_pv(&self) -> bool {
+        [self.entry, self.virt_base, self.hypercall_page].iter().any(Option::is_some)
     }
 
     fn read<'n>(&mut self, found: impl Iterator<Item = Note<'n>>) -> Result<(), BuildError> {
@@ -159,6 +174,7 @@ impl Notes {
             }
             elfnote::INIT_P2M => self.init_p2m = Some(number("INIT_P2M", desc)?),
             elfnote::MOD_START_PFN => self.mod_start_pfn = number("MOD_START_PFN", desc)? != 0,
+            elfnote::GUEST_OS => self.is_linux = is_text(desc, b"linux"),
             elfnote::XEN_VERSION if !is_text(desc, b"xen-3.0") => {
                 return Err(BuildError::Incompatible { note: "XEN_VERSION" });
             }

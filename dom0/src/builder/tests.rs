@@ -327,10 +327,13 @@ fn images_that_can_not_start_are_refused_with_the_reason() {
     arm[18] = 183;
     assert_eq!(failure(&arm, 4096), BuildError::WrongMachine);
     assert_eq!(failure(&good[..40], 4096), BuildError::Truncated);
-    assert_eq!(failure(&good[..5000], 4096), BuildError::NoXenNotes);
+    assert_eq!(failure(&good[..5000], 4096), BuildError::Truncated);
     let mut bare = Elf::new();
     bare.notes.clear();
     assert_eq!(failure(&bare.bytes(), 4096), BuildError::NoXenNotes);
+    let mut pvh = Elf::new();
+    pvh.notes = vec![(elfnote::PHYS32_ENTRY, 0x10_0000u32.to_le_bytes().to_vec())];
+    assert_eq!(failure(&pvh.bytes(), 4096), BuildError::NotPv);
     let mut empty = Elf::new();
     empty.segments.clear();
     assert_eq!(failure(&empty.bytes(), 4096), BuildError::NoSegments);

@@ -1,6 +1,8 @@
 //! Consoles of the domains: the back end of the console ring, and what a domain
 //! said last. Where the bytes go is not known here.
 
+pub mod agent;
+
 use crate::shared::{AbsurdIndices, Lane, SharedPage};
 use alloc::{collections::VecDeque, string::String, vec::Vec};
 use bulkhead_abi::console as abi;
@@ -12,13 +14,17 @@ const IN: Lane =
 /// Input kept for a domain that does not read.
 pub const INPUT_BYTES: usize = 4096;
 /// Output remembered for each domain.
-const LOG_BYTES: usize = 4096;
+const LOG_BYTES: usize = 8192;
+/// Characters shown of a line.
+const LINE_CHARS: usize = 200;
 
 /// The back end of one domain's console.
 #[derive(Debug, Default)]
 pub struct Console {
     input: VecDeque<u8>,
     log: VecDeque<u8>,
+    /// Input came that there was no room for.
+    has_refused: bool,
     is_broken: bool,
 }
 
@@ -30,6 +36,8 @@ pub struct Pumped {
     pub output: Vec<u8>,
     /// An index moved: the domain wants an event.
     pub notify: bool,
+    /// There is room again for input, after some was refused.
+    pub has_room: bool,
 }
 
 impl Console {
@@ -37,6 +45,7 @@ impl Console {
     pub fn feed(&mut self, bytes: &[u8]) -> usize {
         let count = bytes.len().min(INPUT_BYTES - self.input.len());
         self.input.extend(&bytes[..count]);
+        self.has_refused |= count < bytes.len();
         count
     }
 
@@ -69,7 +78,9 @@ impl Console {
         self.remember(&output);
         let moved = IN.put(page, self.input.make_contiguous())?;
         self.input.drain(..moved);
-        Ok(Pumped { notify: count + moved > 0, output })
+        let has_room = self.has_refused && self.input.len() <= INPUT_BYTES / 2;
+        self.has_refused &= !has_room;
+        Ok(Pumped { notify: count + moved > 0, output, has_room })
     }
 
     fn remember(&mut self, bytes: &[u8]) {
@@ -78,16 +89,18 @@ impl Console {
         self.log.drain(..excess);
     }
 
-    /// The last line with text on it, without control characters; empty if there is none.
-    pub fn last_line(&self) -> String {
+    /// The last lines with text on them, at most `most`, oldest first, without control
+    /// characters. A long line is cut.
+    pub fn last_lines(&self, most: usize) -> Vec<String> {
         let bytes: Vec<u8> = self.log.iter().copied().collect();
-        let lines = bytes.rsplit(|&b| b == b'\n' || b == b'\r');
-        let texts = lines.map(|line| {
+        let lines = bytes.rsplit(|&b| b == b'\n' || b == b'\r').map(|line| {
             let text = String::from_utf8_lossy(line);
-            let shown: String = text.chars().filter(|c| !c.is_control()).collect();
-            String::from(shown.trim())
+            let shown = text.chars().filter(|c| !c.is_control()).take(LINE_CHARS);
+            String::from(shown.collect::<String>().trim_end())
         });
-        texts.into_iter().find(|text| !text.is_empty()).unwrap_or_default()
+        let mut last: Vec<_> = lines.filter(|line| !line.is_empty()).take(most).collect();
+        last.reverse();
+        last
     }
 }
 
@@ -113,12 +126,12 @@ mod tests {
         let (page, mut console) = (FakePage::new(), Console::default());
         assert_eq!(console.feed(&[b'x'; 5000]), INPUT_BYTES);
         assert_eq!(console.feed(b"more"), 0);
-        let mut got = 0;
+        let (mut got, mut told) = (0, 0);
         for _ in 0..10 {
-            let _ = console.pump(&page, 100).unwrap();
+            told += u32::from(console.pump(&page, 100).unwrap().has_room);
             got += IN.take(&page, &mut [0; 1024]).unwrap();
         }
-        assert_eq!(got, INPUT_BYTES);
+        assert_eq!((got, told), (INPUT_BYTES, 1), "room is told of once");
     }
 
     #[test]
@@ -132,11 +145,23 @@ mod tests {
     }
 
     #[test]
-    fn the_last_line_is_what_a_person_would_read() {
+    fn the_last_lines_are_what_a_person_would_read() {
         let (page, mut console) = (FakePage::new(), Console::default());
-        assert_eq!(console.last_line(), "");
-        OUT.put(&page, b"first\nsecond \x1b[m\r\n\r\n").unwrap();
+        assert!(console.last_lines(20).is_empty());
+        OUT.put(&page, b"first\n  second \x1b[m\r\n\r\nthi").unwrap();
         let _ = console.pump(&page, 4096).unwrap();
-        assert_eq!(console.last_line(), "second [m");
+        assert_eq!(console.last_lines(20), ["first", "  second [m", "thi"]);
+        assert_eq!(console.last_lines(2), ["  second [m", "thi"]);
+    }
+
+    #[test]
+    fn a_line_without_end_is_cut() {
+        let (page, mut console) = (FakePage::new(), Console::default());
+        for _ in 0..10 {
+            OUT.put(&page, &[b'x'; 2000]).unwrap();
+            let _ = console.pump(&page, 4096).unwrap();
+        }
+        let lines = console.last_lines(20);
+        assert_eq!((lines.len(), lines[0].len()), (1, LINE_CHARS));
     }
 }

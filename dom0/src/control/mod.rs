@@ -1,6 +1,7 @@
 //! The control server's side of the link: requests in, replies and events out.
 //! What the requests do to domains is behind [`Machine`]; the UART is not known here.
 
+use crate::wishes::Wish;
 use alloc::{collections::VecDeque, format, string::String, vec::Vec};
 use bulkhead_link::{
     Decoder, Event, FromDom0, Listing, Reply, Request, Sched, ToDom0, VERSION, encode,
@@ -12,16 +13,20 @@ pub trait Machine {
     fn list(&mut self) -> Listing;
     /// Destroys a domain.
     fn kill(&mut self, domain: &str) -> Result<(), String>;
-    /// Asks a domain to power off.
-    fn power_off(&mut self, domain: &str) -> Result<(), String>;
+    /// Asks a domain's kernel for something.
+    fn ask(&mut self, domain: &str, wish: Wish) -> Result<(), String>;
+    /// Takes over the host's wall clock, ns since 1970.
+    fn set_wall_clock(&mut self, unix_ns: u64);
     /// Stops a domain's vCPUs.
     fn pause(&mut self, domain: &str) -> Result<(), String>;
     /// Lets them run again.
     fn unpause(&mut self, domain: &str) -> Result<(), String>;
     /// Changes scheduling parameters.
     fn set_sched(&mut self, domain: &str, sched: Sched) -> Result<(), String>;
-    /// Types on a domain's console.
-    fn console_input(&mut self, domain: &str, bytes: &[u8]) -> Result<(), String>;
+    /// Types on a domain's console; gives the bytes taken.
+    fn console_input(&mut self, domain: &str, bytes: &[u8]) -> Result<usize, String>;
+    /// Passes bytes on to a domain's agent.
+    fn agent_input(&mut self, domain: &str, bytes: &[u8]) -> Result<(), String>;
     /// Destroys all domains; the machine ends once the reply is out.
     fn shutdown(&mut self);
 }
@@ -63,10 +68,20 @@ impl Outbox {
         self.bytes.is_empty()
     }
 
-    /// The next bytes for the wire, at most `max`.
+    /// The next bytes for the wire, some of them; they stay until they are taken.
+    pub fn front(&self) -> &[u8] {
+        self.bytes.as_slices().0
+    }
+
+    /// Takes the next bytes, at most `max`, off for the wire.
     pub fn take(&mut self, max: usize) -> Vec<u8> {
         let count = self.bytes.len().min(max);
         self.bytes.drain(..count).collect()
+    }
+
+    /// Drops the next `count` bytes, which are on the wire.
+    pub fn sent(&mut self, count: usize) {
+        self.bytes.drain(..count.min(self.bytes.len()));
     }
 }
 
@@ -103,13 +118,24 @@ fn answer(request: Request, machine: &mut impl Machine) -> Reply {
         }
         Request::List => return Reply::List(machine.list()),
         Request::Kill { domain } => machine.kill(&domain),
-        Request::PowerOff { domain } => machine.power_off(&domain),
+        Request::PowerOff { domain } => machine.ask(&domain, Wish::PowerOff),
+        Request::Reboot { domain } => machine.ask(&domain, Wish::Reboot),
+        Request::Sysrq { domain, key } => machine.ask(&domain, Wish::Sysrq(key)),
+        Request::SetMemory { domain, memory_kib } => machine.ask(&domain, Wish::Memory(memory_kib)),
+        Request::SetWallClock { unix_ns } => {
+            machine.set_wall_clock(unix_ns);
+            Ok(())
+        }
         Request::Pause { domain } => machine.pause(&domain),
         Request::Unpause { domain } => machine.unpause(&domain),
         Request::SetSched { domain, sched } => {
             check_sched(&sched).and_then(|()| machine.set_sched(&domain, sched))
         }
-        Request::ConsoleInput { domain, bytes } => machine.console_input(&domain, &bytes),
+        Request::ConsoleInput { domain, bytes } => match machine.console_input(&domain, &bytes) {
+            Ok(taken) => return Reply::Taken { bytes: taken as u32 },
+            Err(text) => Err(text),
+        },
+        Request::AgentInput { domain, bytes } => machine.agent_input(&domain, &bytes),
         Request::Shutdown => {
             machine.shutdown();
             Ok(())
@@ -166,8 +192,11 @@ mod tests {
         fn kill(&mut self, domain: &str) -> Result<(), String> {
             self.note("kill", domain)
         }
-        fn power_off(&mut self, domain: &str) -> Result<(), String> {
-            self.note("power off", domain)
+        fn ask(&mut self, domain: &str, wish: Wish) -> Result<(), String> {
+            self.note(&format!("{wish:?}"), domain)
+        }
+        fn set_wall_clock(&mut self, unix_ns: u64) {
+            self.0.push(format!("clock {unix_ns}"));
         }
         fn pause(&mut self, domain: &str) -> Result<(), String> {
             self.note("pause", domain)
@@ -178,8 +207,11 @@ mod tests {
         fn set_sched(&mut self, domain: &str, _: Sched) -> Result<(), String> {
             self.note("sched", domain)
         }
-        fn console_input(&mut self, domain: &str, bytes: &[u8]) -> Result<(), String> {
-            self.note(&format!("input {}", bytes.len()), domain)
+        fn console_input(&mut self, domain: &str, bytes: &[u8]) -> Result<usize, String> {
+            self.note(&format!("input {}", bytes.len()), domain).map(|()| bytes.len() - 1)
+        }
+        fn agent_input(&mut self, domain: &str, bytes: &[u8]) -> Result<(), String> {
+            self.note(&format!("agent {}", bytes.len()), domain)
         }
         fn shutdown(&mut self) {
             self.0.push("shutdown".into());
@@ -221,18 +253,26 @@ mod tests {
             Request::SetSched { domain: name("d"), sched: Sched::default() },
             Request::SetSched { domain: name("d"), sched: Sched { weight: 0, ..Sched::default() } },
             Request::Shutdown,
+            Request::Reboot { domain: name("e") },
+            Request::Sysrq { domain: name("e"), key: b's' },
+            Request::SetMemory { domain: name("e"), memory_kib: 7 },
+            Request::SetWallClock { unix_ns: 8 },
         ]);
         assert_eq!(
             calls,
             [
                 "list",
                 "kill a",
-                "power off ghost",
+                "PowerOff ghost",
                 "pause b",
                 "unpause b",
                 "input 2 c",
                 "sched d",
-                "shutdown"
+                "shutdown",
+                "Reboot e",
+                "Sysrq(115) e",
+                "Memory(7) e",
+                "clock 8"
             ]
         );
         assert_eq!(replies[0], reply(10, Reply::Hello { version: VERSION }));
@@ -240,7 +280,7 @@ mod tests {
         assert_eq!(replies[3], reply(13, Reply::Error("there is no domain \"ghost\"".into())));
         assert_eq!(replies[8], reply(18, Reply::Error("weight 0 is not within 1 to 65535".into())));
         assert_eq!(replies[9], reply(19, Reply::Done));
-        assert_eq!(replies.len(), 10);
+        assert_eq!(replies.len(), 14);
     }
 
     #[test]

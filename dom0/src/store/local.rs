@@ -73,6 +73,19 @@ impl Store {
         Ok(())
     }
 
+    /// Ends a watch; does nothing if there is none.
+    pub fn unwatch(&mut self, path: &str, token: &str) {
+        let removed = local_path(path)
+            .and_then(|path| self.watches.remove(DomId::DOM0, path.as_str(), token.as_bytes()));
+        debug_assert!(matches!(removed, Ok(()) | Err(StoreError::ENOENT)));
+    }
+
+    /// Whether a client waits for news of a node, by a watch on it or on a folder above it.
+    pub fn is_watched_by(&self, domid: DomId, path: &str) -> bool {
+        let watched = |path: Path| self.watches.is_watched_by(domid, path.as_str());
+        local_path(path).is_ok_and(watched)
+    }
+
     /// The control domain's events since the last call: path and token.
     pub fn events(&mut self) -> Vec<(String, Vec<u8>)> {
         let own = self.connections.get_mut(&DomId::DOM0);

@@ -110,6 +110,19 @@ impl Watches {
         found
     }
 
+    /// Whether `client` watches a path or one above it.
+    pub fn is_watched_by(&self, client: DomId, path: &str) -> bool {
+        let mut at = Some(path);
+        while let Some(path) = at {
+            let mut here = self.by_path.get(path).into_iter().flatten();
+            if here.any(|w| w.client == client) {
+                return true;
+            }
+            at = parent_of(path);
+        }
+        false
+    }
+
     /// Those of `client` who watch the event `name` (`@introduceDomain`, ..).
     pub fn special(&self, name: &str, client: DomId) -> Vec<Rc<Watch>> {
         let here = self.by_path.get(name).into_iter().flatten();

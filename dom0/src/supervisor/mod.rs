@@ -1,6 +1,10 @@
 //! The list of domains: what each was made to be, how it is, and why it ended.
 //! Reads what the core and driver domains report; acting on it is the binary's.
 
+mod reboot;
+
+pub use reboot::{MOST_SHORT_LIVES, Reboots, SHORT_LIFE_NS};
+
 use alloc::{
     format,
     string::{String, ToString},
@@ -21,11 +25,26 @@ pub struct Entry {
     /// The core still has it.
     pub exists: bool,
     pub memory_kib: u64,
+    /// What it started with, and the most it may have.
+    pub most_memory_kib: u64,
     pub cpu_ns: u64,
     pub virtual_ns: u64,
     pub sched: Sched,
     pub disks: Vec<DiskUse>,
+    /// System time at which it was let run.
+    pub started_ns: u64,
+    pub reboots: Reboots,
+    /// Times it was built again.
+    pub restarts: u32,
+    /// What it said last, if it did not end well.
+    pub last_lines: Vec<String>,
 }
+
+/// Least memory that a guest is asked to shrink to: with less no kernel of any kind runs.
+pub const LEAST_MEMORY_KIB: u64 = 4096;
+
+/// Lines kept of what a domain said last: a kernel's panic with its stack.
+pub const LAST_LINES: usize = 40;
 
 /// A virtual disk of a guest.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -49,6 +68,8 @@ pub enum Verdict {
     Destroy,
     /// It has just ended: report it, and leave it as it is, because guests hang on it.
     Keep,
+    /// It asks for a reboot: give its memory back, and build it again.
+    Restart,
 }
 
 /// All domains since the start, but for the control domain.
@@ -58,14 +79,36 @@ pub struct Table {
 }
 
 impl Table {
-    /// Adds a domain that has just been built.
-    pub fn add(&mut self, entry: Entry) {
-        self.entries.push(entry);
+    /// Adds a domain that has just been built. One that was to be built again goes on where it was.
+    pub fn add(&mut self, mut entry: Entry) {
+        let mut entries = self.entries.iter_mut();
+        match entries.find(|e| e.name == entry.name && e.state == State::Rebooting) {
+            Some(old) => {
+                (entry.restarts, entry.reboots) = (old.restarts + 1, old.reboots);
+                *old = entry;
+            }
+            None => self.entries.push(entry),
+        }
     }
 
-    /// Takes a domain out again whose building failed at the last.
+    /// Takes a domain out again whose building failed at the last. One that was to be
+    /// built again waits as before.
     pub fn forget(&mut self, domid: DomId) {
-        self.entries.retain(|e| !(e.exists && e.domid == domid));
+        self.entries.retain(|e| !(e.exists && e.domid == domid && e.restarts == 0));
+        if let Some(entry) = self.by_domid(domid) {
+            entry.restarts -= 1;
+            (entry.state, entry.exists) = (State::Rebooting, false);
+        }
+    }
+
+    /// Whether a domain of that name waits to be built again.
+    pub fn is_rebooting(&self, name: &str) -> bool {
+        self.by_name(name).is_some_and(|e| e.state == State::Rebooting)
+    }
+
+    /// Domains that wait to be built again.
+    pub fn rebooting(&mut self) -> impl Iterator<Item = &mut Entry> {
+        self.entries.iter_mut().filter(|e| e.state == State::Rebooting)
     }
 
     /// All domains, oldest first.
@@ -97,15 +140,26 @@ impl Entry {
             reason: String::new(),
             exists: true,
             memory_kib,
+            most_memory_kib: memory_kib,
             cpu_ns: 0,
             virtual_ns: 0,
             sched,
             disks: Vec::new(),
+            started_ns: 0,
+            reboots: Reboots::default(),
+            restarts: 0,
+            last_lines: Vec::new(),
         }
     }
 
-    /// Takes over what the core says. `last_line` is what the domain said last.
-    pub fn observe(&mut self, info: &control::DomainInfo, last_line: &str) -> Verdict {
+    /// Takes over what the core says at system time `now_ns`. `said` is what the domain said
+    /// last, oldest line first.
+    pub fn observe(
+        &mut self,
+        info: &control::DomainInfo,
+        said: Vec<String>,
+        now_ns: u64,
+    ) -> Verdict {
         self.cpu_ns = info.cpu_time_ns;
         if info.tot_pages > 0 {
             self.memory_kib = info.tot_pages * 4;
@@ -113,13 +167,52 @@ impl Entry {
         if self.exit.is_some() || info.state & control::STATE_SHUTDOWN == 0 {
             return Verdict::Fine;
         }
-        let (exit, reason) = exit_of(info, last_line);
+        let (exit, mut reason) = exit_of(info, telling_line(&said));
+        if exit == Exit::Reboot && self.kind == Kind::Guest {
+            match self.reboots.asked(now_ns.saturating_sub(self.started_ns)) {
+                Ok(()) => {
+                    (self.state, self.exists) = (State::Rebooting, false);
+                    return Verdict::Restart;
+                }
+                Err(why) if reason.is_empty() => reason = why,
+                Err(_) => {}
+            }
+        }
         self.end(exit, reason);
+        if exit != Exit::PowerOff {
+            self.last_lines = said;
+        }
         if exit == Exit::Crash && self.kind == Kind::Driver {
             return Verdict::Keep;
         }
         self.exists = false;
         Verdict::Destroy
+    }
+
+    /// Whether it may have `wanted_kib` of memory, with `free_kib` left in the machine.
+    /// Errors are for a person to read.
+    pub fn check_size(&self, wanted_kib: u64, free_kib: u64) -> Result<(), String> {
+        let name = &self.name;
+        if self.kind != Kind::Guest {
+            return Err(format!("{name} is a driver domain; its size does not change"));
+        }
+        let most = self.most_memory_kib;
+        if !(LEAST_MEMORY_KIB..=most).contains(&wanted_kib) {
+            return Err(format!(
+                "{name} can have {LEAST_MEMORY_KIB} to {most} KiB: up to its `memory` in the set-up file"
+            ));
+        }
+        match wanted_kib.saturating_sub(self.memory_kib) {
+            more if more > free_kib => {
+                Err(format!("{name} would need {more} KiB more; the machine has {free_kib} left"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes that it asked for a reboot and could not be built again.
+    pub fn reboot_failed(&mut self, reason: &str) {
+        self.end(Exit::Reboot, format!("it could not be built again: {reason}"));
     }
 
     /// Notes that the control domain ended it, or found it gone.
@@ -152,19 +245,31 @@ impl Entry {
             cpu_ns: self.cpu_ns,
             virtual_ns: self.virtual_ns,
             weight: self.sched.weight,
-            restarts: 0,
+            restarts: self.restarts,
+            last_lines: self.last_lines.clone(),
         }
     }
 }
 
-/// Why a domain that shut down did so.
-fn exit_of(info: &control::DomainInfo, last_line: &str) -> (Exit, String) {
+/// How the line of a panic is told: Linux's, and those of Rust's and C's kernels.
+const PANICS: [&str; 3] = ["Kernel panic", "panicked", "panic:"];
+
+/// The line that says most of why a domain ended: that of a panic, else the last one.
+fn telling_line(said: &[String]) -> &str {
+    // A line of the stack may be about a function of that name.
+    let panics = |line: &&String| PANICS.iter().any(|words| line.contains(words));
+    let panic = said.iter().rev().find(panics);
+    panic.or(said.last()).map_or("", String::as_str)
+}
+
+/// Why a domain that shut down did so, which said `line`.
+fn exit_of(info: &control::DomainInfo, line: &str) -> (Exit, String) {
     let end = info.reason.iter().position(|&b| b == 0);
     let told = &info.reason[..end.unwrap_or(info.reason.len())];
     let told = String::from_utf8_lossy(told).to_string();
-    let or_last = |text: &str| match (told.is_empty(), last_line.is_empty()) {
+    let or_last = |text: &str| match (told.is_empty(), line.is_empty()) {
         (false, _) => told.clone(),
-        (true, false) => format!("{text}; it said last: {last_line}"),
+        (true, false) => format!("{text}; it said: {line}"),
         (true, true) => text.into(),
     };
     match info.shutdown_reason {
@@ -203,6 +308,7 @@ pub fn disk_report(guest: &str, disk: &DiskUse, counters: Counters) -> DiskRepor
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bulkhead_link::OnReboot;
     use control::DomainInfo;
 
     fn entry(kind: Kind) -> Entry {
@@ -227,13 +333,18 @@ mod tests {
             (0, "", "bye", Exit::PowerOff, ""),
             (1, "", "", Exit::Reboot, ""),
             (3, "page fault", "x", Exit::Crash, "page fault"),
-            (3, "", "panic: no", Exit::Crash, "it crashed itself; it said last: panic: no"),
+            (3, "", "panic: no", Exit::Crash, "it crashed itself; it said: panic: no"),
             (4, "", "", Exit::Crash, "its watchdog ran out"),
             (2, "", "", Exit::Crash, "it suspended, which is not supported"),
             (99, "", "", Exit::Crash, "it shut down with the unknown reason 99"),
         ] {
             let mut guest = entry(Kind::Guest);
-            assert_eq!(guest.observe(&shut_down(reason, text), line), Verdict::Destroy);
+            guest.reboots = Reboots::new(OnReboot::Destroy);
+            let said = Vec::from([String::from("hello"), line.into()]);
+            let verdict = guest.observe(&shut_down(reason, text), said.clone(), 0);
+            assert_eq!(verdict, Verdict::Destroy);
+            let kept = if exit == Exit::PowerOff { Vec::new() } else { said };
+            assert_eq!(guest.report().last_lines, kept);
             assert_eq!((guest.exit, &*guest.reason), (Some(exit), told));
             assert!(!guest.exists);
             let report = guest.report();
@@ -243,10 +354,19 @@ mod tests {
     }
 
     #[test]
+    fn the_line_of_a_panic_tells_more_than_the_stack_behind_it() {
+        let said: Vec<_> =
+            ["a", "Kernel panic - not syncing: why", " panic+0x118/0x2f4"].map(String::from).into();
+        assert_eq!(telling_line(&said), said[1]);
+        assert_eq!(telling_line(&said[..1]), "a");
+        assert_eq!(telling_line(&[]), "");
+    }
+
+    #[test]
     fn a_crashed_driver_stays_for_its_guests_and_is_reported_once() {
         let mut driver = entry(Kind::Driver);
-        assert_eq!(driver.observe(&shut_down(3, ""), ""), Verdict::Keep);
-        assert_eq!(driver.observe(&shut_down(3, ""), ""), Verdict::Fine);
+        assert_eq!(driver.observe(&shut_down(3, ""), Vec::new(), 0), Verdict::Keep);
+        assert_eq!(driver.observe(&shut_down(3, ""), Vec::new(), 0), Verdict::Fine);
         assert!(driver.exists);
         assert_eq!(driver.state, State::Crashed);
     }
@@ -254,11 +374,74 @@ mod tests {
     #[test]
     fn a_running_domain_is_fine_and_a_killed_one_keeps_its_first_reason() {
         let mut guest = entry(Kind::Guest);
-        assert_eq!(guest.observe(&DomainInfo::default(), ""), Verdict::Fine);
+        assert_eq!(guest.observe(&DomainInfo::default(), Vec::new(), 0), Verdict::Fine);
         assert_eq!(guest.memory_kib, 65536);
         guest.killed("on request");
         guest.killed("again");
         assert_eq!((guest.exit, &*guest.reason), (Some(Exit::Killed), "on request"));
+    }
+
+    #[test]
+    fn a_guest_that_reboots_goes_on_in_its_old_place_with_its_history() {
+        let mut table = Table::default();
+        table.add(entry(Kind::Guest));
+        for life in 0..3u16 {
+            let guest = table.by_domid(DomId::new(4 + life)).unwrap();
+            assert_eq!(guest.restarts, u32::from(life));
+            assert_eq!(guest.observe(&shut_down(1, ""), Vec::new(), 1), Verdict::Restart);
+            assert!(table.is_rebooting("reader") && !table.all()[0].exists);
+            let mut next = entry(Kind::Guest);
+            next.domid = DomId::new(5 + life);
+            table.add(next);
+            assert_eq!(table.all().len(), 1);
+            assert!(!table.is_rebooting("reader"));
+        }
+        table.forget(DomId::new(7));
+        assert!(table.is_rebooting("reader"), "building it failed: it waits as before");
+        assert_eq!(table.all()[0].restarts, 2);
+        table.rebooting().for_each(|e| e.reboot_failed("no memory"));
+        let report = table.all()[0].report();
+        assert_eq!((report.state, report.exit), (State::Stopped, Some(Exit::Reboot)));
+        assert!(report.reason.contains("no memory"));
+    }
+
+    #[test]
+    fn a_driver_is_not_rebooted_and_one_that_only_reboots_is_given_up() {
+        let mut driver = entry(Kind::Driver);
+        assert_eq!(driver.observe(&shut_down(1, ""), Vec::new(), 0), Verdict::Destroy);
+        let mut table = Table::default();
+        table.add(entry(Kind::Guest));
+        for _ in 1..MOST_SHORT_LIVES {
+            let guest = table.by_domid(DomId::new(4)).unwrap();
+            assert_eq!(guest.observe(&shut_down(1, ""), Vec::new(), 9), Verdict::Restart);
+            table.add(entry(Kind::Guest));
+        }
+        let guest = table.by_domid(DomId::new(4)).unwrap();
+        assert_eq!(guest.observe(&shut_down(1, ""), Vec::new(), 9), Verdict::Destroy);
+        assert_eq!(guest.exit, Some(Exit::Reboot));
+        assert!(guest.reason.contains("in a row"), "{}", guest.reason);
+    }
+
+    #[test]
+    fn a_guest_shrinks_and_grows_within_its_memory_and_the_machines() {
+        let mut guest = entry(Kind::Guest);
+        guest.memory_kib = 20_000;
+        for (wanted, free, told) in [
+            (LEAST_MEMORY_KIB, 0, None),
+            (20_000, 0, None),
+            (65_536, 45_536, None),
+            (65_536, 45_535, Some("would need 45536 KiB more")),
+            (65_537, 1 << 40, Some("4096 to 65536 KiB")),
+            (LEAST_MEMORY_KIB - 1, 1 << 40, Some("4096 to 65536 KiB")),
+            (u64::MAX, u64::MAX, Some("65536")),
+        ] {
+            let error = guest.check_size(wanted, free).err();
+            match told {
+                None => assert_eq!(error, None),
+                Some(told) => assert!(error.as_ref().unwrap().contains(told), "{error:?}"),
+            }
+        }
+        assert!(entry(Kind::Driver).check_size(8192, 1 << 30).is_err());
     }
 
     #[test]

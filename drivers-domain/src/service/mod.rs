@@ -35,21 +35,29 @@ pub async fn run(context: Context) -> Result<()> {
     let context = Rc::new(context);
     let served: Rc<RefCell<BTreeSet<String>>> = Rc::default();
     let watch = context.store.watch(FOLDER).await?;
-    while watch.next().await.is_some() {
+    let (over, is_over) = async_channel::bounded(1);
+    loop {
+        // A disk that is over may have been announced anew meanwhile, under the same name.
+        let news = async { watch.next().await.is_some() };
+        let freed = async { is_over.recv().await.is_ok() };
+        if !exec::select(news, freed).await {
+            return Err(Error::Broken);
+        }
         watch.forget_waiting();
         for path in announced(&context.store).await? {
             if !served.borrow_mut().insert(path.clone()) {
                 continue;
             }
-            let (context, served) = (context.clone(), served.clone());
+            let (context, served, over) = (context.clone(), served.clone(), over.clone());
             exec::spawn(async move {
                 vbd::serve(&context, &path).await;
                 served.borrow_mut().remove(&path);
+                // Full means that all are looked at again already.
+                let _ = over.try_send(());
             })
             .detach();
         }
     }
-    Err(Error::Broken)
 }
 
 /// The folders of all disks that there are.

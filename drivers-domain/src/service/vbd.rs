@@ -30,9 +30,11 @@ type Failure = String;
 /// Serves the disk announced at `path` until it is over.
 pub async fn serve(context: &Context, path: &str) {
     let store = &context.store;
-    if let Err(failure) = serve_until_gone(context, path).await {
-        log::warn!("{path}: {failure}");
-    }
+    // One that is over has said so; saying it again might bring a folder back that is gone.
+    let Err(failure) = serve_until_gone(context, path).await else {
+        return;
+    };
+    log::warn!("{path}: {failure}");
     if let Err(error) = say_closed(store, path).await {
         log::warn!("{path}: {error}");
     }
@@ -66,7 +68,7 @@ async fn serve_until_gone(context: &Context, path: &str) -> Result<(), Failure> 
     loop {
         // What a front end did wrong ends this connection, not the disk.
         match disk.serve_once(goes_on).await {
-            Ok(()) => log::info!("{path}: closed"),
+            Ok(()) => disk.see_off().await?,
             Err(failure) => log::warn!("{path}: {failure}"),
         }
         // The same folder may be used again, by a guest that boots anew.
@@ -218,6 +220,21 @@ impl Disk<'_> {
         // The service outlives this task, so the end is always heard of.
         let _ = life.end.recv().await;
         outcome.map(drop)
+    }
+
+    /// Its ring is unmapped. A front end that is closing waits for us to say that we close, and
+    /// is done with it when it says that it has closed: only then may we.
+    async fn see_off(&self) -> Result<(), Failure> {
+        let store = &self.context.store;
+        let mut state = self.front_state().await?;
+        if state == XENBUS_CLOSING {
+            set_state(store, self.path, XENBUS_CLOSING).await.map_err(text)?;
+        }
+        while state == XENBUS_CLOSING {
+            state = self.next_state().await?;
+        }
+        log::info!("{}: closed", self.path);
+        Ok(())
     }
 
     /// After a close: whether the front end starts again. False when it is gone.

@@ -125,8 +125,8 @@ pub async fn connect<P: Platform>(
     Ok(Disk::new(queue, channel, facts, slots?))
 }
 
-/// Closes a disk in good order: the back end lets go of every page first. What is in
-/// flight may or may not happen.
+/// Closes a disk in good order: the back end agrees, we say that we are done, and it lets go
+/// of every page at the latest then. What is in flight may or may not happen.
 pub async fn close<P: Platform>(
     platform: &P,
     number: u32,
@@ -134,13 +134,11 @@ pub async fn close<P: Platform>(
 ) -> Result<(), ConnectError> {
     let nodes = Nodes::find(platform.store(), number).await?;
     nodes.set_state(CLOSING).await?;
-    // A back end that is gone altogether has let go, too.
-    match nodes.wait_for(|state| state == CLOSED).await {
-        Ok(()) | Err(ConnectError::Refused) => {}
-        Err(error) => return Err(error),
-    }
+    nodes.wait_for(|state| state == CLOSING || state == CLOSED).await?;
+    nodes.set_state(CLOSED).await?;
+    nodes.wait_for(|state| state == CLOSED).await?;
     drop(disk);
-    nodes.set_state(CLOSED).await
+    Ok(())
 }
 
 /// The folders of one device.

@@ -57,6 +57,7 @@ pub fn new_domain(core: &mut Core, id: DomId, asked: &CreateDomain) -> Result<()
         life: Life::Alive,
         ending: None,
         pauses: 1,
+        handle: asked.handle,
         is_driver: asked.flags & CREATE_DRIVER != 0,
         shared_info,
         max_vcpus: asked.max_vcpus,

@@ -56,6 +56,8 @@ pub struct Domain {
     pub ending: Option<teardown::Ending>,
     /// Nested pauses by Dom0; runs at 0.
     pub pauses: u32,
+    /// What Dom0 calls it, for the domain itself to read.
+    pub handle: [u8; 16],
     pub is_driver: bool,
     /// Frame that domain and core share; owned by the domain, kept by the core.
     pub shared_info: Mfn,

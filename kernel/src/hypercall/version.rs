@@ -12,6 +12,7 @@ use bulkhead_abi::{
 const EXTRAVERSION: &[u8] = b"-bulkhead";
 const CAPABILITIES: &[u8] = b"xen-3.0-x86_64 ";
 const COMPILER: &[u8] = b"rustc";
+const BUILDER: &[u8] = b"bulkhead";
 
 /// `xen_version(cmd, arg)`.
 ///
@@ -26,13 +27,24 @@ pub fn xen_version(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
         nr::XENVER_CAPABILITIES => text::<1024>(core, caller, at, CAPABILITIES),
         nr::XENVER_CHANGESET => text::<64>(core, caller, at, b""),
         nr::XENVER_COMMANDLINE => text::<1024>(core, caller, at, b""),
-        // compiler[64], compile_by[16], compile_domain[32], compile_date[32]
-        nr::XENVER_COMPILE_INFO => text::<144>(core, caller, at, COMPILER),
-        nr::XENVER_GUEST_HANDLE => text::<16>(core, caller, at, b""),
+        nr::XENVER_COMPILE_INFO => text::<144>(core, caller, at, &compile_info()),
+        nr::XENVER_GUEST_HANDLE => {
+            let handle = core.domains.get(caller.dom).map(|d| d.handle).unwrap_or_default();
+            write(core, caller, at, &handle)
+        }
         nr::XENVER_PLATFORM_PARAMETERS => write(core, caller, at, &HOLE_START.to_le_bytes()),
         nr::XENVER_GET_FEATURES => features(core, caller, at).into(),
         _ => Errno::ENOSYS.into(),
     }
+}
+
+/// compiler[64], compile_by[16], compile_domain[32], compile_date[32]: without a date, so
+/// that a build can be repeated.
+fn compile_info() -> [u8; 144] {
+    let mut info = [0; 144];
+    info[..COMPILER.len()].copy_from_slice(COMPILER);
+    info[64..64 + BUILDER.len()].copy_from_slice(BUILDER);
+    info
 }
 
 fn write(core: &Core, caller: Caller, at: GuestVa, bytes: &[u8]) -> Outcome {

@@ -6,6 +6,7 @@
 pub mod xen;
 
 use bulkhead::{
+    exec,
     machine::{Limits, Observer},
     remote::{self, RunListing},
     report::Report,
@@ -127,18 +128,50 @@ impl Background {
     }
 
     fn start_with(folder: &Path, text: &str, icount: bool) -> Self {
+        Self::spawn(folder, text, |options| Options { icount, ..options })
+    }
+
+    /// Starts a set-up given as text that may take as long as this.
+    pub fn start_for(folder: &Path, text: &str, limit: Duration) -> Self {
+        let limits = Limits { timeout: Some(limit), ..Limits::default() };
+        Self::spawn(folder, text, |options| Options { limits, ..options })
+    }
+
+    fn spawn(folder: &Path, text: &str, change: impl FnOnce(Options) -> Options) -> Self {
         let file = folder.join("background.toml");
         fs::write(&file, text).expect("the set-up is written");
-        let ours = file.clone();
-        let thread = thread::spawn(move || run_options(&Options { icount, ..options(&ours) }));
+        let options = change(options(&file));
+        let thread = thread::spawn(move || run_options(&options));
         Self { file, thread }
     }
 
-    /// The number of the run, once it is there.
-    fn id(&self) -> Option<String> {
+    /// The number of the run and its socket, once they are there.
+    fn found(&self) -> Option<(String, PathBuf)> {
         let runs = session::running().expect("the folder of runs");
         let ours = self.file.display().to_string();
-        runs.into_iter().find(|(info, _)| info.setup == ours).map(|(info, _)| info.id)
+        let found = runs.into_iter().find(|(info, _)| info.setup == ours);
+        found.map(|(info, socket)| (info.id, socket))
+    }
+
+    fn id(&self) -> Option<String> {
+        self.found().map(|(id, _)| id)
+    }
+
+    /// Runs a command in a guest.
+    ///
+    /// # Panics
+    /// If the run ends before it is there, or the guest before the command has ended.
+    pub fn exec(&self, guest: &str, command: exec::Command) -> exec::Output {
+        let deadline = Instant::now() + LIMIT;
+        let socket = loop {
+            if let Some((_, socket)) = self.found() {
+                break socket;
+            }
+            let may_come = Instant::now() < deadline && !self.thread.is_finished();
+            assert!(may_come, "the run did not start");
+            thread::sleep(Duration::from_millis(50));
+        };
+        exec::output(&socket, guest, command).unwrap_or_else(|e| panic!("{guest}: {e}"))
     }
 
     /// Asks for listings until `done` takes one.
@@ -161,6 +194,11 @@ impl Background {
     pub fn kill(&self, domain: &str) {
         let id = self.id().expect("the run goes on");
         remote::kill(Some(&id), domain).expect("killed");
+    }
+
+    /// The number of the run, for the verbs.
+    pub fn number(&self) -> String {
+        self.id().expect("the run goes on")
     }
 
     /// Waits for the end of the run.

@@ -22,9 +22,9 @@ use dom0::{
     builder::{MfnList, Plan, StartFacts},
     devices::{self, DomainFacts, VbdFacts},
     payload::Payload,
-    supervisor::{DiskUse, Entry},
+    supervisor::{DiskUse, Entry, Reboots},
 };
-use domain_rt::{control, event, exec, hypercall, mem};
+use domain_rt::{control, event, exec, hypercall, mem, time};
 
 /// Frames asked for in one hypercall.
 const POPULATE_BATCH: usize = 1024;
@@ -40,6 +40,7 @@ pub async fn bring_up(world: &Handle, payload: &Payload<'static>, spec: &DomainS
         Ok(()) => progress("running"),
         Err(reason) => {
             log::error!("{}: {reason}", spec.name);
+            world.borrow_mut().restart_failed(&spec.name, &reason);
             Event::BuildFailed { domain: spec.name.clone(), reason }
         }
     };
@@ -65,11 +66,11 @@ fn build(world: &Handle, payload: &Payload<'static>, spec: &DomainSpec) -> Resul
     let mut created = CreateDomain {
         max_vcpus: spec.vcpus.max(1),
         max_pages: nr_pages,
+        handle: spec.uuid,
         flags: if spec.kind == Kind::Driver { CREATE_DRIVER } else { 0 },
         ..Default::default()
     };
-    step(control::create_domain(&mut created), "creating the domain")?;
-    let domid = DomId::new(created.domid);
+    let domid = create(&mut world.borrow_mut(), &mut created)?;
     let shared_info = Mfn::new(created.shared_info_mfn);
     let finished =
         Construction { world, payload, spec, domid, shared_info }.carry_out(&plan, nr_pages);
@@ -77,6 +78,19 @@ fn build(world: &Handle, payload: &Payload<'static>, spec: &DomainSpec) -> Resul
         world.borrow_mut().abandon(domid);
     }
     finished
+}
+
+/// Makes a domain with the next id after the last one, so that an old name for one that
+/// has just ended does not mean another; with the lowest free one where that is taken.
+fn create(world: &mut World, wanted: &mut CreateDomain) -> Result<DomId, String> {
+    wanted.domid = world.last_domid.get() + 1;
+    let made = control::create_domain(wanted).or_else(|_| {
+        wanted.domid = 0;
+        control::create_domain(wanted)
+    });
+    step(made, "creating the domain")?;
+    world.last_domid = DomId::new(wanted.domid);
+    Ok(world.last_domid)
 }
 
 /// Refuses before anything is made what could not be connected afterwards.
@@ -149,6 +163,7 @@ impl Construction<'_> {
         self.enter_in_store(&DomainFacts {
             domid: self.domid,
             name: &self.spec.name,
+            uuid: self.spec.uuid,
             memory_kib: self.spec.memory_kib,
             vcpus: self.spec.vcpus.max(1),
             store_port,
@@ -157,6 +172,9 @@ impl Construction<'_> {
             console_ring: console,
         })?;
         World::add_service(self.world, self.domid, &self.spec.name, rings);
+        if self.spec.agent {
+            World::add_agent(self.world, self.domid, &self.spec.name)?;
+        }
         step(control::unpause_domain(self.domid), "letting it run")
     }
 
@@ -200,11 +218,10 @@ impl Construction<'_> {
             }
         };
         let page = page.shared();
-        let ns = self.payload.manifest.wallclock_ns;
-        let (seconds, rest) = (ns / 1_000_000_000, ns % 1_000_000_000);
+        let (seconds, rest) = self.world.borrow().clock.at_zero();
         page.store_u32(WALL_CLOCK, 1);
         page.store_u32(offset_of!(SharedInfo, wc_sec), seconds as u32);
-        page.store_u32(offset_of!(SharedInfo, wc_nsec), rest as u32);
+        page.store_u32(offset_of!(SharedInfo, wc_nsec), rest);
         page.store_u32(offset_of!(SharedInfo, wc_sec_hi), (seconds >> 32) as u32);
         page.store_u32(WALL_CLOCK, 2);
     }
@@ -246,6 +263,8 @@ impl Construction<'_> {
             world.add_ledger(&spec.name, self.domid, slots)?;
         }
         let mut entry = Entry::new(&spec.name, spec.kind, self.domid, spec.memory_kib, spec.sched);
+        entry.started_ns = time::now().get();
+        entry.reboots = Reboots::new(spec.on_reboot);
         let mut fronts = Vec::new();
         for disk in &spec.disks {
             let (front, used) = self.add_disk(&mut world, disk)?;
@@ -265,7 +284,7 @@ impl Construction<'_> {
         let driver = world.table.by_name(&disk.driver);
         let driver = driver.ok_or("its driver domain is not there")?.domid;
         let sbdf = self.payload.device_of(&disk.driver, &disk.device);
-        let slot = world.take_slot(&disk.driver);
+        let slot = world.slot_for(&self.spec.name, &disk.vdev, &disk.driver);
         let facts = VbdFacts {
             guest: self.domid,
             driver,

@@ -1,8 +1,8 @@
-//! The control link: the second UART (a 16550 with FIFOs), bytes in and out. What
-//! they mean is the library's.
+//! The control link: the second UART (a 16550 with FIFOs), or the fast lane with the UART
+//! as its bell; bytes in and out. What they mean is the library's.
 
-use crate::world::Handle;
-use alloc::vec::Vec;
+use crate::{lane::Lane, world::Handle};
+use alloc::{format, vec::Vec};
 use async_channel::Receiver;
 use bulkhead_abi::archive::EXIT_OK;
 use core::time::Duration;
@@ -30,7 +30,7 @@ const WIRE_IDLE: u8 = 1 << 6;
 const FIFO_BYTES: usize = 16;
 
 /// Bytes moved before others get their turn.
-const BURST: usize = 512;
+pub const BURST: usize = 512;
 /// The link is looked at this often even without an interrupt: an edge may get lost.
 const LOOK: Duration = Duration::from_millis(20);
 /// While the other side does not take bytes, it is asked this often.
@@ -38,7 +38,8 @@ const RETRY: Duration = Duration::from_millis(1);
 /// How long the last reply may take to leave.
 const FAREWELL_NS: u64 = 2_000_000_000;
 
-struct Uart;
+/// The second UART.
+pub struct Uart;
 
 impl Uart {
     /// Sets 8 bits, FIFOs, the highest speed, and interrupts for what arrives.
@@ -67,12 +68,24 @@ impl Uart {
         (status != 0xff && status & DATA_READY != 0).then(|| io::inb(BASE + DATA))
     }
 
+    /// What has arrived.
+    pub fn read_some(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while bytes.len() < BURST
+            && let Some(byte) = self.read()
+        {
+            bytes.push(byte);
+        }
+        bytes
+    }
+
     /// Whether a FIFO full of bytes may be written.
     fn is_ready(&self) -> bool {
         self.status() & TRANSMIT_EMPTY != 0
     }
 
-    fn write(&self, bytes: &[u8]) {
+    /// Writes bytes; no more than fit the FIFO.
+    pub fn write(&self, bytes: &[u8]) {
         for &byte in bytes {
             io::outb(BASE + DATA, byte);
         }
@@ -89,8 +102,16 @@ impl Uart {
 }
 
 /// Serves the link until the machine ends. `woken` tells that there is something to send.
-pub async fn serve(world: Handle, woken: Receiver<()>) {
+/// `lane` is the PCI device with the fast lane's memory.
+pub async fn serve(world: Handle, lane: Option<u32>, woken: Receiver<()>) {
     let uart = Uart::open();
+    let lane = lane.and_then(|sbdf| match Lane::open(sbdf) {
+        Ok(lane) => Some(lane),
+        Err(why) => {
+            world.borrow_mut().log(format!("the link is slow, it has no fast lane: {why}"));
+            None
+        }
+    });
     let irq = event::bind_pirq(PIRQ);
     if let Err(errno) = &irq {
         log::warn!("the control link has no interrupt ({errno}); it is polled");
@@ -98,8 +119,11 @@ pub async fn serve(world: Handle, woken: Receiver<()>) {
     let mut server = Server::default();
     let mut deadline = None;
     loop {
-        let received = receive(&uart, &world, &mut server);
-        let sent = transmit(&uart, &world);
+        let (bytes, sent) = match &lane {
+            None => (uart.read_some(), transmit(&uart, &world)),
+            Some(lane) => (lane.read_some(&uart), lane.transmit(&uart, &world)),
+        };
+        serve_requests(&bytes, &world, &mut server);
         let is_pending = !world.borrow().outbox.is_empty();
         if world.borrow().is_shutting_down {
             let now = time::now().get();
@@ -110,11 +134,14 @@ pub async fn serve(world: Handle, woken: Receiver<()>) {
                 let _ = control::machine_shutdown(EXIT_OK);
             }
         }
-        if received || sent > 0 {
+        if !bytes.is_empty() || sent > 0 {
             exec::yield_now().await;
             continue;
         }
         uart.acknowledge();
+        if lane.as_ref().is_some_and(|lane| !lane.may_sleep()) {
+            continue;
+        }
         let pause = time::sleep(if is_pending { RETRY } else { LOOK });
         let arrival = async {
             match &irq {
@@ -137,21 +164,14 @@ pub async fn serve(world: Handle, woken: Receiver<()>) {
     }
 }
 
-fn receive(uart: &Uart, world: &Handle, server: &mut Server) -> bool {
-    let mut bytes = Vec::new();
-    while bytes.len() < BURST
-        && let Some(byte) = uart.read()
-    {
-        bytes.push(byte);
-    }
+fn serve_requests(bytes: &[u8], world: &Handle, server: &mut Server) {
     let mut world = world.borrow_mut();
-    for &byte in &bytes {
+    for &byte in bytes {
         // Events that a request causes leave before its reply.
         let mut replies = Outbox::default();
         server.push(byte, &mut *world, &mut replies);
         world.outbox.append(replies);
     }
-    !bytes.is_empty()
 }
 
 /// Sends what the UART takes; gives how many bytes.

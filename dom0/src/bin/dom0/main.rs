@@ -7,18 +7,26 @@
 
 extern crate alloc;
 
+mod agent;
 mod build;
 mod foreign;
+mod lane;
 mod link;
 mod requests;
+mod restart;
 mod world;
 
-use alloc::string::String;
+use alloc::{rc::Rc, string::String};
 use bulkhead_abi::{archive::EXIT_DOM0_DIED, event::VIRQ_DOM_EXC};
-use bulkhead_link::{Event, VERSION};
-use dom0::payload::Payload;
-use domain_rt::{Boot, control, event, exec, mem};
+use bulkhead_link::{CLOCK_TELLS, Event, Kind, VERSION};
+use core::time::Duration;
+use dom0::{clock::WallClock, payload::Payload};
+use domain_rt::{Boot, control, event, exec, mem, time};
+use restart::Restarts;
 use world::World;
+
+/// How long guests wait for the host's clock; they then start with the manifest's.
+const CLOCK_LIMIT: Duration = Duration::from_secs(2);
 
 #[allow(unsafe_code, reason = "the runtime finds the program by an unmangled name")]
 mod entry {
@@ -36,11 +44,15 @@ fn main(_: &'static Boot) {
 
 /// Serves until the machine ends.
 async fn run() -> Result<(), String> {
-    let payload = Payload::parse(mem::map_ramdisk())?;
+    let payload = Rc::new(Payload::parse(mem::map_ramdisk())?);
+    let manifest = &payload.manifest;
     let (wake, woken) = async_channel::bounded(1);
-    let world = World::new(wake);
+    let (clock_told, clock_is_set) = async_channel::bounded(CLOCK_TELLS);
+    let (restarts, wanted) = Restarts::new();
+    let clock = WallClock::at_boot(manifest.wallclock_ns);
+    let world = World::new(clock, clock_told, restarts, wake);
     world.borrow_mut().event(Event::Ready { version: VERSION });
-    exec::spawn(link::serve(world.clone(), woken)).detach();
+    exec::spawn(link::serve(world.clone(), manifest.lane, woken)).detach();
     let ends = event::bind_virq(VIRQ_DOM_EXC)
         .map_err(|errno| alloc::format!("the core does not tell of domains that end: {errno}"))?;
     let watcher = world.clone();
@@ -51,7 +63,19 @@ async fn run() -> Result<(), String> {
         }
     })
     .detach();
-    for spec in &payload.manifest.domains {
+    exec::spawn(restart::serve(world.clone(), payload.clone(), wanted)).detach();
+    let mut must_wait = manifest.clock_by_link;
+    for spec in &manifest.domains {
+        // Guests read the clock as they start.
+        if spec.kind == Kind::Guest && core::mem::take(&mut must_wait) {
+            let told = async {
+                for _ in 0..CLOCK_TELLS {
+                    // The sender lives in the world, which does not end.
+                    let _ = clock_is_set.recv().await;
+                }
+            };
+            exec::or(told, time::sleep(CLOCK_LIMIT)).await;
+        }
         build::bring_up(&world, &payload, spec).await;
     }
     core::future::pending().await

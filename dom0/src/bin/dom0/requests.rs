@@ -2,13 +2,14 @@
 
 use crate::world::{World, domain_info, virtual_time};
 use alloc::{format, string::String, vec::Vec};
-use bulkhead_abi::{DomId, control::MachineInfo, control::SchedParams};
+use bulkhead_abi::{DomId, control::MachineInfo, control::SchedParams, control::SetMaxPages};
 use bulkhead_link::{DomainReport, Kind, Listing, MachineReport, Sched, State};
 use dom0::{
     control::{Machine, has_ended, no_such_domain},
     supervisor::disk_report,
+    wishes::{self, Wish},
 };
-use domain_rt::control;
+use domain_rt::{control, time};
 
 impl World {
     /// The id of a domain that is there.
@@ -17,8 +18,24 @@ impl World {
         let entry = entry.ok_or_else(|| no_such_domain(name))?;
         match entry.exists {
             true => Ok((entry.domid, entry.state)),
+            false if entry.state == State::Rebooting => {
+                Err(format!("domain {name:?} is about to be started again; try it then"))
+            }
             false => Err(has_ended(name)),
         }
+    }
+
+    /// Lets a guest own as much memory as it is told to have: no less, or its balloon would not
+    /// grow, and no more, so that what it gives back can be given to another.
+    fn allow_memory(&mut self, domid: DomId, kib: u64) -> Result<(), String> {
+        self.look_after_domains();
+        let free_kib = machine_report().free_frames * 4;
+        let entry = self.table.by_domid(domid).ok_or("it has just ended")?;
+        entry.check_size(kib, free_kib)?;
+        let name = entry.name.clone();
+        let mut limit =
+            SetMaxPages { domid: domid.get(), max_pages: kib.div_ceil(4), ..Default::default() };
+        control::set_max_pages(&mut limit).map_err(|errno| format!("{name}: {errno}"))
     }
 }
 
@@ -35,17 +52,35 @@ impl Machine for World {
     }
 
     fn kill(&mut self, domain: &str) -> Result<(), String> {
+        if self.table.is_rebooting(domain) {
+            self.cancel_restart(domain, "killed on request");
+            return Ok(());
+        }
         let (domid, _) = self.living(domain)?;
         self.end(domid, "killed on request");
         Ok(())
     }
 
-    fn power_off(&mut self, domain: &str) -> Result<(), String> {
-        let (domid, _) = self.living(domain)?;
-        let path = format!("/local/domain/{}/control/shutdown", domid.get());
-        let written = self.store.write(&path, "poweroff");
+    fn ask(&mut self, domain: &str, wish: Wish) -> Result<(), String> {
+        let (domid, state) = self.living(domain)?;
+        if state == State::Paused {
+            return Err(format!("{domain} is paused, and can do nothing"));
+        }
+        wishes::check(&self.store, domid, domain, wish)?;
+        match wish {
+            Wish::Memory(kib) => self.allow_memory(domid, kib)?,
+            Wish::PowerOff | Wish::Reboot => self.watch_shutdown(domid),
+            Wish::Sysrq(_) => {}
+        }
+        let asked = wishes::ask(&mut self.store, domid, domain, wish);
         self.store_settled();
-        written.map_err(|error| format!("{path}: {error}"))
+        asked
+    }
+
+    fn set_wall_clock(&mut self, unix_ns: u64) {
+        self.clock.hear(unix_ns, time::now().get());
+        // Full or closed: nobody waits any more.
+        let _ = self.clock_told.try_send(());
     }
 
     fn pause(&mut self, domain: &str) -> Result<(), String> {
@@ -81,13 +116,14 @@ impl Machine for World {
         Ok(())
     }
 
-    fn console_input(&mut self, domain: &str, bytes: &[u8]) -> Result<(), String> {
+    fn console_input(&mut self, domain: &str, bytes: &[u8]) -> Result<usize, String> {
         let (domid, _) = self.living(domain)?;
-        let taken = self.type_on(domid, bytes);
-        match bytes.len() - taken {
-            0 => Ok(()),
-            lost => Err(format!("{domain} does not read its console; {lost} bytes were dropped")),
-        }
+        Ok(self.type_on(domid, bytes))
+    }
+
+    fn agent_input(&mut self, domain: &str, bytes: &[u8]) -> Result<(), String> {
+        let (domid, _) = self.living(domain)?;
+        self.feed_agent(domid, bytes)
     }
 
     fn shutdown(&mut self) {
@@ -96,6 +132,7 @@ impl Machine for World {
         for domid in living {
             self.end(domid, "the machine shuts down");
         }
+        self.table.rebooting().for_each(|e| e.killed("the machine shuts down"));
         self.is_shutting_down = true;
     }
 }
@@ -130,6 +167,7 @@ fn own_report() -> Option<DomainReport> {
         virtual_ns: virtual_time(DomId::DOM0).unwrap_or(0),
         weight,
         restarts: 0,
+        last_lines: Vec::new(),
     })
 }
 

@@ -1,7 +1,7 @@
 //! Everything the control domain keeps: the store, the list of domains, the
 //! services of each, and what is on its way to the host tool.
 
-use crate::foreign::ForeignPage;
+use crate::{agent::Agent, foreign::ForeignPage, restart::Restarts};
 use alloc::{
     collections::BTreeMap,
     format,
@@ -16,15 +16,17 @@ use bulkhead_abi::{
     ledger,
 };
 use bulkhead_link::{Event, Exit, State};
-use core::cell::RefCell;
+use core::{cell::RefCell, fmt};
 use dom0::{
+    clock::WallClock,
     console::Console,
     control::Outbox,
     devices,
     store::{Quota, Store, ring::Transport},
-    supervisor::{Counters, DiskUse, Table, Verdict},
+    supervisor::{Counters, DiskUse, LAST_LINES, Table, Verdict},
+    wishes,
 };
-use domain_rt::{Shared, control, event::Channel, exec, grant, mem};
+use domain_rt::{Shared, control, event::Channel, exec, grant, mem, time};
 
 /// Shared by all tasks; never borrowed across an `await`.
 pub type Handle = Rc<RefCell<World>>;
@@ -35,7 +37,15 @@ pub struct World {
     pub table: Table,
     pub outbox: Outbox,
     pub is_shutting_down: bool,
+    pub clock: WallClock,
+    /// Told once the host has said what time it is.
+    pub clock_told: Sender<()>,
+    /// The last id given to a domain.
+    pub last_domid: DomId,
+    /// Guests that asked for a reboot.
+    pub restarts: Restarts,
     services: BTreeMap<DomId, Service>,
+    pub agents: BTreeMap<DomId, Agent>,
     ledgers: BTreeMap<String, Ledger>,
     wake_link: Sender<()>,
 }
@@ -71,14 +81,25 @@ pub struct Ledger {
 }
 
 impl World {
-    /// An empty world. `wake_link` is told when there is something to send.
-    pub fn new(wake_link: Sender<()>) -> Handle {
+    /// An empty world. `wake_link` is told when there is something to send, `clock_told` when
+    /// the host has set the clock.
+    pub fn new(
+        clock: WallClock,
+        clock_told: Sender<()>,
+        restarts: Restarts,
+        wake_link: Sender<()>,
+    ) -> Handle {
         Rc::new(RefCell::new(Self {
             store: Store::new(Quota::GUEST),
             table: Table::default(),
             outbox: Outbox::default(),
             is_shutting_down: false,
+            clock,
+            clock_told,
+            last_domid: DomId::DOM0,
+            restarts,
             services: BTreeMap::new(),
+            agents: BTreeMap::new(),
             ledgers: BTreeMap::new(),
             wake_link,
         }))
@@ -168,6 +189,9 @@ impl World {
                     let _ = service.console_port.notify();
                 }
                 let count = pumped.output.len();
+                if pumped.has_room {
+                    self.event(Event::ConsoleRoom { domain: name.clone() });
+                }
                 if count > 0 {
                     self.event(Event::Console { domain: name, bytes: pumped.output });
                 }
@@ -186,7 +210,12 @@ impl World {
     /// at what the control domain itself watches.
     pub fn store_settled(&mut self) {
         for (_, token) in self.store.events() {
-            self.front_end_moved(&token);
+            match read_token(&token) {
+                Some(Token::FrontEnd(domid, index)) => self.front_end_moved(domid, index),
+                Some(Token::Shutdown(domid)) => self.shutdown_moved(domid),
+                Some(Token::BackEnds(domid)) => self.restarts.back_end_moved(domid),
+                None => self.agent_moved(&token),
+            }
         }
         for (domid, service) in &self.services {
             if self.store.has_output(*domid) {
@@ -195,11 +224,8 @@ impl World {
         }
     }
 
-    /// Announces a disk once its front end is connected. `token` is "DOMID INDEX".
-    fn front_end_moved(&mut self, token: &[u8]) {
-        let Some((domid, index)) = read_token(token) else {
-            return;
-        };
+    /// Announces a disk once its front end is connected.
+    fn front_end_moved(&mut self, domid: DomId, index: usize) {
         let Some(entry) = self.table.by_domid(domid) else {
             return;
         };
@@ -207,10 +233,9 @@ impl World {
         let Some(disk) = entry.disks.get_mut(index).filter(|d| !d.is_connected) else {
             return;
         };
-        let Some(number) = devices::vdev_number(&disk.vdev) else {
+        let Some(front) = front_end(domid, &disk.vdev) else {
             return;
         };
-        let front = format!("/local/domain/{}/device/vbd/{number}", domid.get());
         if devices::is_connected(&self.store, &front) {
             disk.is_connected = true;
             let step = format!("{} connected", disk.vdev);
@@ -220,9 +245,27 @@ impl World {
 
     /// Watches a front end, to announce when it is connected.
     pub fn watch_front_end(&mut self, domid: DomId, index: usize, front: &str) {
-        let token = format!("{} {index}", domid.get());
+        let token = Token::FrontEnd(domid, index).to_string();
         if let Err(error) = self.store.watch(&format!("{front}/state"), &token) {
             self.log(format!("{front} can not be watched: {error}"));
+        }
+    }
+
+    /// Tells when a guest takes a request to power off or to reboot.
+    pub fn watch_shutdown(&mut self, domid: DomId) {
+        let token = Token::Shutdown(domid).to_string();
+        // There may be a watch already, for a request before this one.
+        let _ = self.store.watch(&wishes::shutdown_node(domid), &token);
+    }
+
+    fn shutdown_moved(&mut self, domid: DomId) {
+        if !wishes::is_taken(&self.store, domid) {
+            return;
+        }
+        self.store.unwatch(&wishes::shutdown_node(domid), &Token::Shutdown(domid).to_string());
+        if let Some(entry) = self.table.by_domid(domid) {
+            let domain = entry.name.clone();
+            self.event(Event::Progress { domain, step: "shutting down".into() });
         }
     }
 
@@ -231,6 +274,7 @@ impl World {
         for service in self.services.values() {
             wake(&service.wake);
         }
+        self.wake_agents();
     }
 
     /// Types on a domain's console; gives the bytes taken.
@@ -259,8 +303,16 @@ impl World {
         Ok(())
     }
 
+    /// The slot of a guest's disk in its driver domain's ledger: the one it had before a
+    /// reboot, or the next.
+    pub fn slot_for(&mut self, guest: &str, vdev: &str, driver: &str) -> Option<usize> {
+        let before = self.table.rebooting().find(|e| e.name == guest);
+        let disk = before.and_then(|e| e.disks.iter().find(|d| d.vdev == vdev));
+        disk.map(|disk| disk.slot).or_else(|| self.take_slot(driver))
+    }
+
     /// Takes the next slot of a driver domain's ledger.
-    pub fn take_slot(&mut self, driver: &str) -> Option<usize> {
+    fn take_slot(&mut self, driver: &str) -> Option<usize> {
         let ledger = self.ledgers.get_mut(driver)?;
         let slot = ledger.next_slot;
         if slot >= ledger::slots(ledger.pages.bytes() / PAGE_SIZE) {
@@ -304,13 +356,15 @@ impl World {
             // It writes no more: its last words are in the ring.
             self.drain_console(domid);
         }
-        let service = self.services.get(&domid);
-        let last_line = service.map(|s| s.console.last_line()).unwrap_or_default();
+        let said = match is_over {
+            true => self.last_lines(domid),
+            false => Vec::new(),
+        };
         let Some(entry) = self.table.by_domid(domid) else {
             return;
         };
         entry.virtual_ns = virtual_ns.unwrap_or(entry.virtual_ns);
-        let verdict = entry.observe(info, &last_line);
+        let verdict = entry.observe(info, said, time::now().get());
         let is_guest = entry.kind == bulkhead_link::Kind::Guest;
         let ended = Event::Ended {
             domain: entry.name.clone(),
@@ -324,7 +378,13 @@ impl World {
                 self.tear_down(domid, is_guest);
                 self.event(ended);
             }
+            Verdict::Restart => self.begin_restart(domid),
         }
+    }
+
+    fn last_lines(&self, domid: DomId) -> Vec<String> {
+        let service = self.services.get(&domid);
+        service.map(|s| s.console.last_lines(LAST_LINES)).unwrap_or_default()
     }
 
     fn drain_console(&mut self, domid: DomId) {
@@ -346,10 +406,14 @@ impl World {
             }
         }
         self.drain_console(domid);
+        let said = self.last_lines(domid);
         let Some(entry) = self.table.by_domid(domid) else {
             return;
         };
         let was_told = entry.exit.is_some();
+        if !was_told {
+            entry.last_lines = said;
+        }
         entry.killed(reason);
         let is_guest = entry.kind == bulkhead_link::Kind::Guest;
         let ended =
@@ -363,8 +427,19 @@ impl World {
     /// Takes everything of a domain away. A driver domain's folder stays: its guests
     /// read it, and must not see the back end close.
     fn tear_down(&mut self, domid: DomId, is_guest: bool) {
+        self.remove(domid, is_guest);
+        if is_guest && let Err(error) = devices::remove_back_ends(&mut self.store, domid) {
+            self.log(format!("{domid}: its back ends can not be removed: {error}"));
+        }
+        self.store_settled();
+    }
+
+    /// Takes away all but the back ends that serve it.
+    pub fn remove(&mut self, domid: DomId, is_guest: bool) {
         self.services.remove(&domid);
+        self.agents.remove(&domid);
         self.store.release(domid);
+        self.unwatch(domid);
         if is_guest && let Err(error) = devices::remove_domain(&mut self.store, domid) {
             self.log(format!("{domid}: its folder can not be removed: {error}"));
         }
@@ -372,6 +447,18 @@ impl World {
             self.log(format!("{domid} can not be destroyed: {errno}"));
         }
         self.store_settled();
+    }
+
+    /// Ends what the control domain itself watches of a domain.
+    fn unwatch(&mut self, domid: DomId) {
+        self.store.unwatch(&wishes::shutdown_node(domid), &Token::Shutdown(domid).to_string());
+        let entry = self.table.all().iter().find(|e| e.domid == domid);
+        for (index, disk) in entry.iter().flat_map(|e| &e.disks).enumerate() {
+            if let Some(front) = front_end(domid, &disk.vdev) {
+                let token = Token::FrontEnd(domid, index).to_string();
+                self.store.unwatch(&format!("{front}/state"), &token);
+            }
+        }
     }
 
     /// Forgets a domain that was never finished.
@@ -418,9 +505,43 @@ fn wake(sender: &Sender<()>) {
     let _ = sender.try_send(());
 }
 
-fn read_token(token: &[u8]) -> Option<(DomId, usize)> {
-    let (domid, index) = core::str::from_utf8(token).ok()?.split_once(' ')?;
-    Some((DomId::new(domid.parse().ok()?), index.parse().ok()?))
+/// What a watch of the control domain's own is about.
+#[derive(Clone, Copy, Debug)]
+pub enum Token {
+    /// The state of a guest's disk, by its place among the guest's disks.
+    FrontEnd(DomId, usize),
+    /// A guest's request to power off or to reboot.
+    Shutdown(DomId),
+    /// The back ends that served a guest which is to be built again.
+    BackEnds(DomId),
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FrontEnd(domid, index) => write!(f, "front {} {index}", domid.get()),
+            Self::Shutdown(domid) => write!(f, "shutdown {}", domid.get()),
+            Self::BackEnds(domid) => write!(f, "back {}", domid.get()),
+        }
+    }
+}
+
+fn read_token(token: &[u8]) -> Option<Token> {
+    let mut words = core::str::from_utf8(token).ok()?.split(' ');
+    let what = words.next()?;
+    let domid = DomId::new(words.next()?.parse().ok()?);
+    match what {
+        "front" => Some(Token::FrontEnd(domid, words.next()?.parse().ok()?)),
+        "shutdown" => Some(Token::Shutdown(domid)),
+        "back" => Some(Token::BackEnds(domid)),
+        _ => None,
+    }
+}
+
+/// The folder of a guest's disk in the store.
+fn front_end(domid: DomId, vdev: &str) -> Option<String> {
+    let number = devices::vdev_number(vdev)?;
+    Some(format!("/local/domain/{}/device/vbd/{number}", domid.get()))
 }
 
 /// What the core says of a domain, `None` if it is not there.
