@@ -1,10 +1,11 @@
 //! The agents of guests, as the run that holds the link sees them: many clients' commands
 //! share one line to each guest. Numbers are translated on their way, what a guest says is
-//! held to the rules, and who is to hear of it is said. Pure: nothing is sent here.
+//! held to the rules, and who is to hear of it is said. Agents are told the time when they ask
+//! for it. Nothing is sent here.
 
 use crate::wire::{AgentState, Ask, Tell};
 use bulkhead_link::agent::{
-    Encoder, FromAgent, MOST_COMMANDS, OUTPUT_WINDOW, Reader, ToAgent, VERSION,
+    CLOCK_QUESTIONS, Encoder, FromAgent, MOST_COMMANDS, OUTPUT_WINDOW, Reader, ToAgent, VERSION,
 };
 use std::collections::BTreeMap;
 
@@ -13,6 +14,9 @@ pub type ClientId = u32;
 
 /// SIGKILL, for commands that nobody waits for any more.
 const KILL: u8 = 9;
+
+/// Tells the host's wall clock, ns since 1970.
+pub type WallClock = fn() -> u64;
 
 /// What is to be sent, and to whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +33,7 @@ pub enum Out {
 #[derive(Debug, Default)]
 pub struct Agents {
     guests: BTreeMap<String, Guest>,
+    clock: Option<WallClock>,
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +44,8 @@ struct Guest {
     version: Option<u32>,
     commands: BTreeMap<u32, Command>,
     next: u32,
+    /// Questions for the time since its Hello.
+    clock_questions: u32,
 }
 
 #[derive(Debug)]
@@ -52,10 +59,10 @@ struct Command {
 }
 
 impl Agents {
-    /// `domains` are those that have a second console.
-    pub fn new(domains: impl IntoIterator<Item = String>) -> Self {
+    /// `domains` are those that have a second console. With `clock`, they are told the time.
+    pub fn new(domains: impl IntoIterator<Item = String>, clock: Option<WallClock>) -> Self {
         let guests = domains.into_iter().map(|name| (name, Guest::default())).collect();
-        Self { guests }
+        Self { guests, clock }
     }
 
     /// How a guest's agent is.
@@ -76,7 +83,7 @@ impl Agents {
             return vec![Out::Client(client, Tell::AgentState { domain, state })];
         };
         let Some(own) = message.id_mut().map(|id| *id) else {
-            // A reset would end the commands of others.
+            // A reset would end the commands of others, and the time is not for clients to tell.
             return Vec::new();
         };
         let is_start = matches!(message, ToAgent::Start { .. });
@@ -106,12 +113,16 @@ impl Agents {
 
     /// Takes bytes that a guest's agent wrote.
     pub fn heard(&mut self, domain: &str, mut bytes: &[u8]) -> Vec<Out> {
-        let mut outs = Vec::new().to_vec();
+        let mut outs = Vec::new();
+        let clock = self.clock;
         let Some(guest) = self.guests.get_mut(domain) else {
             return outs;
         };
         while let Some(found) = guest.reader.next(&mut bytes) {
             match found {
+                Ok(FromAgent::ClockWanted { question }) => {
+                    guest.tell_time(domain, question, clock, &mut outs);
+                }
                 Ok(message) => guest.take(domain, message, &mut outs),
                 // Before the first Hello it is noise.
                 Err(_) if guest.version.is_some() => {
@@ -175,6 +186,7 @@ impl Guest {
             self.lose(domain, "the agent began anew", outs);
             self.version = Some(version);
             self.encoder = Encoder::default();
+            self.clock_questions = 0;
             let state = match version {
                 VERSION => AgentState::Ready,
                 other => AgentState::OtherVersion(other),
@@ -206,6 +218,26 @@ impl Guest {
         }
         if let Some(client) = client {
             outs.push(Out::Client(client, Tell::Agent { domain: domain.into(), message }));
+        }
+    }
+
+    /// Answers an agent of this version, a few times after each Hello: more would only be
+    /// a way to keep the host busy.
+    fn tell_time(
+        &mut self,
+        domain: &str,
+        question: u32,
+        clock: Option<WallClock>,
+        outs: &mut Vec<Out>,
+    ) {
+        if let Some(clock) = clock
+            && self.version == Some(VERSION)
+            && self.clock_questions < CLOCK_QUESTIONS
+        {
+            self.clock_questions += 1;
+            let told = ToAgent::Clock { question, unix_ns: clock() };
+            let bytes = self.encoder.encode(&told).to_vec();
+            outs.push(Out::Guest { domain: domain.into(), bytes });
         }
     }
 

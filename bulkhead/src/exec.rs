@@ -269,7 +269,7 @@ impl Session<'_> {
             FromAgent::Refused { errno, reason, .. } => {
                 Ok(Some(Finished::Refused { errno, reason }))
             }
-            FromAgent::Hello { .. } => Ok(None),
+            FromAgent::Hello { .. } | FromAgent::ClockWanted { .. } => Ok(None),
         }
     }
 

@@ -2,7 +2,7 @@
 //! and brings everything down again, whatever happens in between.
 
 use crate::{
-    agents::Agents,
+    agents::{Agents, WallClock},
     link::{Link, Memory},
     plan::wallclock_ns,
     progress::Progress,
@@ -82,7 +82,7 @@ pub struct Limits {
     pub timeout: Option<Duration>,
     /// Times the user has asked to stop: once to shut down, twice to end at once.
     pub interrupts: Arc<AtomicU32>,
-    /// Dom0 is told the host's wall clock.
+    /// Dom0 and the agents in guests are told the host's wall clock.
     pub tell_clock: bool,
 }
 
@@ -139,7 +139,8 @@ pub fn run(
 ) -> io::Result<Finished> {
     let (give, inbox) = mpsc::channel();
     let with_agent = watch.domains.iter().filter(|d| d.spec.agent);
-    let agents = Agents::new(with_agent.map(|d| d.spec.name.clone()));
+    let clock = limits.tell_clock.then_some(wallclock_ns as WallClock);
+    let agents = Agents::new(with_agent.map(|d| d.spec.name.clone()), clock);
     let relay = Relay::listen(&session.control(), give.clone(), agents)?;
     let listener = UnixListener::bind(session.file(LINK))?;
     listener.set_nonblocking(true)?;

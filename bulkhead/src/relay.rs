@@ -189,7 +189,10 @@ fn remember(past: &mut VecDeque<u8>, bytes: &[u8]) {
 mod tests {
     use super::*;
     use crate::wire::Client;
-    use bulkhead_link::Request;
+    use bulkhead_link::{
+        Request,
+        agent::{Encoder, FromAgent, ToAgent, VERSION},
+    };
     use std::time::{Duration, Instant};
 
     const LIMIT: Duration = Duration::from_secs(20);
@@ -197,7 +200,7 @@ mod tests {
     /// A relay that listens, and what its clients say.
     fn listening(socket: &Path) -> (Relay, mpsc::Receiver<FromClient>) {
         let (give, inbox) = mpsc::channel();
-        let agents = Agents::new(["g".to_owned()]);
+        let agents = Agents::new(["g".to_owned()], Some(|| 42));
         (Relay::listen(socket, give, agents).expect("listens"), inbox)
     }
 
@@ -238,6 +241,21 @@ mod tests {
             let got = client.receive(LIMIT).expect("alive");
             assert_eq!(got, Some(FromDom0::Reply { number: 1, reply: Reply::Error(name.into()) }));
         }
+    }
+
+    #[test]
+    fn an_agent_that_asks_for_the_time_is_answered_by_way_of_dom0() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (mut relay, _inbox) = listening(&folder.path().join("s"));
+        let (mut encoder, mut next) = (Encoder::default(), 7);
+        let mut bytes = encoder.restart(&FromAgent::Hello { version: VERSION }).to_vec();
+        bytes.extend(encoder.encode(&FromAgent::ClockWanted { question: 3 }));
+        let event = Event::Agent { domain: "g".into(), bytes };
+        let answer = ToAgent::Clock { question: 3, unix_ns: 42 };
+        let bytes = Encoder::default().encode(&answer).to_vec();
+        let request = Request::AgentInput { domain: "g".into(), bytes };
+        let asked = relay.pass(&FromDom0::Event(event), &mut next);
+        assert_eq!(asked, [ToDom0 { number: 8, request }]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What is said over a guest's second console: the host tool asks the agent, a small
-//! program in the guest, to run commands. Knows nothing of terminals or processes;
-//! Dom0 passes the bytes on unread.
+//! program in the guest, to run commands, and tells it the time. Knows nothing of terminals
+//! or processes; Dom0 passes the bytes on unread.
 //!
 //! Wire: each message is a sequence number and the message in `postcard`, followed by
 //! its CRC-32 (ISO-HDLC, little-endian), framed by COBS with a zero byte at the end.
@@ -14,6 +14,10 @@
 //! [`INPUT_WINDOW`] bytes of input are under way; `Taken` gives room back. So nothing
 //! is dropped when one side is slow, and a command that nobody reads stops the others
 //! as little as it does on one machine.
+//!
+//! Time: after its Hello the agent asks what the host's clock says, up to [`CLOCK_QUESTIONS`]
+//! times. It is the agent that asks, since only who knows when a question left and when its
+//! answer came can tell how old the answer may be.
 
 use alloc::{string::String, vec::Vec};
 use core::marker::PhantomData;
@@ -21,7 +25,7 @@ use crc::{CRC_32_ISO_HDLC, Crc, Table};
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol; both ends must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Most bytes of a command's output, on both streams together, that are under way.
 pub const OUTPUT_WINDOW: u32 = 64 << 10;
 /// Most bytes of a command's input that are under way.
@@ -32,6 +36,8 @@ pub const PIECE_BYTES: usize = 4096;
 pub const ARGUMENT_BYTES: usize = 64 << 10;
 /// Most commands that a guest runs at once.
 pub const MOST_COMMANDS: usize = 16;
+/// Most questions for the time that are answered after each Hello.
+pub const CLOCK_QUESTIONS: u32 = 8;
 /// Longest frame; a longer one makes no sense.
 pub const FRAME_BYTES: usize = 2 * ARGUMENT_BYTES;
 
@@ -63,6 +69,8 @@ pub enum ToAgent {
     Taken { id: u32, bytes: u32 },
     /// Send a signal to its process group.
     Signal { id: u32, signal: u8 },
+    /// The host's wall clock when it took the question, ns since 1970.
+    Clock { question: u32, unix_ns: u64 },
 }
 
 /// From the agent to the host tool.
@@ -88,13 +96,18 @@ pub enum FromAgent {
     Taken { id: u32, bytes: u32 },
     /// It ended; all of its output went before.
     Ended { id: u32, end: End },
+    /// What time is it? Not answered where guests are not to know the host's time.
+    ClockWanted {
+        /// Comes back in [`ToAgent::Clock`].
+        question: u32,
+    },
 }
 
 impl ToAgent {
     /// The command that it is about.
     pub fn id_mut(&mut self) -> Option<&mut u32> {
         match self {
-            Self::Reset => None,
+            Self::Reset | Self::Clock { .. } => None,
             Self::Start { id, .. }
             | Self::Input { id, .. }
             | Self::InputEnd { id }
@@ -108,7 +121,7 @@ impl FromAgent {
     /// The command that it is about.
     pub fn id_mut(&mut self) -> Option<&mut u32> {
         match self {
-            Self::Hello { .. } => None,
+            Self::Hello { .. } | Self::ClockWanted { .. } => None,
             Self::Refused { id, .. }
             | Self::Output { id, .. }
             | Self::Taken { id, .. }

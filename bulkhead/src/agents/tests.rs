@@ -34,7 +34,7 @@ impl Peer {
 
 /// A guest `g` whose agent has said Hello.
 fn ready() -> (Agents, Peer) {
-    let (mut agents, mut peer) = (Agents::new(["g".to_owned()]), Peer::default());
+    let (mut agents, mut peer) = (Agents::new(["g".to_owned()], None), Peer::default());
     let outs = agents.heard("g", &peer.hello());
     let state = AgentState::Ready;
     assert_eq!(outs, [Out::All(Tell::AgentState { domain: "g".into(), state })]);
@@ -81,7 +81,7 @@ fn commands_of_two_clients_with_one_number_are_kept_apart() {
 
 #[test]
 fn a_guest_without_an_agent_is_told_from_one_that_is_not_up_yet() {
-    let mut agents = Agents::new(["g".to_owned()]);
+    let mut agents = Agents::new(["g".to_owned()], None);
     for (domain, state) in [("g", AgentState::Silent), ("other", AgentState::None)] {
         let told = Tell::AgentState { domain: domain.into(), state };
         assert_eq!(agents.ask(5, domain.into(), start(1)), [Out::Client(5, told)]);
@@ -164,6 +164,46 @@ fn more_commands_than_there_is_room_for_are_refused_here() {
 fn a_client_may_not_reset_what_others_use() {
     let (mut agents, _) = ready();
     assert_eq!(agents.ask(1, "g".into(), ToAgent::Reset), []);
+}
+
+fn asking(question: u32) -> FromAgent {
+    FromAgent::ClockWanted { question }
+}
+
+#[test]
+fn an_agent_is_told_the_time_a_few_times_after_each_hello() {
+    let mut agents = Agents::new(["g".to_owned()], Some(|| 42));
+    let mut peer = Peer::default();
+    for _ in 0..2 {
+        agents.heard("g", &peer.hello());
+        peer.reader = Reader::default();
+        for question in 0..CLOCK_QUESTIONS {
+            let outs = agents.heard("g", peer.encoder.encode(&asking(question)));
+            assert_eq!(peer.hears(&outs), [Ok(ToAgent::Clock { question, unix_ns: 42 })]);
+        }
+        assert_eq!(agents.heard("g", peer.encoder.encode(&asking(99))), []);
+        started(&peer.hears(&agents.ask(1, "g".into(), start(1))));
+    }
+}
+
+#[test]
+fn an_agent_is_not_told_the_time_where_guests_are_not_to_know_it() {
+    let (mut agents, mut peer) = ready();
+    assert_eq!(agents.heard("g", peer.encoder.encode(&asking(1))), []);
+}
+
+#[test]
+fn an_agent_of_another_version_is_not_told_the_time() {
+    let mut agents = Agents::new(["g".to_owned()], Some(|| 42));
+    let mut encoder = Encoder::default();
+    agents.heard("g", encoder.restart(&FromAgent::Hello { version: VERSION + 1 }));
+    assert_eq!(agents.heard("g", encoder.encode(&asking(1))), []);
+}
+
+#[test]
+fn a_client_may_not_tell_a_guest_the_time() {
+    let (mut agents, _) = ready();
+    assert_eq!(agents.ask(1, "g".into(), ToAgent::Clock { question: 0, unix_ns: 1 }), []);
 }
 
 proptest! {

@@ -1,13 +1,16 @@
 //! Runs commands for whoever is at the other end of a line, as
 //! [`bulkhead_link::agent`] says. One thread waits for the line, the commands' pipes and
-//! their ends at once. It does not know that the line is a console.
+//! their ends at once. After each Hello the system's clock is compared with the host's. It does
+//! not know that the line is a console.
 
+pub mod clock;
 mod command;
 pub mod line;
 
 use bulkhead_link::agent::{
     ARGUMENT_BYTES, Encoder, FromAgent, MOST_COMMANDS, Reader, ToAgent, VERSION,
 };
+use clock::{Clocks, Comparison, Next};
 use command::Running;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -33,11 +36,13 @@ pub struct Agent {
     spare: Vec<u8>,
     /// Killed by a reset; nobody asks for them any more.
     doomed: Vec<Running>,
+    clocks: Box<dyn Clocks>,
+    comparison: Comparison,
 }
 
 impl Agent {
-    /// An agent on an open line.
-    pub fn new(line: OwnedFd) -> Self {
+    /// An agent on an open line, which sets `clocks` right.
+    pub fn new(line: OwnedFd, clocks: Box<dyn Clocks>) -> Self {
         Self {
             line: line.into(),
             reader: Reader::default(),
@@ -46,6 +51,8 @@ impl Agent {
             commands: BTreeMap::new(),
             spare: Vec::new(),
             doomed: Vec::new(),
+            clocks,
+            comparison: Comparison::default(),
         }
     }
 
@@ -120,7 +127,24 @@ impl Agent {
 
     fn hello(&mut self) -> io::Result<()> {
         self.is_in_step = false;
-        self.line.write_all(self.encoder.restart(&FromAgent::Hello { version: VERSION }))
+        self.line.write_all(self.encoder.restart(&FromAgent::Hello { version: VERSION }))?;
+        self.comparison.begin();
+        self.ask_for_time()
+    }
+
+    fn ask_for_time(&mut self) -> io::Result<()> {
+        let question = self.comparison.ask(self.clocks.now());
+        self.say(&FromAgent::ClockWanted { question })
+    }
+
+    fn compare_clocks(&mut self, question: u32, unix_ns: u64) -> io::Result<()> {
+        match self.comparison.answered(question, unix_ns, self.clocks.now()) {
+            Next::Ask => return self.ask_for_time(),
+            // The guest goes on with the clock it has.
+            Next::Step { by_ns } => drop(self.clocks.step(by_ns)),
+            Next::Nothing => {}
+        }
+        Ok(())
     }
 
     fn reset(&mut self) -> io::Result<()> {
@@ -162,6 +186,7 @@ impl Agent {
                     command.signal(signal);
                 }
             }
+            ToAgent::Clock { question, unix_ns } => return self.compare_clocks(question, unix_ns),
         }
         Ok(())
     }

@@ -2,16 +2,35 @@
 
 use super::*;
 use bulkhead_link::agent::{End, INPUT_WINDOW, OUTPUT_WINDOW, Stream};
+use clock::Reading;
 use std::{
     os::unix::net::UnixStream,
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
 
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// Clocks that stand still, and the steps they were told to make.
+#[derive(Clone, Default)]
+struct Stopped(Arc<Mutex<Vec<i64>>>);
+
+impl Clocks for Stopped {
+    fn now(&self) -> Reading {
+        let unix_ns = self.0.lock().expect("whole").iter().sum();
+        Reading { monotonic_ns: 0, unix_ns }
+    }
+
+    fn step(&mut self, by_ns: i64) -> io::Result<()> {
+        self.0.lock().expect("whole").push(by_ns);
+        Err(Errno::PERM.into())
+    }
+}
+
 /// The host tool's side.
 struct Host {
+    clocks: Stopped,
     line: UnixStream,
     encoder: Encoder,
     reader: Reader<FromAgent>,
@@ -23,11 +42,19 @@ impl Host {
     fn new() -> Self {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
         ours.set_read_timeout(Some(LIMIT)).expect("set");
-        thread::spawn(move || Agent::new(theirs.into()).serve());
+        let clocks = Stopped::default();
+        let theirs_too = Box::new(clocks.clone());
+        thread::spawn(move || Agent::new(theirs.into(), theirs_too).serve());
         let (encoder, reader) = Default::default();
-        let mut host = Self { line: ours, encoder, reader, waiting: Vec::new() };
-        assert_eq!(host.receive(), FromAgent::Hello { version: VERSION });
+        let mut host = Self { clocks, line: ours, encoder, reader, waiting: Vec::new() };
+        host.expect_hello(0);
         host
+    }
+
+    /// The next is Hello, and then a question for the time.
+    fn expect_hello(&mut self, question: u32) {
+        assert_eq!(self.receive(), FromAgent::Hello { version: VERSION });
+        assert_eq!(self.receive(), FromAgent::ClockWanted { question });
     }
 
     fn send(&mut self, message: &ToAgent) {
@@ -180,7 +207,7 @@ fn noise_on_the_line_kills_what_runs_and_the_agent_begins_anew() {
     host.start(1, &["sh", "-c", &script], false);
     assert!(matches!(host.receive(), FromAgent::Output { .. }));
     host.line.write_all(b"\0hello?\0").expect("written");
-    assert_eq!(host.receive(), FromAgent::Hello { version: VERSION });
+    host.expect_hello(1);
     // Noise is no news until something that makes sense has come.
     host.line.write_all(b"\0hello?\0").expect("written");
     host.encoder = Encoder::default();
@@ -207,4 +234,20 @@ fn more_commands_than_there_is_room_for_are_refused() {
     assert_eq!(host.finish(0).2, End::Exited(0));
     host.start(99, &["true"], false);
     assert_eq!(host.finish(99).2, End::Exited(0));
+}
+
+#[test]
+fn the_clock_is_stepped_once_after_each_hello_and_may_refuse() {
+    let mut host = Host::new();
+    for question in [0, 1] {
+        let unix_ns = 5_000_000_000 * u64::from(question + 1);
+        for _ in 0..2 {
+            host.send(&ToAgent::Clock { question, unix_ns });
+        }
+        host.send(&ToAgent::Clock { question: 77, unix_ns: 1 });
+        host.send(&ToAgent::Reset);
+        host.expect_hello(question + 1);
+        host.encoder = Encoder::default();
+    }
+    assert_eq!(*host.clocks.0.lock().expect("whole"), [5_000_000_000, 5_000_000_000]);
 }

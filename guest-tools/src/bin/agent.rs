@@ -1,9 +1,9 @@
-//! The agent: runs commands in this guest for the host tool's `exec`. It is started by
+//! The agent: runs commands in this guest for the host tool's `exec`, and puts its clock right. It is started by
 //! `/init` of the initramfs and speaks over the second console. What it says is
 //! `bulkhead_link::agent`'s.
 #![forbid(unsafe_code)]
 
-use guest_tools::agent::{Agent, line};
+use guest_tools::agent::{Agent, clock::System, line};
 use std::{process::ExitCode, thread};
 
 fn main() -> ExitCode {
@@ -14,7 +14,7 @@ fn main() -> ExitCode {
             // Not an error: the guest was given no second console.
             return ExitCode::SUCCESS;
         };
-        match Agent::new(line).serve() {
+        match Agent::new(line, Box::new(System)).serve() {
             Ok(()) => {}
             Err(e) => eprintln!("bulkhead: the agent's line failed: {e}"),
         }

@@ -20,6 +20,8 @@ fn message() -> impl Strategy<Value = ToAgent> {
             .prop_map(|(id, argv, input)| ToAgent::Start { id, argv, input }),
         (any::<u32>(), bytes).prop_map(|(id, bytes)| ToAgent::Input { id, bytes }),
         (any::<u32>(), any::<u32>()).prop_map(|(id, bytes)| ToAgent::Taken { id, bytes }),
+        (any::<u32>(), any::<u64>())
+            .prop_map(|(question, unix_ns)| ToAgent::Clock { question, unix_ns }),
     ]
 }
 
