@@ -32,6 +32,9 @@ pub mod fake;
 #[cfg(not(target_os = "none"))]
 pub use fake::*;
 
+// Without a machine there is nothing to measure but in its own tests.
+#[cfg(any(target_os = "none", test))]
+mod measure;
 mod window;
 pub use window::DeviceWindow;
 

@@ -4,7 +4,10 @@
 //! before and after and the tightest of a few counts.
 
 use super::{inb, outb};
-use crate::arch::{scale, scale_of};
+use crate::arch::{
+    measure::{Moment, Reference, measure},
+    scale, scale_of,
+};
 use bulkhead_abi::Ns;
 use core::sync::atomic::{AtomicI8, AtomicU32, AtomicU64, Ordering};
 
@@ -12,11 +15,11 @@ const PIT_HZ: u64 = 1_193_182;
 const PIT_CHANNEL2: u16 = 0x42;
 const PIT_COMMAND: u16 = 0x43;
 const PIT_GATE: u16 = 0x61;
+/// In the gate's register: channel 2 has counted down to 0.
+const PIT_HAS_RUN_OUT: u8 = 1 << 5;
 const RTC_INDEX: u16 = 0x70;
 const RTC_DATA: u16 = 0x71;
-/// Ticks of the PIT that the measurement takes: about 40 ms.
-const MEASURED_TICKS: u64 = 48_000;
-/// Samples at each end, of which the tightest counts.
+/// Readings for each sample, of which the tightest counts.
 const SAMPLES: u32 = 8;
 
 static BOOT_TSC: AtomicU64 = AtomicU64::new(0);
@@ -61,56 +64,59 @@ pub fn wallclock_ns_at_boot() -> u64 {
     BOOT_WALLCLOCK.load(Ordering::Relaxed)
 }
 
-/// The PIT's count and the TSC at that moment, from the tightest of a few readings; and what
-/// `other` read beside it.
-fn sample(other: &impl Fn() -> u64) -> (u64, u64, u64) {
-    let mut best = (0, 0, 0);
-    let mut tightest = u64::MAX;
-    for _ in 0..SAMPLES {
-        let before = tsc();
-        // SAFETY: latches and reads channel 2 of the PIT.
-        let count = unsafe {
-            outb(PIT_COMMAND, 0x80);
-            u64::from(inb(PIT_CHANNEL2)) | u64::from(inb(PIT_CHANNEL2)) << 8
-        };
-        let beside = other();
-        let after = tsc();
-        if after - before < tightest {
-            tightest = after - before;
-            best = (count, before + tightest / 2, beside);
+/// Channel 2 of the PIT, and another counter that is read beside it.
+struct Pit<F>(F);
+
+impl<F: Fn() -> u64> Reference for Pit<F> {
+    fn start(&mut self) {
+        // SAFETY: channel 2 of the PIT in mode 0 and its gate: nobody else uses it; the speaker
+        // stays off.
+        unsafe {
+            outb(PIT_GATE, inb(PIT_GATE) & !2 | 1);
+            outb(PIT_COMMAND, 0xb0);
+            outb(PIT_CHANNEL2, 0xff);
+            outb(PIT_CHANNEL2, 0xff);
         }
     }
-    best
+
+    fn read(&mut self) -> Option<Moment> {
+        let mut best = None;
+        let mut tightest = u64::MAX;
+        for _ in 0..SAMPLES {
+            let before = tsc();
+            // SAFETY: latches and reads channel 2 of the PIT.
+            let left = unsafe {
+                outb(PIT_COMMAND, 0x80);
+                u16::from_le_bytes([inb(PIT_CHANNEL2), inb(PIT_CHANNEL2)])
+            };
+            let other = (self.0)();
+            let width = tsc().saturating_sub(before);
+            if width < tightest {
+                tightest = width;
+                best = Some(Moment { left, tsc: before + width / 2, other });
+            }
+        }
+        // Asked last, so that it holds for all of the readings.
+        // SAFETY: reads the state of channel 2.
+        let has_run_out = unsafe { inb(PIT_GATE) } & PIT_HAS_RUN_OUT != 0;
+        best.filter(|_| !has_run_out)
+    }
 }
 
 /// Measures the TSC, starts system time and reads the date. `other` is a second counter, counting
 /// down; gives its frequency in Hz.
 pub fn init(other: impl Fn() -> u64) -> u64 {
-    // SAFETY: channel 2 of the PIT and its gate: nobody else uses it; the speaker stays off.
-    unsafe {
-        outb(PIT_GATE, inb(PIT_GATE) & !2 | 1);
-        outb(PIT_COMMAND, 0xb0);
-        outb(PIT_CHANNEL2, 0xff);
-        outb(PIT_CHANNEL2, 0xff);
-    }
-    let (first, start, other_start) = sample(&other);
-    let (ticks, end, other_end) = loop {
-        let (count, at, beside) = sample(&other);
-        let ticks = first.wrapping_sub(count) & 0xffff;
-        // A PIT that does not count must not hang the boot: a second at 8 GHz is enough.
-        if ticks >= MEASURED_TICKS || at - start > 8_000_000_000 {
-            break (ticks.max(1), at, beside);
-        }
-    };
-    let khz =
-        ((end - start) as u128 * PIT_HZ as u128 / ticks as u128 / 1000).clamp(1000, 1 << 32) as u64;
+    let span = measure(&mut Pit(other));
+    let per_second =
+        |count: u64| u128::from(count) * u128::from(PIT_HZ) / u128::from(span.ticks.max(1));
+    let khz = (per_second(span.cycles) / 1000).clamp(1000, 1 << 32) as u64;
     let (mul, shift) = scale_of(khz);
     KHZ.store(khz, Ordering::Relaxed);
     MUL.store(mul, Ordering::Relaxed);
     SHIFT.store(shift, Ordering::Relaxed);
     BOOT_WALLCLOCK.store(read_rtc().saturating_mul(1_000_000_000), Ordering::Relaxed);
     BOOT_TSC.store(tsc(), Ordering::Relaxed);
-    ((other_start - other_end) as u128 * PIT_HZ as u128 / ticks as u128) as u64
+    per_second(span.other) as u64
 }
 
 fn cmos(index: u8) -> u8 {
