@@ -92,8 +92,9 @@ op!(
     /** frames of the core that hold this domain's structures */ overhead_pages: u64,
     /** event channels in use */ ports: u32,
     /** grants of others it has mapped */ maps: u32,
+    /** system time of its shutdown, ns; 0 while it runs */ ended_ns: u64,
     /** why it crashed, NUL-padded text */ reason: [u8; 120],
-} 192);
+} 200);
 pub const STATE_PAUSED: u32 = 1 << 0;
 pub const STATE_BLOCKED: u32 = 1 << 1;
 pub const STATE_RUNNING: u32 = 1 << 2;

@@ -15,7 +15,126 @@ pub const MAGIC_OFFSET: usize = 0;
 pub const MAGIC: u64 = u64::from_le_bytes(*b"BHLEDGER");
 /// u64 counter, written by the driver domain at least every [`HEARTBEAT_NS`].
 pub const HEARTBEAT_OFFSET: usize = 8;
-pub const HEARTBEAT_NS: u64 = 100_000_000;
+pub const HEARTBEAT_NS: u64 = 40_000_000;
+/// u64 system times of this life of the driver domain, each written once by it, 0 before:
+/// its first instruction, all its devices up, its first response published. `BOOT_NS` is
+/// written last of a reset of all three, so that a reader who sees a new one sees no old
+/// value of the others.
+pub const BOOT_NS: usize = 16;
+pub const DEVICE_NS: usize = 24;
+pub const FIRST_RESPONSE_NS: usize = 32;
+
+/// One order to do wrong, for driver domains that are built with fault hooks; others do not
+/// look. u64 each. Dom0 sets `FAULT_ACTIVATED_NS` to 0, writes the argument and the system
+/// time, and last the command: a number of [`fault`], 0 for none. The driver domain writes the
+/// system time at which it happens, never 0, and obeys no order that has one.
+pub const FAULT_COMMAND: usize = 48;
+pub const FAULT_ARGUMENT: usize = 56;
+pub const FAULT_ARMED_NS: usize = 64;
+pub const FAULT_ACTIVATED_NS: usize = 72;
+/// u64 written by Dom0 before it changes any code: offset of the first [`patch`] entry in the
+/// pages in bits 0-31, how many there are in bits 32-63; 0 for none.
+pub const PATCHES: usize = 80;
+
+/// What can be ordered to go wrong, and what the argument means; where 0 is an argument that
+/// makes no sense, it stands for the value in brackets.
+pub mod fault {
+    /// Interface: the next response has another id: the argument is added (1).
+    pub const WRONG_ID: u64 = 1;
+    /// The next response is published twice.
+    pub const DUPLICATE: u64 = 2;
+    /// The next request is answered well before the device has done it.
+    pub const EARLY: u64 = 3;
+    /// The next request that is done is answered so many ns later.
+    pub const LATE: u64 = 4;
+    /// The next request that is done is never answered.
+    pub const NEVER: u64 = 5;
+    /// From now on the published producer index is too high by the argument (0x40000000).
+    pub const ABSURD_PRODUCER: u64 = 6;
+    /// With the next event, so many (10,000).
+    pub const EVENT_STORM: u64 = 7;
+    /// The next event is not sent.
+    pub const NO_EVENT: u64 = 8;
+    /// Device: the next interrupt is not seen.
+    pub const LOST_INTERRUPT: u64 = 16;
+    /// An interrupt is seen that was not.
+    pub const SPURIOUS_INTERRUPT: u64 = 17;
+    /// From now on the device seems to be done with nothing.
+    pub const STUCK_DEVICE: u64 = 18;
+    /// So many requests that are done (1) seem to have failed.
+    pub const STUCK_STATUS: u64 = 19;
+    /// The first page of the next transfer is this pfn of the driver domain's own (the pages
+    /// of the ledger are not among them).
+    pub const DMA_INSIDE: u64 = 20;
+    /// The first page of the next transfer is at this machine address.
+    pub const DMA_OUTSIDE: u64 = 21;
+    /// Resources and timing: loops for ever.
+    pub const HANG: u64 = 32;
+    /// Loops for ever and lets other tasks run: the heart beats on.
+    pub const HANG_YIELDING: u64 = 33;
+    /// From now on each answer is so many ns later.
+    pub const SLOW: u64 = 34;
+    /// Takes all memory, and goes on.
+    pub const HEAP_EXHAUSTION: u64 = 35;
+    /// Runs over the end of its stack.
+    pub const STACK_OVERFLOW: u64 = 36;
+    /// Panics.
+    pub const PANIC: u64 = 37;
+    /// Reads at address 0.
+    pub const NULL_DEREFERENCE: u64 = 38;
+
+    /// Each by its name.
+    pub const NAMES: &[(&str, u64)] = &[
+        ("wrong-id", WRONG_ID),
+        ("duplicate", DUPLICATE),
+        ("early", EARLY),
+        ("late", LATE),
+        ("never", NEVER),
+        ("absurd-producer", ABSURD_PRODUCER),
+        ("event-storm", EVENT_STORM),
+        ("no-event", NO_EVENT),
+        ("lost-interrupt", LOST_INTERRUPT),
+        ("spurious-interrupt", SPURIOUS_INTERRUPT),
+        ("stuck-device", STUCK_DEVICE),
+        ("stuck-status", STUCK_STATUS),
+        ("dma-inside", DMA_INSIDE),
+        ("dma-outside", DMA_OUTSIDE),
+        ("hang", HANG),
+        ("hang-yielding", HANG_YIELDING),
+        ("slow", SLOW),
+        ("heap-exhaustion", HEAP_EXHAUSTION),
+        ("stack-overflow", STACK_OVERFLOW),
+        ("panic", PANIC),
+        ("null-dereference", NULL_DEREFERENCE),
+    ];
+}
+
+/// An entry of the table of armed changes to the code of a driver domain. Dom0 fills it, then
+/// writes a breakpoint (0xcc) over the first byte at the address; the runtime carries the
+/// change out when the breakpoint is reached, and goes on there.
+pub mod patch {
+    /// Bytes of an entry.
+    pub const BYTES: usize = 64;
+    /// u64 linear address of the first instruction, in the text of the domain.
+    pub const VA: usize = 0;
+    /// u32: what to do.
+    pub const KIND: usize = 8;
+    /// Write the new bytes.
+    pub const KIND_CODE: u32 = 1;
+    /// Write the old bytes back, and change a bit of a register, once.
+    pub const KIND_REGISTER: u32 = 2;
+    /// u32: bytes of code, 1 to 16.
+    pub const LENGTH: usize = 12;
+    /// The code as it was, and as it will be.
+    pub const OLD: usize = 16;
+    pub const NEW: usize = 32;
+    /// u64 system time when it was reached, written by the driver domain; never 0 then.
+    pub const ACTIVATED_NS: usize = 48;
+    /// u32: number of a register as instructions encode it, rax 0 to r15 15; 16 rflags, 17 rip.
+    pub const REGISTER: usize = 56;
+    /// u32: number of a bit, 0 to 63.
+    pub const BIT: usize = 60;
+}
 
 /// Where slot `index` starts.
 pub const fn slot(index: usize) -> usize {

@@ -47,6 +47,8 @@ pub trait Ledger {
     fn counters(&self) -> Counters;
     /// Replaces the totals.
     fn set_counters(&mut self, counters: &Counters);
+    /// Hears, right after it, of each response that was published.
+    fn published(&mut self) {}
 }
 
 /// One slot of the ledger pages (`bulkhead_abi::ledger`).

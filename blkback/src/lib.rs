@@ -19,6 +19,8 @@
 extern crate alloc;
 
 pub mod device;
+#[cfg(feature = "faults")]
+pub mod faults;
 pub mod guest;
 pub mod ledger;
 mod range;

@@ -374,6 +374,7 @@ impl<P: Platform> Vbd<P> {
     fn publish(&mut self, response: &RawResponse) {
         let owed = self.ring.write(response).and_then(|()| self.ring.publish());
         debug_assert!(owed.is_ok(), "an entry stands for a request that was taken");
+        self.ledger.published();
     }
 
     fn count(&mut self, moved: Moved, status: Status) {

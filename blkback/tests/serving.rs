@@ -244,3 +244,14 @@ fn a_server_may_sleep_only_when_no_ring_has_more() {
     let armed = b.guest.ring_words.load(layout::REQ_EVENT);
     assert_eq!(armed, 2, "the next request wakes us");
 }
+
+#[test]
+fn the_ledger_hears_of_each_response_once_it_is_on_the_ring() {
+    let mut b = bench(facts(), 0, 0, true);
+    for id in 0..5 {
+        b.guest.push(&RawRequest::encode(id, 0xca00, &Request::Flush));
+    }
+    settle(&mut b.server);
+    assert_eq!(b.guest.responses().len(), 5);
+    assert_eq!(*b.guest.heard.borrow(), [1, 2, 3, 4, 5]);
+}

@@ -47,15 +47,24 @@ pub fn workspace() -> &'static Path {
     package.parent().unwrap_or(package)
 }
 
-/// Builds programs for the machine, all with one call of Cargo.
+/// Builds programs for the machine. Those that do wrong on order have a call of Cargo of
+/// their own: in one call a package has the same features for all of its programs.
 ///
 /// With `show`, Cargo's own progress goes to the standard error.
 ///
 /// # Errors
 /// What Cargo printed.
 pub fn build(programs: &[&Builtin], show: bool) -> Result<Built, String> {
-    let built = cargo(&arguments(programs), show)
-        .map_err(|e| format!("building the core and the domains failed\n{e}"))?;
+    let mut built = Built::default();
+    for has_faults in [false, true] {
+        let some: Vec<_> =
+            programs.iter().filter(|p| p.has_faults == has_faults).copied().collect();
+        if !some.is_empty() {
+            let these = cargo(&arguments(&some, has_faults), show)
+                .map_err(|e| format!("building the core and the domains failed\n{e}"))?;
+            built = built.with(these);
+        }
+    }
     match programs.iter().find(|p| built.file(p).is_none()) {
         Some(missing) => Err(format!("cargo built no binary `{}`", missing.binary)),
         None => Ok(built),
@@ -99,7 +108,7 @@ fn cargo(arguments: &[String], show: bool) -> Result<Built, String> {
     }
 }
 
-fn arguments(programs: &[&Builtin]) -> Vec<String> {
+fn arguments(programs: &[&Builtin], has_faults: bool) -> Vec<String> {
     let text = ["build", "--release", "--target", TARGET, MESSAGES];
     let mut arguments: Vec<_> = text.iter().map(|&a| a.to_owned()).collect();
     let packages: BTreeSet<_> = programs.iter().map(|p| p.package).collect();
@@ -109,7 +118,9 @@ fn arguments(programs: &[&Builtin]) -> Vec<String> {
     for program in programs {
         arguments.extend(["--bin".to_owned(), program.binary.to_owned()]);
     }
-    let features: Vec<_> = packages.iter().map(|p| format!("{p}/machine")).collect();
+    let names: &[&str] = if has_faults { &["machine", "faults"] } else { &["machine"] };
+    let of = |package: &&str| names.iter().map(|n| format!("{package}/{n}")).collect::<Vec<_>>();
+    let features: Vec<_> = packages.iter().flat_map(of).collect();
     arguments.extend(["--features".to_owned(), features.join(",")]);
     arguments
 }
@@ -142,13 +153,23 @@ mod tests {
 
     #[test]
     fn asks_cargo_for_each_package_once_with_its_machine_feature() {
-        let line = arguments(&[&CORE, &DOM0]).join(" ");
+        let line = arguments(&[&CORE, &DOM0], false).join(" ");
         assert!(
             line.contains(
                 "--package bulkhead-kernel --package dom0 --bin bulkhead-core --bin dom0"
             )
         );
         assert!(line.ends_with("--features bulkhead-kernel/machine,dom0/machine"));
+    }
+
+    #[test]
+    fn what_does_wrong_on_order_is_built_apart_with_its_feature() {
+        let program = crate::builtin::find("disk-faults").expect("a builtin");
+        let line = arguments(&[program], program.has_faults).join(" ");
+        assert!(
+            line.ends_with("--features drivers-domain/machine,drivers-domain/faults"),
+            "{line}"
+        );
     }
 
     #[test]

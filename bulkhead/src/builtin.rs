@@ -9,76 +9,89 @@ pub struct Builtin {
     pub package: &'static str,
     pub binary: &'static str,
     pub purpose: &'static str,
+    /// Built with the feature `faults` of its package: it does wrong on order.
+    pub has_faults: bool,
+}
+
+impl Builtin {
+    /// A program that does as it should.
+    const fn new(
+        name: &'static str,
+        package: &'static str,
+        binary: &'static str,
+        purpose: &'static str,
+    ) -> Self {
+        Self { name, package, binary, purpose, has_faults: false }
+    }
+
+    const fn with_faults(self) -> Self {
+        Self { has_faults: true, ..self }
+    }
 }
 
 /// The ring-0 core.
-pub const CORE: Builtin = Builtin {
-    name: "core",
-    package: "bulkhead-kernel",
-    binary: "bulkhead-core",
-    purpose: "the ring-0 core",
-};
+pub const CORE: Builtin =
+    Builtin::new("core", "bulkhead-kernel", "bulkhead-core", "the ring-0 core");
 /// The control domain.
-pub const DOM0: Builtin =
-    Builtin { name: "dom0", package: "dom0", binary: "dom0", purpose: "the control domain" };
+pub const DOM0: Builtin = Builtin::new("dom0", "dom0", "dom0", "the control domain");
 
 /// What a driver domain or a guest may have as its kernel.
 pub const DOMAINS: &[Builtin] = &[
-    Builtin {
-        name: "disk",
-        package: "drivers-domain",
-        binary: "disk",
-        purpose: "driver domain for virtio disks",
-    },
-    Builtin {
-        name: "disk-check",
-        package: "guest-frontends",
-        binary: "disk-check",
-        purpose: "lists an ext4 disk, writes and checks a pattern on another",
-    },
-    Builtin {
-        name: "echo",
-        package: "bulkhead-tests",
-        binary: "echo",
-        purpose: "says back what is typed on its console",
-    },
-    Builtin { name: "spin", package: "bulkhead-tests", binary: "spin", purpose: "burns CPU time" },
-    Builtin {
-        name: "nap",
-        package: "bulkhead-tests",
-        binary: "nap",
-        purpose: "measures how late it wakes",
-    },
-    Builtin {
-        name: "hostile",
-        package: "bulkhead-tests",
-        binary: "hostile",
-        purpose: "tries to get at what is not its own, and prints TAP",
-    },
-    Builtin {
-        name: "hostile-front",
-        package: "bulkhead-tests",
-        binary: "hostile-front",
-        purpose: "a disk front end that breaks the rules of the ring",
-    },
-    Builtin {
-        name: "rt-check",
-        package: "bulkhead-tests",
-        binary: "rt-check",
-        purpose: "checks the runtime of the domains",
-    },
-    Builtin {
-        name: "conformance",
-        package: "bulkhead-tests",
-        binary: "conformance",
-        purpose: "exercises the guest interface and prints TAP",
-    },
-    Builtin {
-        name: "control-check",
-        package: "bulkhead-tests",
-        binary: "control-check",
-        purpose: "a control domain that checks the control interface and prints TAP",
-    },
+    Builtin::new("disk", "drivers-domain", "disk", "driver domain for virtio disks"),
+    Builtin::new(
+        "disk-faults",
+        "drivers-domain",
+        "disk-faults",
+        "driver domain for virtio disks that does wrong on order",
+    )
+    .with_faults(),
+    Builtin::new(
+        "disk-check",
+        "guest-frontends",
+        "disk-check",
+        "lists an ext4 disk, writes and checks a pattern on another",
+    ),
+    Builtin::new(
+        "disk-verify",
+        "guest-frontends",
+        "disk-verify",
+        "puts its disks under a load that verifies itself",
+    ),
+    Builtin::new("echo", "bulkhead-tests", "echo", "says back what is typed on its console"),
+    Builtin::new("spin", "bulkhead-tests", "spin", "burns CPU time"),
+    Builtin::new("nap", "bulkhead-tests", "nap", "measures how late it wakes"),
+    Builtin::new(
+        "hostile",
+        "bulkhead-tests",
+        "hostile",
+        "tries to get at what is not its own, and prints TAP",
+    ),
+    Builtin::new(
+        "hostile-front",
+        "bulkhead-tests",
+        "hostile-front",
+        "a disk front end that breaks the rules of the ring",
+    ),
+    Builtin::new("rt-check", "bulkhead-tests", "rt-check", "checks the runtime of the domains"),
+    Builtin::new(
+        "patch-check",
+        "bulkhead-tests",
+        "patch-check",
+        "changes its own code at breakpoints, as fault injection does",
+    )
+    .with_faults(),
+    Builtin::new(
+        "conformance",
+        "bulkhead-tests",
+        "conformance",
+        "exercises the guest interface and prints TAP",
+    ),
+    Builtin::new(
+        "control-check",
+        "bulkhead-tests",
+        "control-check",
+        "a control domain that checks the control interface and prints TAP",
+    ),
 ];
 
 /// The program a set-up file means by a name.

@@ -32,6 +32,8 @@ enum Verb {
     Exec(Exec),
     /// Destroys a domain at once.
     Kill(Named),
+    /// Restart a driver domain: its guests go on.
+    Restart(Named),
     /// Asks a guest's kernel to power off.
     Shutdown(Waiting),
     /// Asks a guest's kernel to reboot.
@@ -229,6 +231,7 @@ fn main() -> ExitCode {
         Verb::Console(args) => verbs::console(&args),
         Verb::Exec(args) => verbs::exec(args),
         Verb::Kill(args) => verbs::kill(&args),
+        Verb::Restart(args) => verbs::restart(&args),
         Verb::Shutdown(args) => verbs::shutdown(&args),
         Verb::Reboot(args) => verbs::reboot(&args),
         Verb::Sysrq(args) => verbs::sysrq(&args),

@@ -165,7 +165,7 @@ fn device(drive: &Drive) -> String {
         Interrupt::Pin => ",vectors=0",
     };
     format!(
-        "virtio-blk-pci,drive=disk{slot},bus=pcie.0,addr={slot:#x},serial={serial},disable-legacy=on,write-cache=on{interrupt}",
+        "virtio-blk-pci,drive=disk{slot},bus=pcie.0,addr={slot:#x},serial={serial},disable-legacy=on,write-cache=on,rerror=report,werror=report{interrupt}",
         slot = drive.slot
     )
 }

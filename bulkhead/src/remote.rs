@@ -117,6 +117,18 @@ pub fn kill(run: Option<&str>, domain: &str) -> Result<()> {
     }
 }
 
+/// Restarts a driver domain under its guests.
+///
+/// # Errors
+/// If there is no such driver domain or Dom0 refuses.
+pub fn restart(run: Option<&str>, domain: &str) -> Result<()> {
+    let mut client = connect_for(run, domain)?;
+    match client.ask(Request::Restart { domain: domain.into() }, LIMIT)? {
+        Reply::Error(why) => Err(RemoteError::Refused(why)),
+        _ => Ok(()),
+    }
+}
+
 /// Runs a command in a guest; see [`exec::exec`].
 ///
 /// # Errors

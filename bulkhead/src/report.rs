@@ -2,7 +2,7 @@
 //! names are a contract: fields may be added, not renamed.
 
 use crate::watch::{Outcome, exit_word};
-use bulkhead_link::{DiskReport, DomainReport, Kind, MachineReport, State};
+use bulkhead_link::{Cause, DiskReport, DomainReport, Kind, MachineReport, State};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -18,8 +18,7 @@ pub struct Report {
     pub disks: Vec<Disk>,
     /// Network devices; none yet.
     pub nets: Vec<()>,
-    /// Restarts of driver domains; none yet.
-    pub restarts: Vec<()>,
+    pub restarts: Vec<Restart>,
     /// Figures of the core, when Dom0 could still give them.
     pub core: Option<Core>,
 }
@@ -60,6 +59,62 @@ pub struct Disk {
     pub written_bytes: u64,
     pub requests: u64,
     pub errors: u64,
+}
+
+/// One restart of a driver domain: phases in microseconds, null where the new life has not
+/// said, or no guest has asked.
+#[derive(Clone, Debug, Serialize)]
+pub struct Restart {
+    pub driver: String,
+    pub cause: &'static str,
+    pub reason: String,
+    pub detect_us: f64,
+    pub teardown_us: f64,
+    pub rebuild_us: f64,
+    pub device_us: Option<f64>,
+    pub first_response_us: Option<f64>,
+    pub blackout_us: Option<f64>,
+}
+
+impl From<&bulkhead_link::Restart> for Restart {
+    fn from(restart: &bulkhead_link::Restart) -> Self {
+        let us = |ns: u64| ns as f64 / 1000.0;
+        Self {
+            driver: restart.driver.clone(),
+            cause: match restart.cause {
+                Cause::Crash => "crash",
+                Cause::Hang => "hang",
+                Cause::Request => "request",
+            },
+            reason: restart.reason.clone(),
+            detect_us: us(restart.detect_ns),
+            teardown_us: us(restart.teardown_ns),
+            rebuild_us: us(restart.rebuild_ns),
+            device_us: restart.device_ns.map(us),
+            first_response_us: restart.first_response_ns.map(us),
+            blackout_us: restart.blackout_ns.map(us),
+        }
+    }
+}
+
+/// A restart on one line, for a person.
+pub fn restart_line(restart: &bulkhead_link::Restart) -> String {
+    let told = Restart::from(restart);
+    let ms = |us: f64| format!("{:.2} ms", us / 1000.0);
+    let or_not = |us: Option<f64>| us.map_or("not yet".into(), ms);
+    let answered = match told.blackout_us {
+        Some(us) => format!("answered a guest after {}", ms(us)),
+        None => "no guest has asked yet".into(),
+    };
+    format!(
+        "restarted ({}): {answered} (detect {}, tear-down {}, rebuild {}, devices {}, response {})",
+        told.cause,
+        ms(told.detect_us),
+        ms(told.teardown_us),
+        ms(told.rebuild_us),
+        or_not(told.device_us),
+        or_not(told.first_response_us),
+    )
 }
 
 #[derive(Clone, Debug, Serialize)]

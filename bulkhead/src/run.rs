@@ -206,7 +206,7 @@ fn judge(finished: &Finished, plan: &Plan, kvm: bool) -> Result<Report, SetupErr
         domains: finished.watch.reports().iter().map(Into::into).collect(),
         disks: listing.iter().flat_map(|l| &l.disks).map(Into::into).collect(),
         nets: Vec::new(),
-        restarts: Vec::new(),
+        restarts: finished.watch.restarts.iter().map(Into::into).collect(),
         core: listing.map(|l| (&l.machine).into()),
     })
 }

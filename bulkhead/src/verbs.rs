@@ -94,6 +94,9 @@ impl Observer for Show {
                 self.terminal.note(domain, &format!("ended: {}{why}", exit_word(*exit)));
             }
             Event::ConsoleRoom { .. } | Event::Agent { .. } => {}
+            Event::Restarted(restart) => {
+                self.terminal.note(&restart.driver, &report::restart_line(restart));
+            }
             Event::Log { line } => self.terminal.note("dom0", line),
             Event::BuildFailed { domain, reason } => {
                 self.terminal.note(domain, &format!("could not be built: {reason}"));
@@ -299,6 +302,10 @@ fn exec_report(finished: &Finished, kept: &Collected) -> serde_json::Value {
 
 pub fn kill(args: &Named) -> u8 {
     remotely(remote::kill(args.run.as_deref(), &args.name))
+}
+
+pub fn restart(args: &Named) -> u8 {
+    remotely(remote::restart(args.run.as_deref(), &args.name))
 }
 
 pub fn shutdown(args: &Waiting) -> u8 {

@@ -2,7 +2,9 @@
 //! times go in, requests and a verdict come out.
 
 use crate::qemu::Ended;
-use bulkhead_link::{DomainReport, DomainSpec, Event, Exit, FromDom0, Kind, Listing, Reply, State};
+use bulkhead_link::{
+    DomainReport, DomainSpec, Event, Exit, FromDom0, Kind, Listing, Reply, Restart, State,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -87,6 +89,8 @@ pub struct Watch {
     /// Requests to power off that are not answered yet, by number, and who has agreed.
     asked: BTreeMap<u32, String>,
     powering_off: BTreeSet<String>,
+    /// Restarts of driver domains.
+    pub restarts: Vec<Restart>,
 }
 
 impl Watch {
@@ -107,6 +111,7 @@ impl Watch {
             closing: false,
             asked: BTreeMap::new(),
             powering_off: BTreeSet::new(),
+            restarts: Vec::new(),
         }
     }
 
@@ -157,6 +162,7 @@ impl Watch {
                     known.reason.clone_from(reason);
                 }
             }
+            Event::Restarted(restart) => self.restarts.push(restart.clone()),
             Event::Console { .. }
             | Event::ConsoleRoom { .. }
             | Event::Agent { .. }

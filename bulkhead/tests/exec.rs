@@ -12,9 +12,12 @@ use bulkhead_link::{
     Event, Exit, FromDom0, Request,
     agent::{End, OUTPUT_WINDOW},
 };
-use guest_tools::agent::Agent;
+use guest_tools::agent::{
+    Agent,
+    clock::{Clocks, Reading},
+};
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     os::unix::net::UnixStream,
     path::PathBuf,
     sync::{
@@ -47,11 +50,24 @@ impl From<FromClient> for Got {
     }
 }
 
+/// Nobody answers the agent's questions for the time here, and nothing may set this system's.
+struct NoClocks;
+
+impl Clocks for NoClocks {
+    fn now(&self) -> Reading {
+        Reading { monotonic_ns: 0, unix_ns: 0 }
+    }
+
+    fn step(&mut self, _: i64) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+}
+
 impl Run {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let (tell, inbox) = mpsc::channel();
-        let agents = Agents::new(["g".to_owned()]);
+        let agents = Agents::new(["g".to_owned()], None);
         let relay = Relay::listen(&folder.path().join("s"), tell.clone(), agents).expect("listens");
         thread::spawn(move || serve(relay, &inbox));
         Self { folder, tell }
@@ -68,7 +84,7 @@ impl Run {
     /// Starts the agent of `g`.
     fn start_agent(&self) {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
-        thread::spawn(move || Agent::new(theirs.into()).serve());
+        thread::spawn(move || Agent::new(theirs.into(), Box::new(NoClocks)).serve());
         let (mut line, tell) = (ours.try_clone().expect("a handle"), self.tell.clone());
         self.say(Got::Line(ours));
         thread::spawn(move || {

@@ -68,14 +68,12 @@ pub fn add_domain(store: &mut Store, facts: &DomainFacts<'_>) -> Result<(), Stor
     for vcpu in 0..facts.vcpus {
         put(&format!("cpu/{vcpu}/availability"), "online")?;
     }
-    put("store/port", &format!("{}", facts.store_port.get()))?;
-    put("store/ring-ref", &format!("{}", facts.store_ring.get()))?;
+    put_rings(store, facts)?;
+    let mut put = |key: &str, value: &str| store.write(&format!("{home}/{key}"), value);
     put("console/backend", &format!("/local/domain/0/backend/console/{}/0", facts.domid.get()))?;
     put("console/backend-id", "0")?;
     put("console/type", "xenconsoled")?;
     put("console/limit", "1048576")?;
-    put("console/port", &format!("{}", facts.console_port.get()))?;
-    put("console/ring-ref", &format!("{}", facts.console_ring.get()))?;
     put("control", "")?;
     put("device", "")?;
     put("backend", "")?;
@@ -91,6 +89,19 @@ pub fn add_domain(store: &mut Store, facts: &DomainFacts<'_>) -> Result<(), Stor
         "attr",
     ] {
         store.write_as(&format!("{home}/{key}"), "", Perms::private(facts.domid))?;
+    }
+    Ok(())
+}
+
+/// Writes where a domain's rings are: new ones in each of its lives.
+pub fn put_rings(store: &mut Store, facts: &DomainFacts<'_>) -> Result<(), StoreError> {
+    for (key, number) in [
+        ("store/port", u64::from(facts.store_port.get())),
+        ("store/ring-ref", facts.store_ring.get()),
+        ("console/port", u64::from(facts.console_port.get())),
+        ("console/ring-ref", facts.console_ring.get()),
+    ] {
+        store.write(&format!("{}/{key}", home(facts.domid)), &format!("{number}"))?;
     }
     Ok(())
 }

@@ -44,6 +44,8 @@ mod machine {
     ///
     /// `info` is what the builder left in RSI, `stack_top` in RSP.
     unsafe extern "C" fn start(info: *const StartInfo, stack_top: u64) -> ! {
+        // SAFETY: reading the time stamp counter has no effect on memory.
+        let first_tick = unsafe { core::arch::x86_64::_rdtsc() };
         trap::init();
         // SAFETY: the builder maps the start-info page at RSI; nobody writes it now.
         let decoded = Boot::decode(unsafe { &*info }, VIRT_BASE);
@@ -51,7 +53,7 @@ mod machine {
         // SAFETY: this is the one start, with the builder's own tables in place.
         unsafe { mem::init(facts, info as u64, stack_top) };
         event::init();
-        time::init();
+        time::init(first_tick);
         console::init(facts);
         __domain_main(boot());
         shutdown(Shutdown::Poweroff)

@@ -19,7 +19,7 @@ pub type Result<T = u64> = core::result::Result<T, Errno>;
 /// The arguments must meet the contract of that call: pointers valid for what the
 /// other side reads and writes, and no memory that Rust believes to be its own may
 /// be unmapped, remapped or given away.
-#[inline]
+#[inline(always)] // The handler of armed faults may call nothing.
 pub unsafe fn raw(number: u64, args: [u64; 5]) -> i64 {
     let result: i64;
     // SAFETY: the caller vouches for the arguments; RCX and R11 are declared lost,

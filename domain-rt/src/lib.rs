@@ -31,6 +31,8 @@ pub mod control;
 pub mod device;
 pub mod event;
 pub mod exec;
+#[cfg(any(test, feature = "faults"))]
+pub mod faults;
 pub mod grant;
 mod heap;
 pub mod hypercall;

@@ -20,10 +20,12 @@ static SLEEPERS: Mutex<BTreeMap<(u64, u64), Waker>> = Mutex::new(BTreeMap::new()
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 static ARMED: AtomicU64 = AtomicU64::new(UNARMED);
 static LATEST: AtomicU64 = AtomicU64::new(0);
+static STARTED: AtomicU64 = AtomicU64::new(0);
 
 /// Stops the periodic timer and listens to the one-shot timer.
 #[cfg(target_os = "none")]
-pub(crate) fn init() {
+pub(crate) fn init(first_tick: u64) {
+    STARTED.store(at_tick(first_tick).get(), Relaxed);
     use bulkhead_abi::{VcpuId, event, vcpu};
     // A core without the periodic timer refuses: nothing to stop.
     let _ = hypercall::vcpu_op(vcpu::VCPUOP_STOP_PERIODIC_TIMER, VcpuId::new(0), 0);
@@ -40,24 +42,76 @@ pub(crate) fn init() {
 
 /// System time: since the core booted, never going back.
 pub fn now() -> Ns {
-    let Some(page) = crate::event::shared_info() else {
-        return Ns::new(0);
+    let time = sample().0;
+    Ns::new(LATEST.fetch_max(time, Relaxed).max(time))
+}
+
+/// System time as of now, without looking whether it goes back, and calling nothing: for a
+/// handler that may be in the middle of anything. 0 if it is just being changed.
+#[cfg(all(feature = "faults", target_os = "none"))]
+#[inline(always)]
+pub(crate) fn raw_now() -> u64 {
+    unsafe extern "C" {
+        static __shared_info: u8;
+    }
+    let page = (&raw const __shared_info) as u64 + TIME as u64;
+    // SAFETY: the core's page is mapped there before traps can be armed, and only read.
+    let (version, tsc_timestamp, system_time, mul_shift) = unsafe {
+        (
+            (page as *const u32).read_volatile(),
+            ((page + 8) as *const u64).read_volatile(),
+            ((page + 16) as *const u64).read_volatile(),
+            ((page + 24) as *const u64).read_volatile(),
+        )
     };
-    let time = loop {
+    // SAFETY: reading the time stamp counter has no effect on memory.
+    let tsc = unsafe { core::arch::x86_64::_rdtsc() };
+    let rate = Rate { mul: mul_shift as u32, shift: (mul_shift >> 32) as i8 };
+    match version & 1 {
+        0 => system_time.wrapping_add(rate.scale(tsc.saturating_sub(tsc_timestamp))),
+        _ => 0,
+    }
+}
+
+/// System time of the first instruction of this domain.
+pub fn started() -> Ns {
+    Ns::new(STARTED.load(Relaxed))
+}
+
+/// System time of a tick of the past.
+#[cfg(target_os = "none")]
+fn at_tick(tick: u64) -> Ns {
+    let (time, tsc, rate) = sample();
+    Ns::new(time.saturating_sub(rate.scale(tsc.saturating_sub(tick))))
+}
+
+/// How ticks become time.
+#[derive(Clone, Copy)]
+struct Rate {
+    mul: u32,
+    shift: i8,
+}
+
+/// System time, the tick that it was read at, and the rate. All zero before there is a
+/// page to read it from.
+fn sample() -> (u64, u64, Rate) {
+    let Some(page) = crate::event::shared_info() else {
+        return (0, 0, Rate { mul: 0, shift: 0 });
+    };
+    loop {
         let version = page.load_u32(TIME);
         let tsc_timestamp = page.load_u64(TIME + 8);
         let system_time = page.load_u64(TIME + 16);
         let mul = page.load_u32(TIME + 24);
-        let shift = page.load_u8(TIME + 28) as i8;
+        let rate = Rate { mul, shift: page.load_u8(TIME + 28) as i8 };
         // SAFETY: reading the time stamp counter has no effect on memory.
         let tsc = unsafe { core::arch::x86_64::_rdtsc() };
         if version & 1 == 0 && page.load_u32(TIME) == version {
             let delta = tsc.saturating_sub(tsc_timestamp);
-            break system_time.wrapping_add(scale(delta, mul, shift));
+            return (system_time.wrapping_add(rate.scale(delta)), tsc, rate);
         }
         core::hint::spin_loop();
-    };
-    Ns::new(LATEST.fetch_max(time, Relaxed).max(time))
+    }
 }
 
 /// Wall clock at system time 0, as seconds and nanoseconds since 1970.
@@ -77,11 +131,14 @@ pub fn boot_time() -> (u64, u32) {
     }
 }
 
-/// TSC ticks to nanoseconds, as `vcpu_time_info` defines it (xen.h).
-fn scale(delta: u64, mul: u32, shift: i8) -> u64 {
-    let shift = shift.clamp(-63, 63);
-    let delta = if shift < 0 { delta >> -shift } else { delta << shift };
-    ((u128::from(delta) * u128::from(mul)) >> 32) as u64
+impl Rate {
+    /// TSC ticks to nanoseconds, as `vcpu_time_info` defines it (xen.h).
+    #[inline(always)] // As for `raw_now`.
+    fn scale(self, delta: u64) -> u64 {
+        let shift = self.shift.clamp(-63, 63);
+        let delta = if shift < 0 { delta >> -shift } else { delta << shift };
+        ((u128::from(delta) * u128::from(self.mul)) >> 32) as u64
+    }
 }
 
 /// `at` plus a span.
@@ -158,20 +215,21 @@ pub(crate) fn arm() -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::scale;
+    use super::Rate;
     use proptest::prelude::*;
 
     #[test]
     fn one_tick_of_a_gigahertz_clock_is_a_nanosecond() {
-        assert_eq!(scale(1000, 1 << 31, 1), 1000);
-        assert_eq!(scale(1000, u32::MAX, 0), 999);
+        assert_eq!(Rate { mul: 1 << 31, shift: 1 }.scale(1000), 1000);
+        assert_eq!(Rate { mul: u32::MAX, shift: 0 }.scale(1000), 999);
     }
 
     proptest! {
         #[test]
         fn scaling_is_monotone(a in 0u64..1 << 50, b in 0u64..1 << 50, mul: u32, shift in -10i8..10) {
             let (low, high) = (a.min(b), a.max(b));
-            prop_assert!(scale(low, mul, shift) <= scale(high, mul, shift));
+            let rate = Rate { mul, shift };
+            prop_assert!(rate.scale(low) <= rate.scale(high));
         }
     }
 }

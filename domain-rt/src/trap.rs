@@ -114,15 +114,21 @@ pub unsafe fn set_hook(hook: Option<Hook>) {
     HOOK.store(raw, Ordering::Release);
 }
 
+#[inline(always)] // As for `dispatch`.
 fn hook() -> Option<Hook> {
     let raw = HOOK.load(Ordering::Acquire);
     // SAFETY: only `set_hook` stores here, null or a `Hook`.
     (!raw.is_null()).then(|| unsafe { core::mem::transmute::<*mut (), Hook>(raw) })
 }
 
-/// Called by the stub with the frame it built on the stack.
+/// Called by the stub with the frame it built on the stack. On the way to the hook it
+/// runs nothing outside of its section, so that a breakpoint anywhere else can be dealt
+/// with.
+#[cfg_attr(target_os = "none", unsafe(link_section = ".text.trap.dispatch"))]
 extern "C" fn dispatch(frame: &mut Frame) {
-    if hook().is_some_and(|hook| hook(frame)) {
+    if let Some(hook) = hook()
+        && hook(frame)
+    {
         return;
     }
     if frame.vector == EVENT {

@@ -1,9 +1,11 @@
-//! The pages that outlive this domain, and the sign of life in them. Dom0 grants them
-//! (`bulkhead_abi::ledger`); where it does not, private ones serve until we die.
+//! The pages that outlive this domain, and the signs of life in them: a heartbeat, and
+//! when this life reached its milestones. Dom0 grants them (`bulkhead_abi::ledger`);
+//! where it does not, private ones serve until we die.
 
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
+use blkback::{Counters, Ledger, Redo, SharedLedger};
 use bulkhead_abi::{DomId, Gref, PAGE_SIZE, ledger as at};
 use core::time::Duration;
 use domain_rt::grant::{self, GrantMapping};
@@ -27,9 +29,18 @@ enum Backing {
 pub struct LedgerPages(Rc<Backing>);
 
 impl LedgerPages {
-    /// Finds the pages that Dom0 granted, or takes private ones. `None` when memory is
-    /// short.
+    /// Finds the pages that Dom0 granted, or takes private ones, and notes there that this
+    /// life has begun. `None` when memory is short.
     pub async fn find(store: &Xenstore) -> Option<Self> {
+        let pages = Self::choose(store).await?;
+        for milestone in [at::FIRST_RESPONSE_NS, at::DEVICE_NS] {
+            pages.store_wide(milestone, 0);
+        }
+        pages.store_wide(at::BOOT_NS, time::started().get());
+        Some(pages)
+    }
+
+    async fn choose(store: &Xenstore) -> Option<Self> {
         if let Some(mapping) = granted(store).await {
             let pages = Self(Rc::new(Backing::Granted(mapping)));
             if pages.shared().load_u64(at::MAGIC_OFFSET) == at::MAGIC {
@@ -41,11 +52,16 @@ impl LedgerPages {
         Some(Self(Rc::new(Backing::Private(mem::alloc_pages(1)?))))
     }
 
-    fn shared(&self) -> Shared<'_> {
+    pub(crate) fn shared(&self) -> Shared<'_> {
         match &*self.0 {
             Backing::Granted(mapping) => mapping.shared(),
             Backing::Private(pages) => pages.shared(),
         }
+    }
+
+    /// Notes that all devices are up.
+    pub fn devices_are_up(&self) {
+        self.store_wide(at::DEVICE_NS, time::now().get());
     }
 
     /// Counts up for ever, so that the supervisor sees that tasks still run.
@@ -89,5 +105,49 @@ impl RingMemory for LedgerPages {
     }
     fn store_wide(&self, offset: usize, value: u64) {
         self.shared().store_u64(offset, value);
+    }
+}
+
+/// The slot of one ring, and the milestone of the first response.
+pub struct RingLedger {
+    slot: SharedLedger<LedgerPages>,
+    pages: LedgerPages,
+    /// This ring has answered in this life.
+    has_answered: bool,
+}
+
+impl RingLedger {
+    /// Slot `slot` of the pages; `None` if they do not have it.
+    pub fn new(pages: LedgerPages, slot: usize) -> Option<Self> {
+        let has_answered = false;
+        Some(Self { slot: SharedLedger::new(pages.clone(), slot)?, pages, has_answered })
+    }
+}
+
+impl Ledger for RingLedger {
+    fn redo(&self) -> Option<Redo> {
+        self.slot.redo()
+    }
+    fn set_redo(&mut self, redo: &Redo) {
+        self.slot.set_redo(redo);
+    }
+    fn clear_redo(&mut self) {
+        self.slot.clear_redo();
+    }
+    fn counters(&self) -> Counters {
+        self.slot.counters()
+    }
+    fn set_counters(&mut self, counters: &Counters) {
+        self.slot.set_counters(counters);
+    }
+    fn published(&mut self) {
+        if self.has_answered {
+            return;
+        }
+        self.has_answered = true;
+        // Another ring of this domain may have been first.
+        if self.pages.shared().load_u64(at::FIRST_RESPONSE_NS) == 0 {
+            self.pages.store_wide(at::FIRST_RESPONSE_NS, time::now().get());
+        }
     }
 }

@@ -12,14 +12,27 @@
 //! - [`platform`]: `blkback`'s traits on `domain-rt`.
 //! - [`ledger`]: the pages that outlive this domain.
 //! - [`service`]: one task per device, one per virtual disk.
+//! - [`disk`]: the domain itself.
+//! - `honest` and `faults`: the parts of a service as they are, and those that do wrong on
+//!   order, in domains for fault injection (feature `faults`).
 #![no_std]
 #![deny(unsafe_code)]
 
 extern crate alloc;
 
+pub mod disk;
 pub mod dma;
+#[cfg(feature = "faults")]
+pub mod faults;
+#[cfg(not(feature = "faults"))]
+mod honest;
 pub mod ledger;
 pub mod pci;
 pub mod platform;
 pub mod service;
 pub mod virtio;
+
+#[cfg(feature = "faults")]
+use faults::parts as made_of;
+#[cfg(not(feature = "faults"))]
+use honest as made_of;

@@ -3,25 +3,25 @@
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use blkback::{Direction, GrantRefused, GuestMemory, Notifier, Platform, Segment, SharedLedger};
+use blkback::{Direction, GrantRefused, GuestMemory, Notifier, Platform, Segment};
 use bulkhead_abi::{DomId, Gref as CoreGref, Maddr, PAGE_SIZE};
 use domain_rt::event::Channel;
 use domain_rt::grant::{self, GrantMapping};
 use domain_rt::mem;
 use ring_proto::{Gref, RingMemory};
 
-use crate::ledger::LedgerPages;
-use crate::virtio::VirtioBlk;
+use crate::ledger::RingLedger;
+use crate::made_of;
 
 /// The service of a virtio disk in this domain.
 pub struct OnDomain;
 
 impl Platform for OnDomain {
-    type Ring = MappedRing;
+    type Ring = made_of::Ring;
     type Memory = FrontMemory;
-    type Ledger = SharedLedger<LedgerPages>;
-    type Notifier = Bell;
-    type Device = VirtioBlk;
+    type Ledger = RingLedger;
+    type Notifier = made_of::Notifier;
+    type Device = made_of::Device;
 }
 
 /// Pages of a front end's ring, mapped in a row.

@@ -87,7 +87,7 @@ pub async fn write<P: Platform>(
         let done = disk.next().await;
         let done = done.map_err(|error| CheckError::Write(pass.next, error))?;
         let (sector, result) = (pass.sector(done.ticket.place()), done.result);
-        disk.finish(done, &mut []);
+        let result = result.and(disk.finish(done, &mut []));
         result.map_err(|error| CheckError::Write(sector, error))?;
     }
     disk.flush().await.map_err(CheckError::Flush)
@@ -117,7 +117,7 @@ pub async fn verify<P: Platform>(
         let done = done.map_err(|error| CheckError::Read(pass.next, error))?;
         let (sector, result) = (pass.sector(done.ticket.place()), done.result);
         let data = buffer.get_mut(..done.bytes()).unwrap_or_default();
-        disk.finish(done, data);
+        let result = result.and(disk.finish(done, data));
         result.map_err(|error| CheckError::Read(sector, error))?;
         if let Some(wrong) = pattern::first_wrong(seed, sector, data) {
             return Err(CheckError::Mismatch(wrong));

@@ -7,6 +7,7 @@
 //! - what a checkable disk holds, for guests and for the host that looks at the image
 //!   afterwards: [`pattern`];
 //! - writing that and reading it back: [`check`];
+//! - a load that verifies itself, endless if wanted: `verify` (feature `checks`);
 //! - every file of an ext4 disk with its SHA-256: `listing` (feature `checks`);
 //! - the traits of [`platform`] on Bulkhead's runtime: `rt` (feature `domain-rt`).
 #![no_std]
@@ -16,9 +17,12 @@ extern crate alloc;
 
 pub mod blkfront;
 pub mod check;
+mod checksum;
 #[cfg(feature = "checks")]
 pub mod listing;
 pub mod pattern;
 pub mod platform;
 #[cfg(feature = "domain-rt")]
 pub mod rt;
+#[cfg(feature = "checks")]
+pub mod verify;

@@ -25,7 +25,7 @@ pub fn pattern_sector(seed: u64, sector: u64) -> [u8; SECTOR_BYTES] {
     bytes
 }
 
-fn next(state: &mut u64) -> u64 {
+pub(crate) fn next(state: &mut u64) -> u64 {
     *state ^= *state >> 12;
     *state ^= *state << 25;
     *state ^= *state >> 27;

@@ -166,6 +166,10 @@ pub enum Request {
     SetWallClock {
         unix_ns: u64,
     },
+    /// Resets a driver domain in place and starts it again; its guests go on.
+    Restart {
+        domain: String,
+    },
     Pause {
         domain: String,
     },
@@ -215,6 +219,37 @@ pub enum Reply {
     },
 }
 
+/// Why a driver domain was restarted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cause {
+    /// It ended by itself.
+    Crash,
+    /// Its heart did not beat.
+    Hang,
+    /// Somebody asked for it.
+    Request,
+}
+
+/// One restart of a driver domain, with the ns that each phase took, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restart {
+    pub driver: String,
+    pub cause: Cause,
+    pub reason: String,
+    /// From its end until Dom0 acted.
+    pub detect_ns: u64,
+    /// Until nothing of the old life was left.
+    pub teardown_ns: u64,
+    /// Until the new life ran.
+    pub rebuild_ns: u64,
+    /// Until its devices were up; all from here on by its own word. `None`: it has not said.
+    pub device_ns: Option<u64>,
+    /// Until it answered a guest; `None` if no guest asked.
+    pub first_response_ns: Option<u64>,
+    /// From its end until it answered a guest.
+    pub blackout_ns: Option<u64>,
+}
+
 /// The step in which a guest's old life is over and it is about to be built again. Who talks to
 /// it has lost it then, as with [`Event::Ended`].
 pub const REBOOTING: &str = "rebooting";
@@ -243,6 +278,8 @@ pub enum Event {
     Ended { domain: String, exit: Exit, reason: String },
     /// A line of Dom0's own.
     Log { line: String },
+    /// A driver domain was restarted, and has answered a guest or has had time to.
+    Restarted(Restart),
     /// A domain could not be built; it is not there.
     BuildFailed { domain: String, reason: String },
 }

@@ -5,7 +5,10 @@ mod common;
 
 use bulkhead::{needs::find_program, watch::Outcome};
 use common::{Ran, run_file, run_text};
-use guest_frontends::pattern::pattern_sector;
+use guest_frontends::{
+    pattern::pattern_sector,
+    verify::{Counts, audit::audit},
+};
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeSet,
@@ -98,6 +101,48 @@ fn disks_that_only_have_pins_read_and_write_the_same() {
     let expected = host_listing(&folder.path().join("sample"));
     assert_eq!(guest_listing(ran.console("reader")), expected, "{}", ran.story());
     assert_pattern(&fs::read(folder.path().join("scratch")).expect("the image"), 1);
+}
+
+#[test]
+fn a_load_that_verifies_itself_finds_nothing_and_the_image_bears_it_out() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = r#"
+[machine]
+memory = "256M"
+[driver.disk]
+kernel = "disk"
+[disk.one]
+image = "one.raw"
+size = "4M"
+[disk.two]
+image = "two.raw"
+size = "3M"
+[guest.verify]
+kernel = "disk-verify"
+disks = ["one", "two"]
+cmdline = "rounds=2 depth=24 size=6 seed=77 integrity=1"
+"#;
+    let ran = run_text(folder.path(), text);
+    assert_all_well(&ran);
+    let console = ran.console("verify");
+    for (number, name, vdev) in [(0, "one", "xvda"), (1, "two", "xvdb")] {
+        let line =
+            console.lines().find(|l| l.starts_with(&format!("disk-verify: done disk={vdev}")));
+        let line = line.unwrap_or_else(|| panic!("{}", ran.story()));
+        let counts = Counts::parse(line);
+        assert!(counts.is_all_well() && counts.reads > 100 && counts.writes > 100, "{line}");
+        let image = fs::read(folder.path().join(format!("{name}.raw"))).expect("the image");
+        let found = audit(image.len() as u64 / 4096, |block, into| {
+            into.copy_from_slice(&image[block as usize * 4096..][..4096]);
+            Ok::<_, std::convert::Infallible>(())
+        })
+        .expect("a table");
+        assert_eq!(
+            (found.seed, found.disk, found.unknown, &*found.wrong),
+            (77, number, 0, &[][..])
+        );
+        assert!(line.ends_with(&format!("digest={:016x}", found.digest)), "{line}");
+    }
 }
 
 /// The figures that the tool prints belong to this run.

@@ -3,11 +3,12 @@
 #![allow(dead_code)] // Each test program uses its own part.
 
 use blkback::{
-    BlockDevice, Completion, DeviceError, DeviceFacts, Direction, GrantRefused, GuestMemory, Job,
-    Notifier, Parts, Platform, Range, Segment, Server, SharedLedger, Token,
+    BlockDevice, Completion, Counters, DeviceError, DeviceFacts, Direction, GrantRefused,
+    GuestMemory, Job, Ledger, Notifier, Parts, Platform, Range, Redo, Segment, Server,
+    SharedLedger, Token,
 };
 use ring_proto::blkif::{Blk, RawRequest, RawResponse};
-use ring_proto::{FrontRing, Gref, RingMemory};
+use ring_proto::{FrontRing, Gref, RingMemory, layout};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
@@ -186,7 +187,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    fn new(platter: &Platter, facts: DeviceFacts, fuel: &Fuel, seed: u64) -> Self {
+    pub fn new(platter: &Platter, facts: DeviceFacts, fuel: &Fuel, seed: u64) -> Self {
         Self {
             platter: platter.clone(),
             facts,
@@ -277,12 +278,40 @@ impl BlockDevice for Disk {
     }
 }
 
+/// A slot of the ledger, and the ring's `rsp_prod` each time it hears of a response.
+pub struct Listener {
+    slot: SharedLedger<Words>,
+    ring: Words,
+    heard: Rc<RefCell<Vec<u32>>>,
+}
+
+impl Ledger for Listener {
+    fn redo(&self) -> Option<Redo> {
+        self.slot.redo()
+    }
+    fn set_redo(&mut self, redo: &Redo) {
+        self.slot.set_redo(redo);
+    }
+    fn clear_redo(&mut self) {
+        self.slot.clear_redo();
+    }
+    fn counters(&self) -> Counters {
+        self.slot.counters()
+    }
+    fn set_counters(&mut self, counters: &Counters) {
+        self.slot.set_counters(counters);
+    }
+    fn published(&mut self) {
+        self.heard.borrow_mut().push(self.ring.load(layout::RSP_PROD));
+    }
+}
+
 pub struct Fake;
 
 impl Platform for Fake {
     type Ring = Words;
     type Memory = Pages;
-    type Ledger = SharedLedger<Words>;
+    type Ledger = Listener;
     type Notifier = Bell;
     type Device = Disk;
 }
@@ -293,6 +322,7 @@ pub struct Guest {
     pub ledger: Words,
     pub pages: Pages,
     pub bell: Bell,
+    pub heard: Rc<RefCell<Vec<u32>>>,
     pub front: FrontRing<Blk, Words>,
     pub range: Range,
 }
@@ -305,6 +335,7 @@ impl Guest {
             ledger: Words::new(4096, fuel),
             pages: Pages::default(),
             bell: Bell { rung: Rc::default(), fuel: fuel.clone() },
+            heard: Rc::default(),
             front,
             range,
             ring_words,
@@ -315,7 +346,11 @@ impl Guest {
         Parts {
             ring: self.ring_words.clone(),
             memory: self.pages.clone(),
-            ledger: SharedLedger::new(self.ledger.clone(), 3).unwrap(),
+            ledger: Listener {
+                slot: SharedLedger::new(self.ledger.clone(), 3).unwrap(),
+                ring: self.ring_words.immortal(),
+                heard: self.heard.clone(),
+            },
             notifier: self.bell.clone(),
             range: self.range,
         }

@@ -13,6 +13,8 @@ pub trait Machine {
     fn list(&mut self) -> Listing;
     /// Destroys a domain.
     fn kill(&mut self, domain: &str) -> Result<(), String>;
+    /// Restarts a driver domain under its guests.
+    fn restart(&mut self, domain: &str) -> Result<(), String>;
     /// Asks a domain's kernel for something.
     fn ask(&mut self, domain: &str, wish: Wish) -> Result<(), String>;
     /// Takes over the host's wall clock, ns since 1970.
@@ -118,6 +120,7 @@ fn answer(request: Request, machine: &mut impl Machine) -> Reply {
         }
         Request::List => return Reply::List(machine.list()),
         Request::Kill { domain } => machine.kill(&domain),
+        Request::Restart { domain } => machine.restart(&domain),
         Request::PowerOff { domain } => machine.ask(&domain, Wish::PowerOff),
         Request::Reboot { domain } => machine.ask(&domain, Wish::Reboot),
         Request::Sysrq { domain, key } => machine.ask(&domain, Wish::Sysrq(key)),
@@ -192,6 +195,9 @@ mod tests {
         fn kill(&mut self, domain: &str) -> Result<(), String> {
             self.note("kill", domain)
         }
+        fn restart(&mut self, domain: &str) -> Result<(), String> {
+            self.note("restart", domain)
+        }
         fn ask(&mut self, domain: &str, wish: Wish) -> Result<(), String> {
             self.note(&format!("{wish:?}"), domain)
         }
@@ -246,6 +252,7 @@ mod tests {
             Request::Hello { version: VERSION },
             Request::List,
             Request::Kill { domain: name("a") },
+            Request::Restart { domain: name("r") },
             Request::PowerOff { domain: name("ghost") },
             Request::Pause { domain: name("b") },
             Request::Unpause { domain: name("b") },
@@ -263,6 +270,7 @@ mod tests {
             [
                 "list",
                 "kill a",
+                "restart r",
                 "PowerOff ghost",
                 "pause b",
                 "unpause b",
@@ -277,10 +285,10 @@ mod tests {
         );
         assert_eq!(replies[0], reply(10, Reply::Hello { version: VERSION }));
         assert_eq!(replies[1], reply(11, Reply::List(Listing::default())));
-        assert_eq!(replies[3], reply(13, Reply::Error("there is no domain \"ghost\"".into())));
-        assert_eq!(replies[8], reply(18, Reply::Error("weight 0 is not within 1 to 65535".into())));
-        assert_eq!(replies[9], reply(19, Reply::Done));
-        assert_eq!(replies.len(), 14);
+        assert_eq!(replies[4], reply(14, Reply::Error("there is no domain \"ghost\"".into())));
+        assert_eq!(replies[9], reply(19, Reply::Error("weight 0 is not within 1 to 65535".into())));
+        assert_eq!(replies[10], reply(20, Reply::Done));
+        assert_eq!(replies.len(), 15);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The list of domains: what each was made to be, how it is, and why it ended.
 //! Reads what the core and driver domains report; acting on it is the binary's.
 
+pub mod health;
 mod reboot;
 
 pub use reboot::{MOST_SHORT_LIVES, Reboots, SHORT_LIFE_NS};
@@ -12,6 +13,7 @@ use alloc::{
 };
 use bulkhead_abi::{DomId, control, sched};
 use bulkhead_link::{DiskReport, DomainReport, Exit, Kind, Sched, State};
+use health::{Heart, Lives};
 
 /// A domain and its history.
 #[derive(Clone, Debug)]
@@ -38,6 +40,12 @@ pub struct Entry {
     pub restarts: u32,
     /// What it said last, if it did not end well.
     pub last_lines: Vec<String>,
+    /// Of a driver domain: the lives it has used up.
+    pub lives: Lives,
+    /// Of a driver domain: whether its heart beats.
+    pub pulse: Heart,
+    /// Its next life is being made.
+    pub is_reviving: bool,
 }
 
 /// Least memory that a guest is asked to shrink to: with less no kernel of any kind runs.
@@ -66,8 +74,8 @@ pub enum Verdict {
     Fine,
     /// It has just ended: report it, and give its memory back.
     Destroy,
-    /// It has just ended: report it, and leave it as it is, because guests hang on it.
-    Keep,
+    /// A driver domain has just ended: its guests hang on it, so restart it.
+    Revive,
     /// It asks for a reboot: give its memory back, and build it again.
     Restart,
 }
@@ -149,6 +157,9 @@ impl Entry {
             reboots: Reboots::default(),
             restarts: 0,
             last_lines: Vec::new(),
+            lives: Lives::default(),
+            pulse: Heart::default(),
+            is_reviving: false,
         }
     }
 
@@ -164,10 +175,15 @@ impl Entry {
         if info.tot_pages > 0 {
             self.memory_kib = info.tot_pages * 4;
         }
-        if self.exit.is_some() || info.state & control::STATE_SHUTDOWN == 0 {
+        if self.exit.is_some() || self.is_reviving || info.state & control::STATE_SHUTDOWN == 0 {
             return Verdict::Fine;
         }
         let (exit, mut reason) = exit_of(info, telling_line(&said));
+        if exit == Exit::Crash && self.kind == Kind::Driver {
+            self.reason = reason;
+            self.keep_last_lines(said);
+            return Verdict::Revive;
+        }
         if exit == Exit::Reboot && self.kind == Kind::Guest {
             match self.reboots.asked(now_ns.saturating_sub(self.started_ns)) {
                 Ok(()) => {
@@ -181,9 +197,6 @@ impl Entry {
         self.end(exit, reason);
         if exit != Exit::PowerOff {
             self.keep_last_lines(said);
-        }
-        if exit == Exit::Crash && self.kind == Kind::Driver {
-            return Verdict::Keep;
         }
         self.exists = false;
         Verdict::Destroy
@@ -227,6 +240,11 @@ impl Entry {
             self.end(Exit::Killed, reason.into());
         }
         self.exists = false;
+    }
+
+    /// Notes that it is not restarted any more, and why. It stays as it is: guests hang on it.
+    pub fn quarantine(&mut self, reason: String) {
+        (self.state, self.exit, self.reason) = (State::Quarantined, Some(Exit::Crash), reason);
     }
 
     fn end(&mut self, exit: Exit, reason: String) {
@@ -379,12 +397,20 @@ mod tests {
     }
 
     #[test]
-    fn a_crashed_driver_stays_for_its_guests_and_is_reported_once() {
+    fn a_crashed_driver_is_to_be_revived_until_it_is_quarantined() {
         let mut driver = entry(Kind::Driver);
-        assert_eq!(driver.observe(&shut_down(3, ""), Vec::new(), 0), Verdict::Keep);
+        assert_eq!(driver.observe(&shut_down(3, ""), Vec::new(), 0), Verdict::Revive);
+        driver.is_reviving = true;
+        assert_eq!(driver.observe(&shut_down(3, ""), Vec::new(), 0), Verdict::Fine);
+        driver.is_reviving = false;
+        assert_eq!(driver.observe(&shut_down(3, ""), Vec::new(), 0), Verdict::Revive);
+        driver.quarantine("too often".into());
         assert_eq!(driver.observe(&shut_down(3, ""), Vec::new(), 0), Verdict::Fine);
         assert!(driver.exists);
-        assert_eq!(driver.state, State::Crashed);
+        assert_eq!(
+            (driver.state, driver.report().reason),
+            (State::Quarantined, "too often".into())
+        );
     }
 
     #[test]

@@ -89,6 +89,12 @@ pub fn mfn_of(pfn: Pfn) -> Option<Mfn> {
     (mfn >> 52 == 0).then(|| Mfn::new(mfn))
 }
 
+/// Linear address of the list that [`mfn_of`] reads.
+#[cfg(feature = "faults")]
+pub(crate) fn frame_list() -> u64 {
+    facts().p2m
+}
+
 /// Notes that another machine frame is behind `pfn` now.
 ///
 /// # Safety

@@ -1,5 +1,6 @@
 //! The task of one device: moves requests as long as there are any, and sleeps.
 
+use crate::made_of;
 use crate::platform::OnDomain;
 use crate::virtio::{Interrupt, VirtioBlk};
 use alloc::collections::BTreeMap;
@@ -29,7 +30,7 @@ impl Service {
         let (wake, woken) = async_channel::bounded(1);
         let service = Self {
             inner: Rc::new(Inner {
-                server: RefCell::new(Server::new(device)),
+                server: RefCell::new(Server::new(made_of::device(device))),
                 ends: RefCell::default(),
                 wake,
                 woken,
@@ -39,7 +40,9 @@ impl Service {
         exec::spawn(async move {
             loop {
                 interrupt.wait().await;
-                waker.wake();
+                if !made_of::misses_interrupt() {
+                    waker.wake();
+                }
             }
         })
         .detach();
@@ -77,17 +80,25 @@ impl Service {
 
     async fn work(&self) {
         loop {
+            if made_of::at_work().await {
+                self.wake();
+            }
             let step = self.inner.server.borrow_mut().step();
             self.report_ends();
             if step == Step::More {
                 // Others have their turn: the heartbeat, xenstore, other devices.
                 exec::yield_now().await;
             } else if self.inner.server.borrow_mut().may_sleep()
-                && self.inner.woken.recv().await.is_err()
+                && made_of::sleep(&self.inner.woken, self.next_due()).await.is_err()
             {
                 return;
             }
         }
+    }
+
+    /// When to look again even if nobody calls.
+    fn next_due(&self) -> Option<u64> {
+        made_of::next_due(self.inner.server.borrow().device())
     }
 
     fn report_ends(&self) {

@@ -36,6 +36,7 @@ pub async fn run(context: Context) -> Result<()> {
     let served: Rc<RefCell<BTreeSet<String>>> = Rc::default();
     let watch = context.store.watch(FOLDER).await?;
     let (over, is_over) = async_channel::bounded(1);
+    let mut first_look = true;
     loop {
         // A disk that is over may have been announced anew meanwhile, under the same name.
         let news = async { watch.next().await.is_some() };
@@ -44,7 +45,8 @@ pub async fn run(context: Context) -> Result<()> {
             return Err(Error::Broken);
         }
         watch.forget_waiting();
-        for path in announced(&context.store).await? {
+        let found = announced(&context.store, core::mem::take(&mut first_look)).await?;
+        for path in found {
             if !served.borrow_mut().insert(path.clone()) {
                 continue;
             }
@@ -61,12 +63,12 @@ pub async fn run(context: Context) -> Result<()> {
 }
 
 /// The folders of all disks that there are.
-async fn announced(store: &Xenstore) -> Result<BTreeSet<String>> {
+async fn announced(store: &Xenstore, first_look: bool) -> Result<BTreeSet<String>> {
     let mut paths = BTreeSet::new();
     for front in children(store, FOLDER).await? {
         for device in children(store, &format!("{FOLDER}/{front}")).await? {
             let path = format!("{FOLDER}/{front}/{device}");
-            if wire::wants_service(store, &path).await? {
+            if wire::wants_service(store, &path, first_look).await? {
                 paths.insert(path);
             }
         }

@@ -5,12 +5,14 @@
 use super::Context;
 use super::device::Service;
 use super::wire::{self, Announced, MAX_RING_PAGE_ORDER, RingWire};
+use crate::ledger::RingLedger;
+use crate::made_of;
 use crate::platform::{Bell, FrontMemory, MappedRing, OnDomain};
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use async_channel::Receiver;
-use blkback::{EndReason, MAX_INDIRECT_SEGMENTS, Parts, Range, SharedLedger, Vbd, VbdId};
+use blkback::{EndReason, MAX_INDIRECT_SEGMENTS, Parts, Range, Vbd, VbdId};
 use bulkhead_abi::xs_wire::{
     XENBUS_CLOSED, XENBUS_CLOSING, XENBUS_CONNECTED, XENBUS_INIT_WAIT, XENBUS_INITIALISED,
     XENBUS_INITIALISING,
@@ -65,15 +67,18 @@ async fn serve_until_gone(context: &Context, path: &str) -> Result<(), Failure> 
         announced,
     };
     let mut goes_on = disk.announced.state == XENBUS_CONNECTED;
+    // An earlier life has died while it closed.
+    let is_closing = [XENBUS_CLOSING, XENBUS_CLOSED].contains(&disk.announced.state);
+    if is_closing && !disk.close_and_wait().await? {
+        return Ok(());
+    }
     loop {
         // What a front end did wrong ends this connection, not the disk.
         match disk.serve_once(goes_on).await {
             Ok(()) => disk.see_off().await?,
             Err(failure) => log::warn!("{path}: {failure}"),
         }
-        // The same folder may be used again, by a guest that boots anew.
-        say_closed(store, path).await.map_err(text)?;
-        if !disk.wait_for_return().await? {
+        if !disk.close_and_wait().await? {
             return Ok(());
         }
         goes_on = false;
@@ -186,11 +191,11 @@ impl Disk<'_> {
         let channel = Rc::new(event::bind_interdomain(front, port).map_err(text)?);
         let slot = self.announced.ledger_slot;
         let parts = Parts {
-            ring,
+            ring: made_of::ring(ring),
             memory: FrontMemory::new(front).ok_or("out of memory")?,
-            ledger: SharedLedger::new(self.context.ledger.clone(), slot)
+            ledger: RingLedger::new(self.context.ledger.clone(), slot)
                 .ok_or_else(|| format!("the ledger has no slot {slot}"))?,
-            notifier: Bell(channel.clone()),
+            notifier: made_of::notifier(Bell(channel.clone())),
             range: self.range,
         };
         let vbd = make(parts).map_err(|_| "the ring is too small")?;
@@ -235,6 +240,13 @@ impl Disk<'_> {
         }
         log::info!("{}: closed", self.path);
         Ok(())
+    }
+
+    /// Says that the disk is closed, and waits: the same folder may be used again, by a guest
+    /// that boots anew. False when it is gone.
+    async fn close_and_wait(&self) -> Result<bool, Failure> {
+        say_closed(&self.context.store, self.path).await.map_err(text)?;
+        self.wait_for_return().await
     }
 
     /// After a close: whether the front end starts again. False when it is gone.

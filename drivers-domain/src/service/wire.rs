@@ -51,9 +51,12 @@ pub async fn read_announced(store: &Xenstore, path: &str) -> Result<Announced> {
     })
 }
 
-/// Whether a disk waits for us: it is new, or a life of ours before this one served it.
-pub async fn wants_service(store: &Xenstore, path: &str) -> Result<bool> {
+/// Whether a disk waits for us: it is new, or a life of ours before this one served it. That
+/// can have died at any point of the handshake, so at the `first_look` of a life any state will
+/// do; later on the others are those of disks that are in service, or over.
+pub async fn wants_service(store: &Xenstore, path: &str, first_look: bool) -> Result<bool> {
     match store.read_u64(&format!("{path}/state")).await {
+        Ok(_) if first_look => Ok(true),
         Ok(state) => Ok([XENBUS_INITIALISING, XENBUS_CONNECTED].map(u64::from).contains(&state)),
         Err(Error::NotFound | Error::Malformed | Error::Access) => Ok(false),
         Err(error) => Err(error),

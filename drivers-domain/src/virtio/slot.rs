@@ -3,7 +3,9 @@
 #![allow(unsafe_code)] // Describes buffers to a queue, which is an unsafe contract.
 
 use crate::dma::{Machine, Slices, Window};
+use crate::made_of;
 use crate::platform::GrantBuffer;
+use alloc::borrow::Cow;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use blkback::{Completion, DeviceError, Direction, Job, Token};
@@ -104,7 +106,7 @@ impl Slot {
         queue: &mut VirtQueue<Machine, N>,
         window: &mut Window,
     ) -> Option<u16> {
-        self.with_slices(window, |inputs, outputs| {
+        self.with_slices(window, made_of::aim, |inputs, outputs| {
             // SAFETY: 1. the frame is boxed and stays in this slot, untouched, until `pop`
             // succeeds; 2. the other slices are of the window's stand-in, which is never
             // accessed, and the pages they mean stay mapped with `self.buffer`.
@@ -119,24 +121,30 @@ impl Slot {
         window: &mut Window,
         name: u16,
     ) -> bool {
-        self.with_slices(window, |inputs, outputs| {
-            // SAFETY: these are as many slices of the same lengths as were added under
-            // this name, and `unshare` looks at none of them.
-            unsafe { queue.pop_used(name, inputs, outputs) }.is_ok()
-        })
+        self.with_slices(
+            window,
+            |parts| Cow::Borrowed(parts),
+            |inputs, outputs| {
+                // SAFETY: these are as many slices of the same lengths as were added under
+                // this name, and `unshare` looks at none of them.
+                unsafe { queue.pop_used(name, inputs, outputs) }.is_ok()
+            },
+        )
     }
 
-    /// Describes the request: what the device reads, then what it writes.
+    /// Describes the request: what the device reads, then what it writes. `aim` has the last
+    /// word on where its pages are.
     fn with_slices<R>(
         &mut self,
         window: &mut Window,
+        aim: impl for<'a> FnOnce(&'a [(Maddr, usize)]) -> Cow<'a, [(Maddr, usize)]>,
         f: impl for<'a> FnOnce(&'a [&'a [u8]], &'a mut [&'a mut [u8]]) -> R,
     ) -> R {
         let none: &[(Maddr, usize)] = &[];
         let parts = self.buffer.as_ref().map_or(none, GrantBuffer::parts);
         let Frame { header, status } = &mut *self.frame;
         let direction = self.direction;
-        window.with(parts, |data: Slices<'_>| {
+        window.with(&aim(parts), |data: Slices<'_>| {
             let (request, range) = header.as_bytes().split_at(16);
             let mut inputs: Vec<&[u8]> = alloc::vec![request];
             let mut outputs: Vec<&mut [u8]> = Vec::new();

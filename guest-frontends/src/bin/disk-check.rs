@@ -4,7 +4,8 @@
 //! wrong it says so in its last line and ends as crashed.
 //!
 //! Options on the command line: `list=off`, `write=off`, `seed=N` (1), `bytes=N` (the
-//! most to write; all of the disk).
+//! most to write; all of the disk), `integrity=on` (off; the front end keeps a checksum of
+//! every block and refuses what is not what was written).
 #![no_std]
 #![no_main]
 
@@ -33,23 +34,26 @@ struct Wanted {
     write: bool,
     seed: u64,
     max_bytes: u64,
+    integrity: bool,
 }
 
 impl Wanted {
     fn parse(boot: &Boot) -> Result<Self, String> {
         Ok(Self {
-            list: switch(boot, "list")?,
-            write: switch(boot, "write")?,
+            list: switch(boot, "list", true)?,
+            write: switch(boot, "write", true)?,
             seed: number(boot, "seed")?.unwrap_or(1),
             max_bytes: number(boot, "bytes")?.unwrap_or(u64::MAX),
+            integrity: switch(boot, "integrity", false)?,
         })
     }
 }
 
-fn switch(boot: &Boot, name: &str) -> Result<bool, String> {
+fn switch(boot: &Boot, name: &str, otherwise: bool) -> Result<bool, String> {
     match boot.option(name) {
-        None | Some("on") => Ok(true),
-        Some("off") => Ok(false),
+        None => Ok(otherwise),
+        Some("on" | "1") => Ok(true),
+        Some("off" | "0") => Ok(false),
         Some(other) => Err(format!("{name}={other}: on or off is meant")),
     }
 }
@@ -83,7 +87,7 @@ fn run(boot: &'static Boot) -> Result<(), String> {
     let mut names = names.map_err(|error| format!("{error}"))?.into_iter();
     let first = names.next().ok_or("there is no disk")?;
     if wanted.list {
-        list(&domain, &first)?;
+        list(&domain, &first, wanted)?;
     }
     match names.next() {
         Some(second) if wanted.write => write(&domain, second, wanted),
@@ -91,9 +95,10 @@ fn run(boot: &'static Boot) -> Result<(), String> {
     }
 }
 
-fn connect(domain: &Rc<Domain>, name: &str) -> Result<(u32, Disk<Domain>), String> {
+fn connect(domain: &Rc<Domain>, name: &str, wanted: Wanted) -> Result<(u32, Disk<Domain>), String> {
     let number = blkfront::virtual_device(name).ok_or("no such disk name")?;
-    let (domain, options) = (domain.clone(), Options::default());
+    let options = Options { integrity: wanted.integrity, ..Options::default() };
+    let domain = domain.clone();
     let disk = block_on(async move { blkfront::connect(&*domain, number, options).await });
     let disk = disk.map_err(|error| format!("{name}: {error}"))?;
     let facts = disk.facts();
@@ -113,8 +118,8 @@ fn close(domain: &Rc<Domain>, number: u32, disk: Disk<Domain>) {
     }
 }
 
-fn list(domain: &Rc<Domain>, name: &str) -> Result<(), String> {
-    let (number, disk) = connect(domain, name)?;
+fn list(domain: &Rc<Domain>, name: &str, wanted: Wanted) -> Result<(), String> {
+    let (number, disk) = connect(domain, name, wanted)?;
     let shared = Rc::new(RefCell::new(Some(disk)));
     let source = Source {
         sectors: shared.borrow().as_ref().map_or(0, |disk| disk.facts().sectors),
@@ -157,7 +162,7 @@ impl BlockSource for Source {
 }
 
 fn write(domain: &Rc<Domain>, name: String, wanted: Wanted) -> Result<(), String> {
-    let (number, mut disk) = connect(domain, &name)?;
+    let (number, mut disk) = connect(domain, &name, wanted)?;
     if disk.facts().read_only {
         close(domain, number, disk);
         return Ok(());

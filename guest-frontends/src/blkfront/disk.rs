@@ -1,6 +1,7 @@
 //! A connected disk: requests with data pages of their own, several in flight. The
 //! pages are granted once, for as long as the disk lives.
 
+use super::integrity::{Integrity, Mismatch, Refused, Sums};
 use super::queue::{Queue, Tag, Violation};
 use crate::platform::{Channel, Pages, Platform};
 use alloc::vec::Vec;
@@ -44,6 +45,23 @@ pub enum DiskError {
     Unsupported,
     /// The back end broke the protocol.
     Violation(Violation),
+    /// With [`super::Options::integrity`]: not what was last written or read there, from the
+    /// block at this sector on.
+    Corrupt(u64),
+    /// With [`super::Options::integrity`]: not whole blocks of 4 KiB.
+    Unaligned,
+    /// With [`super::Options::integrity`]: a request to the same blocks is in flight, and one
+    /// of the two writes.
+    Conflict,
+}
+
+impl From<Refused> for DiskError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Unaligned => Self::Unaligned,
+            Refused::Conflict => Self::Conflict,
+        }
+    }
 }
 
 impl fmt::Display for DiskError {
@@ -54,6 +72,13 @@ impl fmt::Display for DiskError {
             Self::Failed => f.write_str("input or output error"),
             Self::Unsupported => f.write_str("not supported by the disk"),
             Self::Violation(violation) => write!(f, "protocol violation: {violation}"),
+            Self::Corrupt(sector) => write!(
+                f,
+                "integrity: sector {sector} and on is not what was written: the disk or its \
+                 driver changed it"
+            ),
+            Self::Unaligned => f.write_str("integrity: not whole blocks of 4 KiB"),
+            Self::Conflict => f.write_str("integrity: meets a request that is in flight"),
         }
     }
 }
@@ -89,12 +114,44 @@ impl Done {
     }
 }
 
-/// Data pages of one request, and whether it has them.
+/// Data pages of one request, and which one has them.
 struct Slot<P> {
     pages: P,
-    busy: bool,
-    /// Bytes of the request in flight, 0 for one without data.
+    busy: Option<Busy>,
+}
+
+/// A request that has pages.
+struct Busy {
+    sector: u64,
+    /// 0 for one without data.
     bytes: usize,
+    /// What the blocks of a write will have, where checksums are kept.
+    sums: Option<Sums>,
+    /// It is a read that went well: what it gave is to be checked.
+    is_good_read: bool,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Read,
+    Write,
+    Flush,
+}
+
+impl Busy {
+    fn new(kind: Kind, sector: u64, bytes: usize) -> Self {
+        Self { sector, bytes, sums: None, is_good_read: false, kind }
+    }
+}
+
+impl Kind {
+    fn of(direction: Direction) -> Self {
+        match direction {
+            Direction::Read => Self::Read,
+            Direction::Write => Self::Write,
+        }
+    }
 }
 
 /// A disk.
@@ -105,6 +162,7 @@ pub struct Disk<P: Platform> {
     slots: Vec<Slot<P::Pages>>,
     /// By tag: the slot of the request.
     by_tag: Vec<usize>,
+    integrity: Option<Integrity>,
 }
 
 impl<P: Platform> Disk<P> {
@@ -115,10 +173,11 @@ impl<P: Platform> Disk<P> {
         channel: P::Channel,
         facts: Facts,
         slots: Vec<P::Pages>,
+        integrity: Option<Integrity>,
     ) -> Self {
         let by_tag = alloc::vec![0; queue.slots()];
-        let slots = slots.into_iter().map(|pages| Slot { pages, busy: false, bytes: 0 });
-        Self { queue, channel, facts, slots: slots.collect(), by_tag }
+        let slots = slots.into_iter().map(|pages| Slot { pages, busy: None });
+        Self { queue, channel, facts, slots: slots.collect(), by_tag, integrity }
     }
 
     /// What it is.
@@ -144,7 +203,7 @@ impl<P: Platform> Disk<P> {
     /// Starts a flush: what was written and answered before becomes durable.
     pub fn start_flush(&mut self) -> Result<Ticket, DiskError> {
         let slot = self.free_slot()?;
-        self.push(slot, 0, &Request::Flush)
+        self.push(slot, Busy::new(Kind::Flush, 0, 0), &Request::Flush)
     }
 
     fn start_transfer(
@@ -161,27 +220,34 @@ impl<P: Platform> Disk<P> {
             return Err(DiskError::BadLength);
         }
         let slot = self.free_slot()?;
-        let Some(place) = self.slots.get(slot) else {
+        let Some(place) = self.slots.get(slot).filter(|_| self.queue.next_tag().is_some()) else {
             return Err(DiskError::Full);
         };
-        place.pages.copy_in(0, data);
         let request = request(&place.pages, direction, sector, bytes);
-        self.push(slot, bytes, &request.ok_or(DiskError::BadLength)?)
+        let request = request.ok_or(DiskError::BadLength)?;
+        place.pages.copy_in(0, data);
+        let mut busy = Busy::new(Kind::of(direction), sector, bytes);
+        if let Some(integrity) = &mut self.integrity {
+            match direction {
+                Direction::Read => integrity.begin_read(sector, bytes)?,
+                Direction::Write => busy.sums = Some(integrity.begin_write(sector, data)?),
+            }
+        }
+        self.push(slot, busy, &request)
     }
 
     fn free_slot(&self) -> Result<usize, DiskError> {
-        let free = self.slots.iter().position(|slot| !slot.busy);
+        let free = self.slots.iter().position(|slot| slot.busy.is_none());
         free.ok_or(DiskError::Full)
     }
 
-    fn push(&mut self, slot: usize, bytes: usize, request: &Request) -> Result<Ticket, DiskError> {
+    fn push(&mut self, slot: usize, busy: Busy, request: &Request) -> Result<Ticket, DiskError> {
         let tag = self.queue.push(request).map_err(|_| DiskError::Full)?;
         if let (Some(by_tag), Some(place)) =
             (self.by_tag.get_mut(tag.place()), self.slots.get_mut(slot))
         {
             *by_tag = slot;
-            place.busy = true;
-            place.bytes = bytes;
+            place.busy = Some(busy);
         }
         Ok(Ticket(tag))
     }
@@ -199,17 +265,21 @@ impl<P: Platform> Disk<P> {
         let Some((tag, status)) = taken else {
             return Ok(None);
         };
-        let slot = self.by_tag.get(tag.place());
-        let bytes = slot.and_then(|&slot| self.slots.get(slot));
-        Ok(Some(Done {
-            ticket: Ticket(tag),
-            result: match status {
-                Status::Okay => Ok(()),
-                Status::Error => Err(DiskError::Failed),
-                Status::Unsupported => Err(DiskError::Unsupported),
-            },
-            bytes: bytes.map_or(0, |slot| slot.bytes),
-        }))
+        let result = match status {
+            Status::Okay => Ok(()),
+            Status::Error => Err(DiskError::Failed),
+            Status::Unsupported => Err(DiskError::Unsupported),
+        };
+        let slot = self.by_tag.get(tag.place()).and_then(|&slot| self.slots.get_mut(slot));
+        let busy = slot.and_then(|slot| slot.busy.as_mut());
+        let bytes = busy.as_ref().map_or(0, |busy| busy.bytes);
+        if let Some(busy) = busy {
+            busy.is_good_read = busy.kind == Kind::Read && result.is_ok();
+            if let (Some(integrity), Some(sums)) = (&mut self.integrity, busy.sums.take()) {
+                integrity.end_write(busy.sector, &sums, result.is_ok());
+            }
+        }
+        Ok(Some(Done { ticket: Ticket(tag), result, bytes }))
     }
 
     /// Waits for a request to be over. There must be one in flight, or it never ends.
@@ -227,16 +297,25 @@ impl<P: Platform> Disk<P> {
 
     /// Gives the pages of a request back. The start of what was read is copied to `into`,
     /// once; after a failure or a write pass an empty slice.
-    pub fn finish(&mut self, done: Done, into: &mut [u8]) {
-        let Some(&slot) = self.by_tag.get(done.ticket.place()) else {
-            return;
-        };
-        if let Some(slot) = self.slots.get_mut(slot) {
-            let bytes = into.len().min(done.bytes);
-            if let Some(into) = into.get_mut(..bytes) {
-                slot.pages.copy_out(0, into);
+    ///
+    /// # Errors
+    /// With [`super::Options::integrity`], [`DiskError::Corrupt`] for a read that is not what
+    /// it must be; `into` has it all the same. Of a block that is copied in part nothing is
+    /// said.
+    pub fn finish(&mut self, done: Done, into: &mut [u8]) -> Result<(), DiskError> {
+        let slot = self.by_tag.get(done.ticket.place()).and_then(|&at| self.slots.get_mut(at));
+        let Some(slot) = slot else { return Ok(()) };
+        let Some(busy) = slot.busy.take() else { return Ok(()) };
+        let bytes = into.len().min(busy.bytes);
+        let into = into.get_mut(..bytes).unwrap_or_default();
+        slot.pages.copy_out(0, into);
+        match &mut self.integrity {
+            Some(integrity) if busy.kind == Kind::Read => {
+                let data: &[u8] = if busy.is_good_read { into } else { &[] };
+                let verdict = integrity.end_read(busy.sector, data);
+                verdict.map_err(|Mismatch { sector }| DiskError::Corrupt(sector))
             }
-            slot.busy = false;
+            _ => Ok(()),
         }
     }
 
@@ -265,12 +344,13 @@ impl<P: Platform> Disk<P> {
             let done = self.next().await?;
             let known = places.iter().position(|(ticket, _)| *ticket == done.ticket);
             let Some((_, at)) = known.map(|place| places.swap_remove(place)) else {
-                self.finish(done, &mut []);
+                self.finish(done, &mut [])?;
                 continue;
             };
             failure = failure.or(done.result.err());
             let end = (at + done.bytes).min(into.len());
-            self.finish(done, into.get_mut(at..end).unwrap_or_default());
+            let checked = self.finish(done, into.get_mut(at..end).unwrap_or_default());
+            failure = failure.or(checked.err());
         }
         failure.map_or(Ok(()), Err)
     }
@@ -284,7 +364,7 @@ impl<P: Platform> Disk<P> {
         loop {
             let done = self.next().await?;
             let (mine, result) = (done.ticket == ticket, done.result);
-            self.finish(done, &mut []);
+            self.finish(done, &mut [])?;
             if mine {
                 return result;
             }

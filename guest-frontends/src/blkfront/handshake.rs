@@ -3,6 +3,7 @@
 //! end's folder are its claims, and bounded here.
 
 use super::disk::{Disk, Facts, PAGE_BYTES};
+use super::integrity::Integrity;
 use super::queue::Queue;
 use crate::platform::{Channel, NoRoom, Pages, Peer, Platform, Store, StoreFailed, Watch};
 use alloc::format;
@@ -31,11 +32,15 @@ pub struct Options {
     pub segments: usize,
     /// Most requests in flight that carry data: each has its own pages.
     pub in_flight: usize,
+    /// Keep a checksum (CRC-32C) of every block of 4 KiB, and refuse a read that is not what
+    /// was written ([`super::DiskError::Corrupt`]). Takes 4 bytes of memory for each, and requests
+    /// of whole blocks that do not meet each other.
+    pub integrity: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { ring_page_order: 0, segments: 32, in_flight: 32 }
+        Self { ring_page_order: 0, segments: 32, in_flight: 32, integrity: false }
     }
 }
 
@@ -121,8 +126,12 @@ pub async fn connect<P: Platform>(
     let pages = facts.max_bytes / PAGE_BYTES + 1;
     let slots: Result<Vec<_>, _> =
         (0..facts.max_in_flight).map(|_| platform.share(nodes.peer, pages)).collect();
+    let integrity = match options.integrity {
+        true => Some(Integrity::new(facts.sectors).ok_or(NoRoom)?),
+        false => None,
+    };
     nodes.set_state(CONNECTED).await?;
-    Ok(Disk::new(queue, channel, facts, slots?))
+    Ok(Disk::new(queue, channel, facts, slots?, integrity))
 }
 
 /// Closes a disk in good order: the back end agrees, we say that we are done, and it lets go

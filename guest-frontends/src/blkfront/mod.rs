@@ -4,6 +4,7 @@
 
 mod disk;
 mod handshake;
+pub mod integrity;
 pub mod queue;
 
 pub use disk::{Disk, DiskError, Done, Facts, PAGE_BYTES, SECTOR_BYTES, Ticket};

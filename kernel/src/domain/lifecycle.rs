@@ -10,7 +10,7 @@ use crate::{
     sched,
 };
 use bulkhead_abi::{
-    DomId, Errno, Maddr, VcpuId,
+    DomId, Errno, Maddr, Ns, VcpuId,
     archive::{EXIT_DOM0_DIED, EXIT_OK},
     control::{
         CREATE_DRIVER, CreateDomain, DomainInfo, STATE_BLOCKED, STATE_DRIVER, STATE_DYING,
@@ -55,6 +55,7 @@ pub fn new_domain(core: &mut Core, id: DomId, asked: &CreateDomain) -> Result<()
         id,
         incarnation: core.domains.next_incarnation(id),
         life: Life::Alive,
+        ended_at: Ns::default(),
         ending: None,
         pauses: 1,
         handle: asked.handle,
@@ -129,6 +130,7 @@ pub fn shutdown(core: &mut Core, dom: DomId, reason: u32) {
         return;
     };
     domain.life = Life::Shutdown(reason);
+    domain.ended_at = arch::now();
     if dom == DomId::DOM0 {
         log::error!("Dom0 shut down, reason {reason}: {}", domain.reason);
         arch::exit_machine(if reason == SHUTDOWN_POWEROFF { EXIT_OK } else { EXIT_DOM0_DIED });
@@ -243,6 +245,7 @@ pub fn info(core: &mut Core, from: DomId) -> Result<DomainInfo, Errno> {
         overhead_pages: overhead(domain),
         ports: domain.events.open_ports(),
         maps: domain.grants.mapped(),
+        ended_ns: domain.ended_at.get(),
         reason,
         ..DomainInfo::default()
     })

@@ -15,7 +15,7 @@ use crate::{
     event::EventTable,
     memory::{frame_box::FrameBox, grant::GrantTable, reserve::Reservation},
 };
-use bulkhead_abi::{DomId, Errno, Mfn, VcpuId};
+use bulkhead_abi::{DomId, Errno, Mfn, Ns, VcpuId};
 use heapless::String;
 use vcpu::Vcpu;
 
@@ -52,6 +52,8 @@ pub struct Domain {
     pub id: DomId,
     pub incarnation: Incarnation,
     pub life: Life,
+    /// When it shut down.
+    pub ended_at: Ns,
     /// What its teardown, if under way, ends with.
     pub ending: Option<teardown::Ending>,
     /// Nested pauses by Dom0; runs at 0.

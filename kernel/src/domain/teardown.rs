@@ -19,7 +19,7 @@ use crate::{
     sched,
     trap::context::release_context,
 };
-use bulkhead_abi::{DomId, Errno, VcpuId};
+use bulkhead_abi::{DomId, Errno, Ns, VcpuId};
 
 /// Ports or grants handled in one stay in ring 0.
 const BUDGET: u32 = 512;
@@ -155,6 +155,7 @@ fn renew(core: &mut Core, dom: DomId) -> Result<(), Errno> {
     domain.reason.clear();
     domain.pauses = 1;
     domain.life = Life::Alive;
+    domain.ended_at = Ns::default();
     domain.ending = None;
     core.frames.free_shared(old);
     lifecycle::begin_life(core, dom)

@@ -216,6 +216,12 @@ impl Background {
         self.id().expect("the run goes on")
     }
 
+    /// Restarts a driver domain.
+    pub fn restart(&self, domain: &str) {
+        let id = self.id().expect("the run goes on");
+        remote::restart(Some(&id), domain).expect("restarted");
+    }
+
     /// Waits for the end of the run.
     pub fn finish(self) -> Ran {
         self.thread.join().expect("the run ended")

@@ -124,16 +124,38 @@ fn check_memory(nr_pages: u64) -> Result<(), String> {
 }
 
 /// A domain that exists and has nothing yet.
-struct Construction<'a> {
-    world: &'a Handle,
-    payload: &'a Payload<'static>,
-    spec: &'a DomainSpec,
-    domid: DomId,
-    shared_info: Mfn,
+pub struct Construction<'a> {
+    pub world: &'a Handle,
+    pub payload: &'a Payload<'static>,
+    pub spec: &'a DomainSpec,
+    pub domid: DomId,
+    pub shared_info: Mfn,
 }
 
 impl Construction<'_> {
+    /// Builds a domain that was created.
     fn carry_out(&self, plan: &Plan<'_>, nr_pages: u64) -> Result<(), String> {
+        let (rings, facts) = self.lay_out(plan, nr_pages)?;
+        self.assign_devices()?;
+        self.enter_in_store(&facts)?;
+        World::add_service(self.world, self.domid, &self.spec.name, rings);
+        if self.spec.agent {
+            World::add_agent(self.world, self.domid, &self.spec.name)?;
+        }
+        step(control::unpause_domain(self.domid), "letting it run")
+    }
+
+    /// Builds a domain again that was reset: it still has its devices, its folder in the
+    /// store and its ledger.
+    pub fn carry_out_again(&self, plan: &Plan<'_>, nr_pages: u64) -> Result<(), String> {
+        let (rings, facts) = self.lay_out(plan, nr_pages)?;
+        self.world.borrow_mut().reborn(&facts)?;
+        World::add_service(self.world, self.domid, &self.spec.name, rings);
+        step(control::unpause_domain(self.domid), "letting it run")
+    }
+
+    /// Gives the domain memory, contents and registers.
+    fn lay_out(&self, plan: &Plan<'_>, nr_pages: u64) -> Result<(Rings, DomainFacts<'_>), String> {
         let mfns = self.populate(nr_pages)?;
         let list = MfnList::new(&mfns);
         let (store, console) = (list.of(plan.layout.store), list.of(plan.layout.console));
@@ -158,9 +180,8 @@ impl Construction<'_> {
         let first = VcpuId::new(0);
         step(control::set_vcpu_context(self.domid, first, &context), "setting its registers")?;
         step(apply_sched(self.domid, &self.spec.sched), "setting its share of the CPU")?;
-        self.assign_devices()?;
         let rings = self.rings(store, store_port, console, console_port)?;
-        self.enter_in_store(&DomainFacts {
+        let facts = DomainFacts {
             domid: self.domid,
             name: &self.spec.name,
             uuid: self.spec.uuid,
@@ -170,12 +191,8 @@ impl Construction<'_> {
             store_ring: store,
             console_port,
             console_ring: console,
-        })?;
-        World::add_service(self.world, self.domid, &self.spec.name, rings);
-        if self.spec.agent {
-            World::add_agent(self.world, self.domid, &self.spec.name)?;
-        }
-        step(control::unpause_domain(self.domid), "letting it run")
+        };
+        Ok((rings, facts))
     }
 
     /// Gives the domain its memory; the list has the frame of each pfn.

@@ -14,6 +14,7 @@ mod lane;
 mod link;
 mod requests;
 mod restart;
+mod revive;
 mod world;
 
 use alloc::{rc::Rc, string::String};
@@ -49,8 +50,9 @@ async fn run() -> Result<(), String> {
     let (wake, woken) = async_channel::bounded(1);
     let (clock_told, clock_is_set) = async_channel::bounded(CLOCK_TELLS);
     let (restarts, wanted) = Restarts::new();
+    let (cases, new_cases) = async_channel::unbounded();
     let clock = WallClock::at_boot(manifest.wallclock_ns);
-    let world = World::new(clock, clock_told, restarts, wake);
+    let world = World::new(clock, clock_told, restarts, cases, wake);
     world.borrow_mut().event(Event::Ready { version: VERSION });
     exec::spawn(link::serve(world.clone(), manifest.lane, woken)).detach();
     let ends = event::bind_virq(VIRQ_DOM_EXC)
@@ -63,6 +65,8 @@ async fn run() -> Result<(), String> {
         }
     })
     .detach();
+    exec::spawn(revive::serve(world.clone(), payload.clone(), new_cases)).detach();
+    exec::spawn(revive::watch_hearts(world.clone())).detach();
     exec::spawn(restart::serve(world.clone(), payload.clone(), wanted)).detach();
     let mut must_wait = manifest.clock_by_link;
     for spec in &manifest.domains {

@@ -1,9 +1,12 @@
 //! What the host tool's requests do to domains.
 
-use crate::world::{World, domain_info, virtual_time};
+use crate::{
+    revive::Case,
+    world::{World, domain_info, virtual_time},
+};
 use alloc::{format, string::String, vec::Vec};
 use bulkhead_abi::{DomId, control::MachineInfo, control::SchedParams, control::SetMaxPages};
-use bulkhead_link::{DomainReport, Kind, Listing, MachineReport, Sched, State};
+use bulkhead_link::{Cause, DomainReport, Kind, Listing, MachineReport, Sched, State};
 use dom0::{
     control::{Machine, has_ended, no_such_domain},
     supervisor::disk_report,
@@ -58,6 +61,23 @@ impl Machine for World {
         }
         let (domid, _) = self.living(domain)?;
         self.end(domid, "killed on request");
+        Ok(())
+    }
+
+    fn restart(&mut self, domain: &str) -> Result<(), String> {
+        let (domid, state) = self.living(domain)?;
+        let entry = self.table.by_domid(domid).ok_or_else(|| has_ended(domain))?;
+        if entry.kind != Kind::Driver {
+            return Err(format!("{domain} is a guest; `bulkhead reboot {domain}` reboots it"));
+        }
+        if entry.is_reviving {
+            return Err(format!("{domain} is being restarted already"));
+        }
+        if state == State::Quarantined {
+            (entry.exit, entry.lives) = (None, Default::default());
+        }
+        let (cause, reason) = (Cause::Request, "on request".into());
+        self.wants_revival(Case { domid, cause, reason, ended: time::now() });
         Ok(())
     }
 

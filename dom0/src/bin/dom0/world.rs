@@ -1,7 +1,12 @@
 //! Everything the control domain keeps: the store, the list of domains, the
 //! services of each, and what is on its way to the host tool.
 
-use crate::{agent::Agent, foreign::ForeignPage, restart::Restarts};
+use crate::{
+    agent::Agent,
+    foreign::ForeignPage,
+    restart::Restarts,
+    revive::{Case, Cases},
+};
 use alloc::{
     collections::BTreeMap,
     format,
@@ -11,11 +16,11 @@ use alloc::{
 };
 use async_channel::{Receiver, Sender};
 use bulkhead_abi::{
-    DomId, Gref, PAGE_SIZE, VcpuId,
+    DomId, Gref, Ns, PAGE_SIZE, VcpuId,
     control::{DomainInfo, VcpuTimes},
     ledger,
 };
-use bulkhead_link::{Event, Exit, State};
+use bulkhead_link::{Cause, Event, Exit, Kind, State};
 use core::{cell::RefCell, fmt};
 use dom0::{
     clock::WallClock,
@@ -27,6 +32,16 @@ use dom0::{
     wishes,
 };
 use domain_rt::{Shared, control, event::Channel, exec, grant, mem, time};
+
+/// What a driver domain writes in the header of its ledger in each life, and what it is
+/// ordered to do in one.
+const LIFE_FIELDS: [usize; 5] = [
+    ledger::HEARTBEAT_OFFSET,
+    ledger::BOOT_NS,
+    ledger::DEVICE_NS,
+    ledger::FIRST_RESPONSE_NS,
+    ledger::FAULT_COMMAND,
+];
 
 /// Shared by all tasks; never borrowed across an `await`.
 pub type Handle = Rc<RefCell<World>>;
@@ -44,6 +59,8 @@ pub struct World {
     pub last_domid: DomId,
     /// Guests that asked for a reboot.
     pub restarts: Restarts,
+    /// Driver domains that want a new life.
+    pub cases: Cases,
     services: BTreeMap<DomId, Service>,
     pub agents: BTreeMap<DomId, Agent>,
     ledgers: BTreeMap<String, Ledger>,
@@ -87,6 +104,7 @@ impl World {
         clock: WallClock,
         clock_told: Sender<()>,
         restarts: Restarts,
+        cases: Cases,
         wake_link: Sender<()>,
     ) -> Handle {
         Rc::new(RefCell::new(Self {
@@ -98,6 +116,7 @@ impl World {
             clock_told,
             last_domid: DomId::DOM0,
             restarts,
+            cases,
             services: BTreeMap::new(),
             agents: BTreeMap::new(),
             ledgers: BTreeMap::new(),
@@ -373,7 +392,12 @@ impl World {
         };
         match verdict {
             Verdict::Fine => {}
-            Verdict::Keep => self.event(ended),
+            Verdict::Revive => {
+                let reason =
+                    self.table.by_domid(domid).map(|e| e.reason.clone()).unwrap_or_default();
+                let ended = Ns::new(info.ended_ns);
+                self.wants_revival(Case { domid, cause: Cause::Crash, reason, ended });
+            }
             Verdict::Destroy => {
                 self.tear_down(domid, is_guest);
                 self.event(ended);
@@ -460,6 +484,52 @@ impl World {
                 self.store.unwatch(&format!("{front}/state"), &token);
             }
         }
+    }
+
+    /// Driver domains that run, with their names.
+    pub fn drivers(&self) -> impl Iterator<Item = (DomId, String)> + '_ {
+        let running = |e: &&dom0::supervisor::Entry| {
+            e.exists && e.kind == Kind::Driver && e.state == State::Running && !e.is_reviving
+        };
+        self.table.all().iter().filter(running).map(|e| (e.domid, e.name.clone()))
+    }
+
+    /// How often a driver domain's heart has beaten, by its own word.
+    pub fn beats(&self, driver: &str) -> u64 {
+        self.ledgers.get(driver).map_or(0, |l| l.pages.read_u64(ledger::HEARTBEAT_OFFSET))
+    }
+
+    /// When a driver domain's life reached a milestone, by its own word; `None` before.
+    pub fn milestone(&self, driver: &str, field: usize) -> Option<Ns> {
+        let at = self.ledgers.get(driver)?.pages.read_u64(field);
+        (at != 0).then(|| Ns::new(at))
+    }
+
+    /// Ends what this domain does for a driver domain that is about to be reset. Its folder
+    /// stays: its guests read it, and must not see the back end close.
+    pub fn part_from(&mut self, domid: DomId) {
+        self.drain_console(domid);
+        self.services.remove(&domid);
+        self.store.release(domid);
+    }
+
+    /// Takes in the new life of a driver domain that was reset.
+    pub fn reborn(&mut self, facts: &devices::DomainFacts<'_>) -> Result<(), String> {
+        devices::put_rings(&mut self.store, facts).map_err(|e| e.to_string())?;
+        self.store.introduce(facts.domid);
+        if let Some(ledger) = self.ledgers.get(facts.name) {
+            for field in LIFE_FIELDS {
+                ledger.pages.write_u64(field, 0);
+            }
+        }
+        if let Some(entry) = self.table.by_domid(facts.domid) {
+            entry.started_ns = time::now().get();
+            entry.pulse = Default::default();
+            entry.is_reviving = false;
+            entry.state = State::Running;
+        }
+        self.store_settled();
+        Ok(())
     }
 
     /// Forgets a domain that was never finished.

@@ -1,0 +1,182 @@
+//! Driver domains that died, hang or are to start afresh: each is reset in place and laid
+//! out again under the same domid, while its guests' rings, grants and ports stay as they
+//! are and the store says nothing. Everything between the news and the new life happens in
+//! one go: guests wait for every microsecond of it.
+
+use crate::{
+    build::Construction,
+    world::{Handle, World, domain_info},
+};
+use alloc::{
+    format,
+    rc::Rc,
+    string::{String, ToString},
+    vec::Vec,
+};
+use async_channel::{Receiver, Sender};
+use bulkhead_abi::{DomId, Mfn, Ns, ledger};
+use bulkhead_link::{Cause, Event, Exit, Restart};
+use core::time::Duration;
+use dom0::{
+    builder::Plan,
+    payload::Payload,
+    supervisor::health::{HANG_DEADLINE, LOOK_EVERY, Pulse},
+};
+use domain_rt::{control, exec, time};
+
+/// How often the new life is asked whether it has answered a guest, and how long at most.
+const ASK_EVERY: Duration = Duration::from_millis(1);
+const ASK_FOR: u64 = 2_000_000_000;
+
+/// A driver domain that wants a new life.
+pub struct Case {
+    pub domid: DomId,
+    pub cause: Cause,
+    pub reason: String,
+    /// When the old life ended, by system time.
+    pub ended: Ns,
+}
+
+/// Takes cases in. Full never: it is unbounded, and a domain has one case at a time.
+pub type Cases = Sender<Case>;
+
+/// Restarts driver domains as cases come.
+pub async fn serve(world: Handle, payload: Rc<Payload<'static>>, cases: Receiver<Case>) {
+    while let Ok(case) = cases.recv().await {
+        let domid = case.domid;
+        if let Err(reason) = revive(&world, &payload, case) {
+            world.borrow_mut().not_revived(domid, &reason);
+        }
+    }
+}
+
+fn revive(world: &Handle, payload: &Payload<'static>, case: Case) -> Result<(), String> {
+    let Case { domid, cause, reason, ended } = case;
+    let noticed = time::now();
+    let name = match world.borrow_mut().table.by_domid(domid) {
+        Some(entry) => entry.name.clone(),
+        None => return Ok(()),
+    };
+    let spec = payload.manifest.domains.iter().find(|spec| spec.name == name);
+    let spec = spec.ok_or("the manifest does not have it")?;
+    let nr_pages = spec.memory_kib / 4;
+    let plan = Plan::new(payload.image(spec.kernel)?, &[], nr_pages).map_err(|e| e.to_string())?;
+    world.borrow_mut().part_from(domid);
+    control::reset_domain(domid).map_err(|errno| format!("it can not be reset: {errno}"))?;
+    let torn_down = time::now();
+    let info = domain_info(domid).ok_or("it is gone from the core")?;
+    let shared_info = Mfn::new(info.shared_info_mfn);
+    Construction { world, payload, spec, domid, shared_info }.carry_out_again(&plan, nr_pages)?;
+    let running = time::now();
+    let restart = Restart {
+        driver: name.clone(),
+        cause,
+        reason,
+        detect_ns: noticed.minus(ended).get(),
+        teardown_ns: torn_down.minus(noticed).get(),
+        rebuild_ns: running.minus(torn_down).get(),
+        device_ns: None,
+        first_response_ns: None,
+        blackout_ns: None,
+    };
+    exec::spawn(follow(world.clone(), restart, ended, running)).detach();
+    Ok(())
+}
+
+/// Waits until the new life has answered a guest, and tells how it went.
+async fn follow(world: Handle, mut restart: Restart, ended: Ns, running: Ns) {
+    let milestone = |field| world.borrow().milestone(&restart.driver, field);
+    // What it says is believed only where it makes sense.
+    let at = |field, after: Ns| milestone(field).filter(|&at| at >= after && at <= time::now());
+    let (mut devices, mut answer) = (None, None);
+    while answer.is_none() && time::now().minus(running).get() < ASK_FOR {
+        time::sleep(ASK_EVERY).await;
+        devices = at(ledger::DEVICE_NS, running);
+        answer = devices.and_then(|up| at(ledger::FIRST_RESPONSE_NS, up));
+    }
+    restart.device_ns = devices.map(|up| up.minus(running).get());
+    restart.first_response_ns = devices.zip(answer).map(|(up, first)| first.minus(up).get());
+    restart.blackout_ns = answer.map(|first| first.minus(ended).get());
+    world.borrow_mut().event(Event::Restarted(restart));
+}
+
+/// Looks whether the hearts of driver domains beat.
+pub async fn watch_hearts(world: Handle) {
+    loop {
+        time::sleep(LOOK_EVERY).await;
+        let suspects = world.borrow_mut().feel_pulses();
+        if suspects.is_empty() {
+            continue;
+        }
+        // A machine that stood still as a whole lets them beat now.
+        time::sleep(LOOK_EVERY).await;
+        for (domid, last_beat) in suspects {
+            world.borrow_mut().condemn(domid, last_beat);
+        }
+    }
+}
+
+impl World {
+    /// Has a driver domain restarted, unless that happens too often.
+    pub fn wants_revival(&mut self, case: Case) {
+        let now = time::now().get();
+        let Some(entry) = self.table.by_domid(case.domid) else {
+            return;
+        };
+        if case.cause != Cause::Request
+            && let Err(why) = entry.lives.spend(now)
+        {
+            let reason = format!("{why}; last: {}", case.reason);
+            entry.quarantine(reason.clone());
+            let domain = entry.name.clone();
+            // A life that hangs is a life that computes.
+            let _ = control::pause_domain(case.domid);
+            return self.event(Event::Ended { domain, exit: Exit::Crash, reason });
+        }
+        (entry.restarts, entry.is_reviving) = (entry.restarts + 1, true);
+        // The receiver lives as long as this domain.
+        let _ = self.cases.try_send(case);
+    }
+
+    fn not_revived(&mut self, domid: DomId, why: &str) {
+        let Some(entry) = self.table.by_domid(domid) else {
+            return;
+        };
+        entry.is_reviving = false;
+        entry.quarantine(format!("it could not be restarted: {why}"));
+        let (domain, reason) = (entry.name.clone(), entry.reason.clone());
+        self.event(Event::Ended { domain, exit: Exit::Crash, reason });
+    }
+
+    /// Driver domains whose hearts have not beaten for the deadline, with when they last did.
+    fn feel_pulses(&mut self) -> Vec<(DomId, Ns)> {
+        let now = time::now();
+        let beats: Vec<_> =
+            self.drivers().map(|(domid, name)| (domid, self.beats(&name))).collect();
+        let mut suspects = Vec::new();
+        for (domid, beats) in beats {
+            if let Some(entry) = self.table.by_domid(domid)
+                && let Pulse::Missed(last) = entry.pulse.feel(beats, now, HANG_DEADLINE)
+            {
+                suspects.push((domid, last));
+            }
+        }
+        suspects
+    }
+
+    /// Ends the life of a domain whose heart still does not beat.
+    fn condemn(&mut self, domid: DomId, last_beat: Ns) {
+        let found = self.drivers().find(|(id, _)| *id == domid);
+        let Some(beats) = found.map(|(_, name)| self.beats(&name)) else {
+            return;
+        };
+        let Some(entry) = self.table.by_domid(domid) else {
+            return;
+        };
+        if let Pulse::Missed(_) = entry.pulse.feel(beats, time::now(), HANG_DEADLINE) {
+            entry.pulse = Default::default();
+            let reason = format!("its heart did not beat for {} ms", HANG_DEADLINE.as_millis());
+            self.wants_revival(Case { domid, cause: Cause::Hang, reason, ended: last_beat });
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! A guest that puts its disks under a load that verifies itself, for as long as it is
+//! told: every block says who wrote it and when, and whatever a correct disk never does is
+//! named with its block. It says how it goes at most once a second, and at the end in one
+//! line for each disk that programs can read; then it powers off, or ends as crashed if
+//! anything was wrong.
+//!
+//! Options on the command line: `seed=N` (1), `depth=N` requests in flight (16), `size=N`
+//! most blocks of 4 KiB in one (8), `mix=WRITES:READS:FLUSHES` in percent (49:49:2),
+//! `blocks=N` of each disk (all), `fill=0` (do not write all of it first), `rounds=N` and
+//! `seconds=N` (no end), `status=MS` (1000), `patience=SECONDS` for a silent disk at the
+//! end (30), `integrity=1` (the front end keeps checksums, too).
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::cell::Cell;
+use core::fmt;
+use domain_rt::abi::Ns;
+use domain_rt::exec::{self, block_on};
+use domain_rt::{Boot, Shutdown, println, shutdown, time, xenstore};
+use guest_frontends::blkfront::{self, Disk, Options};
+use guest_frontends::rt::Domain;
+use guest_frontends::verify::{self, Host, Plan};
+
+domain_rt::entry!(main);
+
+fn main(boot: &'static Boot) {
+    match run(boot) {
+        Ok(()) => {
+            println!("disk-verify: all well");
+            shutdown(Shutdown::Poweroff)
+        }
+        Err(what) => {
+            println!("disk-verify: FAILED: {what}");
+            shutdown(Shutdown::Crash)
+        }
+    }
+}
+
+fn run(boot: &'static Boot) -> Result<(), String> {
+    let plan = Plan::parse(|name| boot.option(name))?;
+    let store = xenstore::connect(boot).ok_or("there is no xenstore")?;
+    let domain = Rc::new(Domain::new(store));
+    block_on(async move { on_all_disks(domain, plan).await })
+}
+
+/// Runs the plan on every disk that can be written, at the same time.
+async fn on_all_disks(domain: Rc<Domain>, plan: Plan) -> Result<(), String> {
+    let names = blkfront::disks(&*domain).await.map_err(|error| format!("{error}"))?;
+    let failed = Rc::new(Cell::new(0_u32));
+    let mut tasks = Vec::new();
+    for (number, name) in (0..).zip(names) {
+        let (device, disk) = connect(&domain, &name, &plan).await?;
+        if disk.facts().read_only {
+            println!("disk-verify: {name}: read-only, left alone");
+            close(&domain, device, disk).await;
+            continue;
+        }
+        let (domain, failed) = (domain.clone(), failed.clone());
+        tasks.push(exec::spawn(async move {
+            if let Err(what) = on_disk(&domain, device, disk, &name, number, &plan).await {
+                println!("disk-verify: {name}: {what}");
+                failed.set(failed.get() + 1);
+            }
+        }));
+    }
+    if tasks.is_empty() {
+        return Err("there is no disk that can be written".into());
+    }
+    for task in tasks {
+        task.await;
+    }
+    match failed.get() {
+        0 => Ok(()),
+        disks => Err(format!("{disks} disks did wrong, see above")),
+    }
+}
+
+async fn connect(
+    domain: &Rc<Domain>,
+    name: &str,
+    plan: &Plan,
+) -> Result<(u32, Disk<Domain>), String> {
+    let device = blkfront::virtual_device(name).ok_or("no such disk name")?;
+    let options = Options {
+        ring_page_order: 2,
+        segments: plan.size as usize,
+        in_flight: plan.depth,
+        integrity: plan.integrity,
+    };
+    let disk = blkfront::connect(&**domain, device, options).await;
+    let disk = disk.map_err(|error| format!("{name}: {error}"))?;
+    Ok((device, disk))
+}
+
+async fn on_disk(
+    domain: &Rc<Domain>,
+    device: u32,
+    mut disk: Disk<Domain>,
+    name: &str,
+    number: u32,
+    plan: &Plan,
+) -> Result<(), String> {
+    let summary = verify::run(&mut disk, name, number, plan, &Guest).await;
+    let summary = summary.map_err(|error| format!("{error}"))?;
+    println!("disk-verify: done {summary}");
+    match summary.counts.is_all_well() {
+        true => {
+            close(domain, device, disk).await;
+            Ok(())
+        }
+        // A back end that did wrong may not answer to a close, either.
+        false => Err("it did wrong".into()),
+    }
+}
+
+async fn close(domain: &Rc<Domain>, device: u32, disk: Disk<Domain>) {
+    if let Err(error) = blkfront::close(&**domain, device, disk).await {
+        log::warn!("closing disk {device}: {error}");
+    }
+}
+
+/// This guest, for the load.
+struct Guest;
+
+impl Host for Guest {
+    fn now(&self) -> u64 {
+        time::now().get()
+    }
+    async fn sleep_until(&self, deadline: u64) {
+        time::sleep_until(Ns::new(deadline)).await;
+    }
+    fn say(&self, line: fmt::Arguments<'_>) {
+        println!("disk-verify: {line}");
+    }
+}
