@@ -70,7 +70,11 @@ impl Host {
     fn receive(&mut self) -> FromAgent {
         let mut bytes = [0; 4096];
         while self.waiting.is_empty() {
-            let count = self.line.read(&mut bytes).expect("the agent says something in time");
+            let count = match self.line.read(&mut bytes) {
+                // A read with a time limit is not restarted after a signal.
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                read => read.expect("the agent says something in time"),
+            };
             assert!(count > 0, "the agent is there");
             let mut bytes = &bytes[..count];
             while let Some(found) = self.reader.next(&mut bytes) {
