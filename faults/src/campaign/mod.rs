@@ -112,7 +112,7 @@ impl Campaign {
     pub fn load(path: &Path) -> Result<Self, CampaignError> {
         let text = std::fs::read_to_string(path).map_err(|e| {
             CampaignError::plain(format!("cannot read the campaign file {}: {e}", path.display()))
-                .help("give the path of a TOML file; examples/inject.toml is one to start from")
+                .help("give the path of a TOML file; examples/campaigns/disk.toml is one to start from")
         })?;
         let name = path.display().to_string();
         Self::parse(Source { name, text }, path.parent().unwrap_or(Path::new(".")))

@@ -96,7 +96,7 @@ fn deadlines_and_goals_leave_the_faults_as_they_are() {
 
 #[test]
 fn the_example_is_a_campaign() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/inject.toml");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/campaigns/disk.toml");
     let campaign = Campaign::load(&path).unwrap();
     assert!(campaign.setup.exists(), "{}", campaign.setup.display());
     assert_eq!(campaign.goal, Goal::Activated(200));
