@@ -213,8 +213,10 @@ pub enum AgentWish {
     Wait,
     /// This page and this port are to be served.
     Connect(Gref, Port),
-    /// Nothing any more.
+    /// Nothing any more. A kernel that shuts down only listens for the answer "closing".
     Close,
+    /// Nothing; it has closed.
+    Closed,
 }
 
 /// Reads the front end's folder. All of it is the guest's word.
@@ -232,7 +234,8 @@ pub fn agent_wish(store: &Store, guest: DomId) -> AgentWish {
                 AgentWish::Connect(Gref::new(gref), Port::new(port))
             })
         }
-        Some(xs_wire::XENBUS_CLOSING | xs_wire::XENBUS_CLOSED) => AgentWish::Close,
+        Some(xs_wire::XENBUS_CLOSING) => AgentWish::Close,
+        Some(xs_wire::XENBUS_CLOSED) => AgentWish::Closed,
         _ => AgentWish::Wait,
     }
 }
@@ -441,7 +444,7 @@ mod tests {
             ("3", "4294967296", "9", AgentWish::Wait),
             ("3", "-8", "9", AgentWish::Wait),
             ("5", "8", "9", AgentWish::Close),
-            ("6", "", "", AgentWish::Close),
+            ("6", "", "", AgentWish::Closed),
             ("x", "8", "9", AgentWish::Wait),
         ] {
             for (key, value) in [("state", state), ("ring-ref", gref), ("port", port)] {

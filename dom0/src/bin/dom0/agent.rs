@@ -141,7 +141,8 @@ impl World {
         *end = None;
         match wish {
             AgentWish::Wait => {}
-            AgentWish::Close => self.set_agent_state(domid, xs_wire::XENBUS_CLOSED),
+            AgentWish::Close => self.set_agent_state(domid, xs_wire::XENBUS_CLOSING),
+            AgentWish::Closed => self.set_agent_state(domid, xs_wire::XENBUS_CLOSED),
             AgentWish::Connect(gref, port) => match End::connect(domid, gref, port) {
                 Ok(connected) => {
                     *end = Some(connected);
