@@ -85,12 +85,18 @@ fn revive(world: &Handle, payload: &Payload<'static>, case: Case) -> Result<(), 
 
 /// Waits until the new life has answered a guest, and tells how it went.
 async fn follow(world: Handle, mut restart: Restart, ended: Ns, running: Ns) {
+    let lives = || world.borrow().table.by_name(&restart.driver).map(|entry| entry.restarts);
+    let this_life = lives();
     let milestone = |field| world.borrow().milestone(&restart.driver, field);
     // What it says is believed only where it makes sense.
     let at = |field, after: Ns| milestone(field).filter(|&at| at >= after && at <= time::now());
     let (mut devices, mut answer) = (None, None);
     while answer.is_none() && time::now().minus(running).get() < ASK_FOR {
         time::sleep(ASK_EVERY).await;
+        if lives() != this_life {
+            // What is told now is the next life's.
+            break;
+        }
         devices = at(ledger::DEVICE_NS, running);
         answer = devices.and_then(|up| at(ledger::FIRST_RESPONSE_NS, up));
     }
