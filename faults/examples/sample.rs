@@ -5,28 +5,15 @@
 //! cargo run -p faults --example sample -- CAMPAIGN.toml DRIVER-IMAGE FOLDER
 //! ```
 
-use faults::fake::{FakeMachine, made_up};
+use faults::fake::{FakeMachine, Quiet, made_up};
 use faults::log::File;
 use faults::plan::Shard;
 use faults::report::html::{self, About};
 use faults::report::terminal::{self, Style};
-use faults::runner::{Progress, Runner, Surroundings};
-use faults::units::Us;
-use faults::{Campaign, Image, Log, Plan, Record, Report};
+use faults::runner::Runner;
+use faults::{Campaign, Image, Log, Plan, Report};
 use std::error::Error;
 use std::path::Path;
-
-struct Quiet;
-
-impl Surroundings for Quiet {
-    fn is_interrupted(&mut self) -> bool {
-        false
-    }
-    fn elapsed(&mut self) -> Us {
-        Us::default()
-    }
-    fn progress(&mut self, _: &Progress, _: &Record) {}
-}
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();

@@ -6,7 +6,8 @@ use crate::dice::Dice;
 use crate::fault::Fault;
 use crate::model::{Family, Model};
 use crate::outcome::{Cause, Detected, Load, Observation, Restart};
-use crate::runner::{LoadSamples, Machine, MachineLost};
+use crate::record::Record;
+use crate::runner::{LoadSamples, Machine, MachineLost, Progress, Surroundings};
 use crate::units::{Seed, Us};
 
 /// How long a step of the load's series is.
@@ -27,6 +28,19 @@ impl From<Observation> for Step {
     fn from(seen: Observation) -> Self {
         Self::Seen(Box::new(seen))
     }
+}
+
+/// Surroundings in which nothing happens: no interrupt, no time, nobody to look on.
+pub struct Quiet;
+
+impl Surroundings for Quiet {
+    fn is_interrupted(&mut self) -> bool {
+        false
+    }
+    fn elapsed(&mut self) -> Us {
+        Us::default()
+    }
+    fn progress(&mut self, _: &Progress, _: &Record) {}
 }
 
 /// A machine with a script.

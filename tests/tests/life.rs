@@ -4,21 +4,8 @@
 mod common;
 
 use bulkhead::{lifecycle, remote::RemoteError, report::Domain, watch::Outcome};
-use common::{Background, run_text};
+use common::{Background, ECHO, run_text};
 use std::time::Duration;
-
-/// A guest that listens for requests, with a disk.
-const SETUP: &str = r#"
-[driver.disk]
-kernel = "disk"
-[disk.scratch]
-image = "scratch.raw"
-size = "1M"
-[guest.echo]
-kernel = "echo"
-memory = "16M"
-disks = ["scratch"]
-"#;
 
 const LIMIT: Option<Duration> = Some(Duration::from_secs(120));
 
@@ -47,7 +34,7 @@ fn domain<'a>(domains: &'a [Domain], name: &str) -> &'a Domain {
 #[test]
 fn a_guest_reboots_under_its_name_with_its_disk_and_powers_off_when_asked() {
     let folder = tempfile::tempdir().expect("a folder");
-    let run = Background::start(folder.path(), SETUP);
+    let run = Background::start(folder.path(), ECHO);
     listens(&run, 0);
     let number = run.number();
     let lives: Vec<_> = (0..6)
@@ -96,7 +83,7 @@ fn a_guest_that_only_reboots_is_given_up_and_one_that_is_not_to_restart_ends() {
 #[test]
 fn what_a_guest_can_not_do_is_refused_with_the_reason() {
     let folder = tempfile::tempdir().expect("a folder");
-    let run = Background::start(folder.path(), SETUP);
+    let run = Background::start(folder.path(), ECHO);
     listens(&run, 0);
     let number = run.number();
     let run_id = Some(number.as_str());

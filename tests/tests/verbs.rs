@@ -4,7 +4,7 @@
 mod common;
 
 use bulkhead::artifacts::workspace;
-use common::wait;
+use common::{ECHO, wait};
 use nix::{
     pty::openpty,
     sys::{
@@ -23,19 +23,6 @@ use std::{
     sync::{Arc, Mutex, OnceLock},
     thread,
 };
-
-/// A guest that uses a disk's driver and waits for what is typed.
-const SETUP: &str = r#"
-[driver.disk]
-kernel = "disk"
-[disk.scratch]
-image = "scratch.raw"
-size = "1M"
-[guest.echo]
-kernel = "echo"
-memory = "16M"
-disks = ["scratch"]
-"#;
 
 /// The tool, as `cargo bulkhead` builds it.
 fn tool() -> &'static Path {
@@ -64,7 +51,7 @@ struct Place(tempfile::TempDir);
 impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        fs::write(folder.path().join("x.toml"), SETUP).expect("written");
+        fs::write(folder.path().join("x.toml"), ECHO).expect("written");
         Self(folder)
     }
 
@@ -240,7 +227,7 @@ fn a_console_is_joined_typed_at_and_left_and_the_run_goes_on() {
 #[test]
 fn the_terminal_of_a_run_is_its_guests_until_detached_and_is_put_back() {
     let place = Place::new();
-    let setup = format!("{SETUP}console = true\n");
+    let setup = format!("{ECHO}console = true\n");
     fs::write(place.path().join("x.toml"), setup).expect("written");
     let arguments = ["run", "x.toml", "--accel", "tcg", "--timeout", "300"];
     let mut run = OnTerminal::start(place.command(&arguments));
@@ -270,7 +257,7 @@ fn the_terminal_of_a_run_is_its_guests_until_detached_and_is_put_back() {
 #[test]
 fn a_signal_puts_the_terminal_back() {
     let place = Place::new();
-    let setup = format!("{SETUP}console = true\n");
+    let setup = format!("{ECHO}console = true\n");
     fs::write(place.path().join("x.toml"), setup).expect("written");
     let arguments = ["run", "x.toml", "--accel", "tcg", "--timeout", "300"];
     let mut run = OnTerminal::start(place.command(&arguments));
@@ -284,7 +271,7 @@ fn a_signal_puts_the_terminal_back() {
 #[test]
 fn what_is_piped_into_a_run_is_typed_at_its_guest_and_the_output_is_bare() {
     let place = Place::new();
-    let setup = format!("{SETUP}console = true\n");
+    let setup = format!("{ECHO}console = true\n");
     fs::write(place.path().join("x.toml"), setup).expect("written");
     // More than Dom0 keeps of what is typed.
     let lines: Vec<_> = (0..600).map(|n| format!("line number {n}\n")).collect();

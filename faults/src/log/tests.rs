@@ -1,23 +1,10 @@
 use super::*;
 use crate::Campaign;
 use crate::error::Source;
-use crate::fake::{FakeMachine, made_up};
+use crate::fake::{FakeMachine, Quiet, made_up};
 use crate::image::Image;
-use crate::runner::{Progress, Runner, Surroundings};
+use crate::runner::Runner;
 use crate::testing::elf_of;
-use crate::units::Us;
-
-struct Quiet;
-
-impl Surroundings for Quiet {
-    fn is_interrupted(&mut self) -> bool {
-        false
-    }
-    fn elapsed(&mut self) -> Us {
-        Us::default()
-    }
-    fn progress(&mut self, _: &Progress, _: &Record) {}
-}
 
 fn run(seed: u64, code: &[u8], shard: &str) -> File {
     let text = format!(

@@ -1,26 +1,14 @@
 use super::*;
 use crate::Campaign;
 use crate::error::Source;
-use crate::fake::{FakeMachine, made_up};
+use crate::fake::{FakeMachine, Quiet, made_up};
 use crate::image::Image;
 use crate::log::File;
 use crate::plan::{Plan, Shard};
-use crate::runner::{Progress, Runner, Surroundings};
+use crate::runner::Runner;
 use crate::testing::elf_of;
 use crate::units::Seed;
 use std::path::Path;
-
-struct Quiet;
-
-impl Surroundings for Quiet {
-    fn is_interrupted(&mut self) -> bool {
-        false
-    }
-    fn elapsed(&mut self) -> Us {
-        Us::default()
-    }
-    fn progress(&mut self, _: &Progress, _: &Record) {}
-}
 
 /// The log of a campaign that was made up, the same each time.
 pub fn sample(faults: u64) -> Log {

@@ -26,6 +26,19 @@ use std::{
 /// TCG on a busy host of two cores is slow; a test that is stuck ends all the same.
 const LIMIT: Duration = Duration::from_secs(240);
 
+/// A guest that uses a disk's driver, says back what is typed and listens for requests.
+pub const ECHO: &str = r#"
+[driver.disk]
+kernel = "disk"
+[disk.scratch]
+image = "scratch.raw"
+size = "1M"
+[guest.echo]
+kernel = "echo"
+memory = "16M"
+disks = ["scratch"]
+"#;
+
 /// Looks until there is something, or the limit is reached.
 pub fn wait<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + LIMIT;
