@@ -132,6 +132,30 @@ impl<'a> Shared<'a> {
         unsafe { copy(self.base.add(offset), to.as_mut_ptr(), to.len()) }
     }
 
+    /// Copies `from` into the shared memory, but writes only words that differ. Both must be
+    /// aligned to words for that; otherwise this is [`Self::copy_in`].
+    pub fn update(self, offset: usize, from: &[u8]) {
+        const WORD: usize = size_of::<u64>();
+        self.check(offset, from.len());
+        let at = self.base as usize + offset;
+        let words = from.len() - from.len() % WORD;
+        if !at.is_multiple_of(WORD) {
+            return self.copy_in(offset, from);
+        }
+        for (index, word) in from.chunks_exact(WORD).enumerate() {
+            let word = u64::from_ne_bytes(word.try_into().unwrap_or_default());
+            let place = (at as *mut u64).wrapping_add(index);
+            // SAFETY: the words lie in the range that was checked, aligned as was checked, and no
+            // reference points into this memory.
+            unsafe {
+                if place.read_volatile() != word {
+                    place.write_volatile(word);
+                }
+            }
+        }
+        self.copy_in(offset + words, &from[words..]);
+    }
+
     /// Copies `from` into the shared memory.
     pub fn copy_in(self, offset: usize, from: &[u8]) {
         self.check(offset, from.len());

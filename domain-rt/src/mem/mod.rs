@@ -114,6 +114,12 @@ pub fn pfn_of(mfn: Mfn) -> Option<Pfn> {
     (mfn_of(pfn) == Some(mfn)).then_some(pfn)
 }
 
+/// What the machine-to-phys table says of a frame that the core or the builder named to us. Its
+/// owner may have it say anything.
+pub fn machphys_of(mfn: Mfn) -> Pfn {
+    Pfn::new(machphys(mfn))
+}
+
 /// What the machine-to-phys table says of a frame of this domain.
 fn machphys(mfn: Mfn) -> u64 {
     let entry = (M2P_START as *const u64).wrapping_add(mfn.get() as usize);
