@@ -25,6 +25,14 @@ impl<W: AsMut<[u64]> + AsRef<[u64]>> Bitmap<W> {
         Self { words, len, free: len, next: 0 }
     }
 
+    /// Takes this number, if it is free.
+    pub fn reserve(&mut self, index: usize) {
+        if !self.is_taken(index) {
+            self.words.as_mut()[index / 64] |= 1 << (index % 64);
+            self.free -= 1;
+        }
+    }
+
     /// Numbers that are free.
     pub const fn free(&self) -> usize {
         self.free
