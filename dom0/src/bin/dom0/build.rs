@@ -11,7 +11,7 @@ use alloc::{
     vec::Vec,
 };
 use bulkhead_abi::{
-    DomId, Errno, Mfn, Port, VcpuId,
+    DomId, Errno, Mfn, Ns, Port, VcpuId,
     control::{CREATE_DRIVER, CreateDomain, DeviceRef, MachineInfo, SetGrant},
     grant,
     shared_info::SharedInfo,
@@ -146,20 +146,23 @@ impl Construction<'_> {
     }
 
     /// Builds a domain again that was reset: it still has its devices, its folder in the
-    /// store and its ledger, and perhaps its memory.
+    /// store and its ledger, and perhaps its memory. Gives the time at which it may run.
     pub fn carry_out_again(
         &self,
         plan: &Plan<'_>,
         nr_pages: u64,
         kept: Option<Vec<u64>>,
-    ) -> Result<(), String> {
+    ) -> Result<Ns, String> {
         let (rings, facts) = match kept {
             Some(mfns) => self.lay_out(plan, mfns, false)?,
             None => self.lay_out(plan, self.populate(nr_pages)?, true)?,
         };
         self.world.borrow_mut().reborn(&facts)?;
         World::add_service(self.world, self.domid, &self.spec.name, rings);
-        step(control::unpause_domain(self.domid), "letting it run")
+        // It may run at once, before this call is over.
+        let running = time::now();
+        step(control::unpause_domain(self.domid), "letting it run")?;
+        Ok(running)
     }
 
     /// Gives the domain contents and registers. `mfns` is its memory, by pfn.

@@ -2,8 +2,8 @@
 
 use alloc::vec::Vec;
 use bulkhead_abi::{DomId, Errno, Mfn, PAGE_SIZE};
-use dom0::{builder::GuestMemory, shared::SharedPage};
 use core::ops::Range;
+use dom0::{builder::GuestMemory, shared::SharedPage};
 use domain_rt::{
     Shared,
     mem::{Mapping, map_foreign},

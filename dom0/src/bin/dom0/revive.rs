@@ -65,9 +65,8 @@ fn revive(world: &Handle, payload: &Payload<'static>, case: Case) -> Result<(), 
     let (info, kept) = reset(world, domid, nr_pages)?;
     let torn_down = time::now();
     let shared_info = Mfn::new(info.shared_info_mfn);
-    Construction { world, payload, spec, domid, shared_info }
-        .carry_out_again(&plan, nr_pages, kept)?;
-    let running = time::now();
+    let construction = Construction { world, payload, spec, domid, shared_info };
+    let running = construction.carry_out_again(&plan, nr_pages, kept)?;
     let restart = Restart {
         driver: name.clone(),
         cause,
@@ -98,7 +97,9 @@ fn reset(
     // It may have changed what the core's table says of its frames.
     let is_named = |(mfn, pfn): (&u64, u64)| mem::machphys_of(Mfn::new(*mfn)) == Pfn::new(pfn);
     let kept = kept.filter(|mfns| {
-        info.tot_pages == nr_pages && mfns.len() as u64 == nr_pages && mfns.iter().zip(0..).all(is_named)
+        info.tot_pages == nr_pages
+            && mfns.len() as u64 == nr_pages
+            && mfns.iter().zip(0..).all(is_named)
     });
     if kept.is_some() {
         return Ok((info, kept));

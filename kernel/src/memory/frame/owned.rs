@@ -159,8 +159,7 @@ impl FrameTable {
         let account = &mut self.accounts[slot(dom)];
         let mut flags = Flags::ALLOCATED;
         flags.set(Flags::VISITED, !account.visited);
-        self.frames[n as usize] =
-            Frame { owner: Owner::Domain(dom), refs: 1, flags, ..Frame::IO };
+        self.frames[n as usize] = Frame { owner: Owner::Domain(dom), refs: 1, flags, ..Frame::IO };
         list::push(self.frames, &mut account.head, n);
         account.frames += 1;
     }
