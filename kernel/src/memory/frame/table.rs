@@ -140,7 +140,14 @@ impl FrameTable {
 
     /// Takes apart the tables of `dom` that lost their last reference; `false` when the budget
     /// ended first.
+    #[inline]
     pub fn drain(&mut self, dom: DomId, budget: &mut Budget) -> bool {
+        let is_idle = |slot: usize| self.accounts[slot].undo == NIL;
+        is_idle(slot(dom)) && is_idle(ORPHANS) || self.drain_all(dom, budget)
+    }
+
+    #[inline(never)]
+    fn drain_all(&mut self, dom: DomId, budget: &mut Budget) -> bool {
         for slot in [slot(dom), ORPHANS] {
             while self.accounts[slot].undo != NIL {
                 if !self.undo_step(slot, budget) {
@@ -288,7 +295,7 @@ impl FrameTable {
             return Ok(entries.start);
         }
         let end = entries.start + budget.reach(entries.end - entries.start);
-        self.mem.find_word(mfn, entries.start..end, Pte::PRESENT).ok_or(end)
+        self.mem.first_word(mfn, entries.start..end, Pte::PRESENT).ok_or(end)
     }
 
     fn validate_entry(
@@ -379,10 +386,9 @@ impl FrameTable {
     ) -> core::result::Result<u16, u16> {
         loop {
             let least = done - budget.reach(done);
-            let mut entries = (least..done).rev();
             let found = match level {
-                Level::L4 => entries.next(),
-                _ => self.mem.find_word(mfn, entries, Pte::PRESENT),
+                Level::L4 => (least..done).next_back(),
+                _ => self.mem.last_word(mfn, least..done, Pte::PRESENT),
             };
             budget.spend(done - found.unwrap_or(least));
             let Some(index) = found else {
