@@ -35,14 +35,6 @@ pub const FAULT_ACTIVATED_NS: usize = 72;
 /// u64 written by Dom0 before it changes any code: offset of the first [`patch`] entry in the
 /// pages in bits 0-31, how many there are in bits 32-63; 0 for none.
 pub const PATCHES: usize = 80;
-/// Of a [`fault::STEP_KILL`] that several lives obey, written by the driver domain, u64 each:
-/// instructions of the phases that are done; a mark of those up to the last death in this one,
-/// 0 for none; deaths (bits 0-31), and those among them whose way was not that of the one before
-/// (bits 32-63), 0 unless more lives are to come.
-pub const STEP_PATH: usize = 104;
-pub const STEP_MARK: usize = 112;
-pub const STEP_DEATHS: usize = 120;
-
 /// What can be ordered to go wrong, and what the argument means; where 0 is an argument that
 /// makes no sense, it stands for the value in brackets.
 pub mod fault {
@@ -120,8 +112,17 @@ pub mod fault {
     ];
 }
 
-/// The argument of [`fault::STEP_KILL`].
+/// The argument of [`fault::STEP_KILL`], and how far it is obeyed.
 pub mod step {
+    /// Of an order that several lives obey, written by the driver domain in what is free of the
+    /// first slot, u64 each: instructions of the phases that are done;
+    pub const PATH: usize = super::slot(0) + 104;
+    /// a mark of those up to the last death in this phase, 0 for none;
+    pub const MARK: usize = super::slot(0) + 112;
+    /// deaths (bits 0-31), and those among them whose way was not that of the one before (bits
+    /// 32-63); 0 unless more are to come.
+    pub const DEATHS: usize = super::slot(0) + 120;
+
     /// [`Place::operation`]: these as on the ring.
     pub const READ: u8 = 0;
     pub const WRITE: u8 = 1;

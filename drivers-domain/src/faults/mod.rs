@@ -119,7 +119,7 @@ fn order_later(name: String, arguments: Vec<u64>, after_ms: u64) {
 fn give_next() {
     let mut rest = REST.lock();
     let (Some(pages), Some(argument)) = (PAGES.get(), rest.1.pop_front()) else { return };
-    for offset in [at::FAULT_ACTIVATED_NS, at::STEP_PATH, at::STEP_MARK, at::STEP_DEATHS] {
+    for offset in [at::FAULT_ACTIVATED_NS, at::step::PATH, at::step::MARK, at::step::DEATHS] {
         pages.store_wide(offset, 0);
     }
     pages.store_wide(at::FAULT_ARGUMENT, argument);

@@ -54,7 +54,7 @@ pub(super) fn is_on_path() -> bool {
 /// places left.
 pub(super) fn sweep() -> Option<u64> {
     let pages = PAGES.get()?.0;
-    (pages.load_u64(at::STEP_DEATHS) != 0).then(|| pages.load_u64(at::FAULT_ARGUMENT))
+    (pages.load_u64(step::DEATHS) != 0).then(|| pages.load_u64(at::FAULT_ARGUMENT))
 }
 
 /// The place that is ordered, if there is an order and it is not obeyed yet.
@@ -88,7 +88,7 @@ fn enter(phase: u8) {
     let (Some(pages), Some(place)) = (PAGES.get(), ordered()) else { return };
     if place.phase == phase {
         let steps = u64::from(place.after.saturating_sub(place.every.into()));
-        let before = match pages.0.load_u64(at::STEP_MARK) {
+        let before = match pages.0.load_u64(step::MARK) {
             mark if mark != 0 && !is_out_of_tries() => Some(Way { steps, mark }),
             _ => None,
         };
@@ -109,8 +109,8 @@ fn last_words(way: Way) {
         return;
     }
     let elsewhere = u64::from(is_out_of_tries());
-    pages.store_u64(at::STEP_MARK, way.mark.max(1));
-    pages.store_u64(at::STEP_DEATHS, pages.load_u64(at::STEP_DEATHS) + (elsewhere << 32 | 1));
+    pages.store_u64(step::MARK, way.mark.max(1));
+    pages.store_u64(step::DEATHS, pages.load_u64(step::DEATHS) + (elsewhere << 32 | 1));
     pages.store_u64(at::FAULT_ARGUMENT, place.next().argument());
 }
 
@@ -129,15 +129,15 @@ fn leave(is_usual: bool) {
         // There is no such place.
         return pages.store_u64(at::FAULT_COMMAND, 0);
     }
-    let path = pages.load_u64(at::STEP_PATH) + way.steps;
-    pages.store_u64(at::STEP_PATH, path);
-    pages.store_u64(at::STEP_MARK, 0);
+    let path = pages.load_u64(step::PATH) + way.steps;
+    pages.store_u64(step::PATH, path);
+    pages.store_u64(step::MARK, 0);
     if place.phase < step::PUBLISHED {
         let next = Place { phase: place.phase + 1, after: 1, ..place };
         return pages.store_u64(at::FAULT_ARGUMENT, next.argument());
     }
-    let deaths = pages.load_u64(at::STEP_DEATHS);
-    pages.store_u64(at::STEP_DEATHS, 0);
+    let deaths = pages.load_u64(step::DEATHS);
+    pages.store_u64(step::DEATHS, 0);
     pages.store_u64(at::FAULT_ACTIVATED_NS, super::now().max(1));
     println!(
         "step-kill: done operation={} indirect={} segments={} every={} path={path} deaths={} \
