@@ -92,8 +92,8 @@ memory = "256M"
 kernel = "disk-faults"
 cmdline = "loglevel=error fault=step-kill fault-argument={arguments}"
 memory = "16M"
-
-
+restart-limit = 1000
+restart-window = "1s"
 [disk.scratch]
 image = "scratch.raw"
 [guest.verify]

@@ -10,7 +10,7 @@
 //! `__trap_text_start` and `__trap_text_end`: there nothing may be armed.
 //!
 //! A stretch of code can also be walked instruction by instruction, and ended at one
-//! ([`walk`], [`begin_walk`]). Breakpoints and a walk do not go together.
+//! (`walk`, `begin_walk`). Breakpoints and a walk do not go together.
 
 mod patch;
 pub mod walk;

@@ -63,10 +63,20 @@ pub struct Ran {
 }
 
 /// What has been seen so far.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Seen {
     consoles: BTreeMap<String, Vec<u8>>,
     log: Vec<String>,
+}
+
+impl Seen {
+    fn story(&self) -> String {
+        let mut story = self.log.join("\n");
+        for (name, bytes) in &self.consoles {
+            story.push_str(&format!("\n--- console of {name}\n{}", text(bytes)));
+        }
+        story
+    }
 }
 
 /// Notes what is seen; clones note it in the same place.
@@ -132,7 +142,8 @@ fn run_options(options: &Options) -> Ran {
 
 fn run_recorded(options: &Options, mut recorder: Recorder) -> Ran {
     let done = run::run(options, &mut recorder);
-    let seen = core::mem::take(&mut *recorder.seen());
+    // Whoever still looks at it is to find it.
+    let seen = recorder.seen().clone();
     let report = done.unwrap_or_else(|e| panic!("{e}\n{}", seen.log.join("\n")));
     let consoles = seen.consoles.iter().map(|(name, bytes)| (name.clone(), text(bytes)));
     Ran { report, consoles: consoles.collect(), log: seen.log }
@@ -250,12 +261,13 @@ impl Background {
     pub fn wait_for_text<T>(&self, domain: &str, mut done: impl FnMut(&str) -> Option<T>) -> T {
         loop {
             let is_over = self.thread.is_finished();
-            let shown = self.recorder.seen().consoles.get(domain).map(|bytes| text(bytes));
+            let seen = self.recorder.seen();
+            let shown = seen.consoles.get(domain).map(|bytes| text(bytes));
             if let Some(found) = shown.as_deref().and_then(&mut done) {
                 return found;
             }
-            let shown = shown.unwrap_or_default();
-            assert!(!is_over, "the run did not get there; {domain} said:\n{shown}");
+            assert!(!is_over, "the run did not get there:\n{}", seen.story());
+            drop(seen);
             thread::sleep(Duration::from_millis(200));
         }
     }
