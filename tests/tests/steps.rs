@@ -142,7 +142,7 @@ fn assert_swept(sweeps: &[Sweep], every: u64) {
 
 #[test]
 fn a_request_survives_a_death_in_every_stretch_of_its_path() {
-    const EVERY: u16 = 997;
+    const EVERY: u16 = 199;
     let limit = Duration::from_secs(240);
     for (kinds, load) in [(SMALL, SMALL_LOAD), (LARGE, LARGE_LOAD)] {
         assert_swept(&sweep(kinds, load, EVERY, limit), EVERY.into());
@@ -183,4 +183,10 @@ fn a_long_write_survives_a_death_behind_every_instruction_of_its_path() {
 #[ignore = "long"]
 fn an_indirect_write_survives_a_death_behind_every_instruction_of_its_path() {
     at_every_instruction(LARGE[1], LARGE_LOAD);
+}
+
+#[test]
+#[ignore = "long"]
+fn an_indirect_read_survives_a_death_behind_every_instruction_of_its_path() {
+    at_every_instruction(LARGE[2], LARGE_LOAD);
 }
