@@ -4,8 +4,10 @@
 //! line for each disk that programs can read; then it powers off, or ends as crashed if
 //! anything was wrong.
 //!
+//! The line `end` on its console ends the load early.
+//!
 //! Options on the command line: `seed=N` (1), `depth=N` requests in flight (16), `size=N`
-//! most blocks of 4 KiB in one (8), `mix=WRITES:READS:FLUSHES` in percent (49:49:2),
+//! most blocks of 4 KiB in one (8), `least=N` fewest (1), `mix=WRITES:READS:FLUSHES` in percent (49:49:2),
 //! `blocks=N` of each disk (all), `fill=0` (do not write all of it first), `rounds=N` and
 //! `seconds=N` (no end), `status=MS` (1000), `patience=SECONDS` for a silent disk at the
 //! end (30), `integrity=1` (the front end keeps checksums, too).
@@ -20,9 +22,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::Cell;
 use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
 use domain_rt::abi::Ns;
 use domain_rt::exec::{self, block_on};
-use domain_rt::{Boot, Shutdown, println, shutdown, time, xenstore};
+use domain_rt::{Boot, Shutdown, console, println, shutdown, time, xenstore};
 use guest_frontends::blkfront::{self, Disk, Options};
 use guest_frontends::rt::Domain;
 use guest_frontends::verify::{self, Host, Plan};
@@ -46,6 +49,7 @@ fn run(boot: &'static Boot) -> Result<(), String> {
     let plan = Plan::parse(|name| boot.option(name))?;
     let store = xenstore::connect(boot).ok_or("there is no xenstore")?;
     let domain = Rc::new(Domain::new(store));
+    exec::spawn(hear()).detach();
     block_on(async move { on_all_disks(domain, plan).await })
 }
 
@@ -125,6 +129,27 @@ async fn close(domain: &Rc<Domain>, device: u32, disk: Disk<Domain>) {
     }
 }
 
+/// The line `end` was typed.
+static IS_TO_END: AtomicBool = AtomicBool::new(false);
+
+/// Reads what is typed.
+async fn hear() {
+    let (mut line, mut bytes) = (Vec::new(), [0; 64]);
+    while let Some(count) = console::read(&mut bytes).await {
+        for &byte in bytes.iter().take(count) {
+            match byte {
+                b'\r' | b'\n' if core::mem::take(&mut line) == b"end" => {
+                    IS_TO_END.store(true, Ordering::Relaxed);
+                }
+                b'\r' | b'\n' => {}
+                // A line that is longer is none that is known.
+                _ if line.len() < 16 => line.push(byte),
+                _ => {}
+            }
+        }
+    }
+}
+
 /// This guest, for the load.
 struct Guest;
 
@@ -137,5 +162,8 @@ impl Host for Guest {
     }
     fn say(&self, line: fmt::Arguments<'_>) {
         println!("disk-verify: {line}");
+    }
+    fn is_to_end(&self) -> bool {
+        IS_TO_END.load(Ordering::Relaxed)
     }
 }
