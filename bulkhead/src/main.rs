@@ -32,7 +32,9 @@ enum Verb {
     Exec(Exec),
     /// Destroys a domain at once.
     Kill(Named),
-    /// Restart a driver domain: its guests go on.
+    /// Crashes a domain where it is: the guests of a driver domain go on.
+    Crash(Named),
+    /// Restarts a driver domain: its guests go on.
     Restart(Named),
     /// Asks a guest's kernel to power off.
     Shutdown(Waiting),
@@ -231,6 +233,7 @@ fn main() -> ExitCode {
         Verb::Console(args) => verbs::console(&args),
         Verb::Exec(args) => verbs::exec(args),
         Verb::Kill(args) => verbs::kill(&args),
+        Verb::Crash(args) => verbs::crash(&args),
         Verb::Restart(args) => verbs::restart(&args),
         Verb::Shutdown(args) => verbs::shutdown(&args),
         Verb::Reboot(args) => verbs::reboot(&args),

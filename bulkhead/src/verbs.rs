@@ -304,6 +304,10 @@ pub fn kill(args: &Named) -> u8 {
     remotely(remote::kill(args.run.as_deref(), &args.name))
 }
 
+pub fn crash(args: &Named) -> u8 {
+    remotely(remote::crash(args.run.as_deref(), &args.name))
+}
+
 pub fn restart(args: &Named) -> u8 {
     remotely(remote::restart(args.run.as_deref(), &args.name))
 }
