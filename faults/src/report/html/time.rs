@@ -1,7 +1,7 @@
 //! Throughput against time, with a mark at each failure.
 
-use super::super::terminal::thousands;
 use super::super::Throughput;
+use super::super::terminal::thousands;
 use super::plot::{self, Frame, Scale};
 use crate::units::Us;
 use std::fmt::Write;
