@@ -73,6 +73,8 @@ pub struct Seen {
     pub restarts: Vec<Restart>,
     pub series: Series,
     pub load: Option<Job>,
+    /// Bytes that the driver domain counted for it.
+    pub counted: Option<u64>,
     pub audit: Option<Job>,
     pub dmesg: Option<Dmesg>,
 }
@@ -121,6 +123,7 @@ impl Director {
     /// Kills under load.
     fn disturb(&mut self) -> Result<(), Failed> {
         let mut client = Client::connect(&self.socket)?;
+        let before = self.look(&mut client)?;
         let load = self.start(fio::load(WARM_UP + self.schedule.length() + SLACK));
         let measured = self.measure(&mut client, &load);
         self.draw(None);
@@ -132,6 +135,7 @@ impl Director {
             return Err(failed);
         }
         self.seen.load = Some(join(load)?);
+        self.seen.counted = self.look(&mut client)?.checked_sub(before);
         Ok(())
     }
 

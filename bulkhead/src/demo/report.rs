@@ -74,6 +74,8 @@ pub struct Report {
     pub step_ms: u64,
     pub step_bytes: Vec<Option<u64>>,
     pub load: Option<Job>,
+    /// Bytes that the driver domain counted for the load: should be what fio counted.
+    pub counted_bytes: Option<u64>,
     pub audit: Option<Job>,
     pub dmesg: Option<Dmesg>,
     /// The data disk, read on the host.
@@ -114,6 +116,7 @@ impl Report {
             step_ms: STEP.as_millis() as u64,
             step_bytes: seen.series.steps(),
             load: seen.load,
+            counted_bytes: seen.counted,
             audit: seen.audit,
             dmesg: seen.dmesg,
             image: after.image,
@@ -154,7 +157,7 @@ impl Report {
             ));
         }
         found.extend(self.file_system.iter().map(|said| format!("e2fsck: {said}")));
-        let answered = self.blackout_us.all.count as usize;
+        let answered = self.blackout_us.prompt.all.count as usize;
         if answered < self.kills {
             found.push(format!(
                 "after {} of {} kills no answer came",
@@ -207,6 +210,7 @@ impl Report {
         let mut row = |name: &str, value: Option<String>| {
             rows.push((name.into(), value.unwrap_or("not looked at".into())));
         };
+        row("other deaths", Some(self.other_deaths()));
         row("fio", self.load.as_ref().map(job_words));
         row("audit", self.audit.as_ref().map(job_words));
         row("dmesg", self.dmesg.as_ref().map(dmesg_words));
@@ -222,6 +226,18 @@ impl Report {
         let clean = self.file_system.clone().unwrap_or("clean (e2fsck on the host)".into());
         row("root image", self.image.is_some().then_some(clean));
         rows
+    }
+
+    /// Deaths that were not asked for.
+    fn other_deaths(&self) -> String {
+        let hangs = self.restarts.iter().filter(|restart| restart.cause == "hang").count();
+        let deaths = self.restarts.iter().filter(|restart| restart.cause == "crash").count();
+        match (hangs, deaths.saturating_sub(self.kills)) {
+            (0, 0) => "none".into(),
+            (hangs, crashes) => {
+                format!("{crashes} crashes, {hangs} by a heart that did not beat in time")
+            }
+        }
     }
 
     fn throughput_words(&self) -> String {
@@ -349,3 +365,6 @@ fn death(restart: &bulkhead_link::Restart) -> Option<outcome::Restart> {
         first_response_us: us(restart.first_response_ns?),
     })
 }
+
+#[cfg(test)]
+mod tests;
