@@ -2,7 +2,7 @@
 //! disks is killed. Needs Debian's mirror the first time.
 
 use bulkhead::{
-    demo::{self, Guest, Options, Outcome, Progress, View},
+    demo::{self, Guest, Live, Options, Outcome, View},
     progress,
     setup::Accel,
 };
@@ -24,10 +24,8 @@ impl View for Recorder {
     fn progress(&self) -> progress::Progress {
         progress::Progress::default()
     }
-    fn live(&mut self, state: &Progress) {
-        if let Progress::Running(live) = state {
-            self.said.push(live.line());
-        }
+    fn live(&mut self, live: Option<&Live>) {
+        self.said.extend(live.map(Live::line));
     }
 }
 
@@ -49,10 +47,11 @@ fn a_stock_debian_does_not_notice_that_the_driver_of_its_disks_is_killed() {
     let said = recorder.lock().expect("nobody panicked").said.join("\n");
     let story = format!("{}\n{said}", report.text());
     assert_eq!(report.outcome, Outcome::Unnoticed, "{story}");
-    assert_eq!((report.kills, report.kills_refused), (KILLS, 0), "{story}");
-    assert_eq!(report.blackout_us.prompt.all.count, KILLS as u64, "{story}");
+    // On a busy host a driver domain may not be back yet when it is to be killed again.
+    assert_eq!(report.kills + report.kills_refused, KILLS, "{story}");
+    assert!(report.kills >= 3 && report.blackout_us.prompt.all.count >= 3, "{story}");
     let deaths = report.restarts.iter().filter(|r| r.cause == "crash" && r.driver == "disk");
-    assert_eq!(deaths.count(), KILLS, "{story}");
+    assert_eq!(deaths.count(), report.kills, "{story}");
     let load = report.load.as_ref().expect("it ran");
     assert!(
         load.is_clean() && load.read_bytes > 1 << 20 && load.written_bytes > 1 << 20,
@@ -63,6 +62,10 @@ fn a_stock_debian_does_not_notice_that_the_driver_of_its_disks_is_killed() {
     let differ = counted.expect("counted").abs_diff(asked) as f64 / asked as f64;
     assert!(differ < 0.01, "{counted:?} for {asked}\n{story}");
     assert_eq!(report.audit.as_ref().map(|audit| audit.read_bytes), Some(64 << 20), "{story}");
-    assert!(report.throughput.killed_bytes_per_s.is_some_and(|rate| rate > 0.0), "{story}");
+    let rates: Vec<_> = report.throughput.stretches.iter().map(|s| s.bytes_per_s).collect();
+    assert!(
+        rates.len() == 4 && rates.iter().all(|r| r.is_some_and(|r| r > 0.0)),
+        "{rates:?}\n{story}"
+    );
     assert!(report.image.as_ref().is_some_and(|image| image.pages == 16384), "{story}");
 }

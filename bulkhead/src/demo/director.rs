@@ -2,7 +2,7 @@
 //! as any other terminal would, through the run's socket.
 
 use super::{
-    Progress, View,
+    View,
     dmesg::{self, Dmesg},
     fio::{self, Job},
     live::Live,
@@ -149,7 +149,14 @@ impl Director {
             }
             thread::sleep(LOOK_EVERY);
         }
-        let start = Instant::now() + WARM_UP;
+        let warm = Instant::now() + WARM_UP;
+        while Instant::now() < warm {
+            self.check(load)?;
+            thread::sleep(LOOK_EVERY);
+        }
+        // The first look is the beginning of time.
+        let (start, bytes) = self.timed_look(client)?;
+        self.seen.series.add(Sample { at: Duration::ZERO, bytes });
         let end = start + self.schedule.length();
         let mut kills: Vec<_> =
             self.schedule.kills().into_iter().rev().map(|k| start + k).collect();
@@ -206,14 +213,16 @@ impl Director {
         Ok(disk.map_or(0, |disk| disk.read_bytes.saturating_add(disk.written_bytes)))
     }
 
-    fn sample(&mut self, client: &mut Client, start: Instant) -> Result<(), Failed> {
+    /// The same with when it was so: between the question and the answer.
+    fn timed_look(&self, client: &mut Client) -> Result<(Instant, u64), Failed> {
         let asked = Instant::now();
         let bytes = self.look(client)?;
-        // It was read somewhere between the question and the answer.
-        let read = asked + asked.elapsed() / 2;
-        if let Some(at) = read.checked_duration_since(start) {
-            self.seen.series.add(Sample { at, bytes });
-        }
+        Ok((asked + asked.elapsed() / 2, bytes))
+    }
+
+    fn sample(&mut self, client: &mut Client, start: Instant) -> Result<(), Failed> {
+        let (read, bytes) = self.timed_look(client)?;
+        self.seen.series.add(Sample { at: read.saturating_duration_since(start), bytes });
         Ok(())
     }
 
@@ -278,16 +287,11 @@ impl Director {
         self.view.lock().unwrap_or_else(PoisonError::into_inner).say(text);
     }
 
-    /// Draws the state `start` counts from, or takes the picture away.
+    /// Draws the state, with times from `start` on, or takes the picture away.
     fn draw(&self, start: Option<Instant>) {
+        let live = start.map(|start| Live::new(start.elapsed(), &self.schedule, &self.seen));
         let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
-        match start.and_then(|start| Instant::now().checked_duration_since(start)) {
-            Some(now) => {
-                view.live(&Progress::Running(Box::new(Live::new(now, &self.schedule, &self.seen))))
-            }
-            None if start.is_some() => view.live(&Progress::WarmingUp),
-            None => view.live(&Progress::Over),
-        }
+        view.live(live.as_ref());
     }
 }
 

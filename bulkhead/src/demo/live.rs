@@ -35,12 +35,14 @@ pub struct Live {
     pub blackout: Option<(Us, Us)>,
     pub undisturbed: Option<f64>,
     pub killed: Option<f64>,
+    /// Deaths that nobody asked for: on a busy host a heart may not beat in time.
+    pub hangs: usize,
 }
 
-/// What a restart's blackout was, if it ended one.
-pub fn blackout(restart: &Restart) -> Option<Us> {
-    let is_death = restart.cause != Cause::Request;
-    restart.blackout_ns.filter(|_| is_death).map(|ns| Us::new(ns / 1000))
+/// How long a restart's blackout was, if it is that of a kill.
+fn blackout(restart: &Restart) -> Option<Us> {
+    let is_kill = restart.cause == Cause::Crash;
+    restart.blackout_ns.filter(|_| is_kill).map(|ns| Us::new(ns / 1000))
 }
 
 impl Live {
@@ -71,6 +73,7 @@ impl Live {
             blackout: (count > 0).then_some((spread.p50, spread.max)),
             undisturbed: mean(Kind::Undisturbed),
             killed: mean(Kind::Killed),
+            hangs: seen.restarts.iter().filter(|r| r.cause == Cause::Hang).count(),
             rates,
         }
     }
@@ -93,7 +96,14 @@ impl Live {
         if let (Some(last), Some((median, longest))) = (self.last, self.blackout) {
             line += &format!("; blackout {last}, median {median}, longest {longest}");
         }
-        line
+        line + &self.hangs_words()
+    }
+
+    fn hangs_words(&self) -> String {
+        match self.hangs {
+            0 => String::new(),
+            n => format!("; and {n} by a heart that did not beat in time"),
+        }
     }
 
     /// Lines for a terminal that is so wide.
@@ -126,7 +136,7 @@ impl Live {
                 rate(self.undisturbed),
                 rate(self.killed)
             ),
-            format!("time        {elapsed:.0} s of {length:.0} s, {doing}"),
+            format!("time        {elapsed:.0} s of {length:.0} s, {doing}{}", self.hangs_words()),
         ];
         lines.iter_mut().for_each(|line| *line = line.chars().take(width).collect());
         lines
@@ -172,8 +182,12 @@ mod tests {
             seen.series.add(Sample { at: Duration::from_millis(ms), bytes });
         }
         seen.kills = vec![2 * S];
-        seen.restarts =
-            vec![restart(Cause::Crash, 3), restart(Cause::Request, 900), restart(Cause::Crash, 5)];
+        seen.restarts = vec![
+            restart(Cause::Crash, 3),
+            restart(Cause::Request, 900),
+            restart(Cause::Hang, 800),
+            restart(Cause::Crash, 5),
+        ];
         Live::new(3 * S, &Schedule::new(2, S, 2 * S), &seen)
     }
 
@@ -188,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn only_deaths_count_as_blackouts() {
+    fn only_kills_count_as_blackouts_and_hangs_are_told_apart() {
         let live = live();
         assert_eq!(live.last, Some(Us::from_ms(5)));
         assert_eq!(live.blackout, Some((Us::from_ms(3), Us::from_ms(5))));

@@ -78,24 +78,14 @@ impl Options {
     }
 }
 
-/// How far it is, for who watches.
-#[derive(Clone, Debug)]
-pub enum Progress {
-    /// The load runs, nothing is measured yet.
-    WarmingUp,
-    Running(Box<Live>),
-    /// There is nothing to draw any more.
-    Over,
-}
-
 /// Who watches.
 pub trait View {
     /// A line of the tool's own.
     fn say(&mut self, text: &str);
     /// Where long work shows how far it has come.
     fn progress(&self) -> progress::Progress;
-    /// The picture, several times a second.
-    fn live(&mut self, state: &Progress);
+    /// The picture, several times a second; none when there is nothing to draw any more.
+    fn live(&mut self, live: Option<&Live>);
 }
 
 /// Shows it.

@@ -157,14 +157,6 @@ impl Report {
             ));
         }
         found.extend(self.file_system.iter().map(|said| format!("e2fsck: {said}")));
-        let answered = self.blackout_us.prompt.all.count as usize;
-        if answered < self.kills {
-            found.push(format!(
-                "after {} of {} kills no answer came",
-                self.kills - answered,
-                self.kills
-            ));
-        }
         found
     }
 
@@ -210,6 +202,7 @@ impl Report {
         let mut row = |name: &str, value: Option<String>| {
             rows.push((name.into(), value.unwrap_or("not looked at".into())));
         };
+        row("kills", Some(self.kill_words()));
         row("other deaths", Some(self.other_deaths()));
         row("fio", self.load.as_ref().map(job_words));
         row("audit", self.audit.as_ref().map(job_words));
@@ -226,6 +219,18 @@ impl Report {
         let clean = self.file_system.clone().unwrap_or("clean (e2fsck on the host)".into());
         row("root image", self.image.is_some().then_some(clean));
         rows
+    }
+
+    fn kill_words(&self) -> String {
+        let answered = self.blackout_us.prompt.all.count as usize;
+        let mut words = format!("{answered} of {} followed by an answer", self.kills);
+        if answered < self.kills {
+            words += "; after the others the next death came first";
+        }
+        if self.kills_refused > 0 {
+            words += &format!("; {} more came while it was dead", self.kills_refused);
+        }
+        words
     }
 
     /// Deaths that were not asked for.

@@ -4,7 +4,7 @@
 use super::{count_interrupts, print_json, refuse};
 use crate::Demo;
 use bulkhead::{
-    demo::{self, Live, Options, Progress, Report, View},
+    demo::{self, Live, Options, Report, View},
     progress,
     setup::SetupError,
 };
@@ -124,15 +124,15 @@ impl View for Screen {
         self.progress.clone()
     }
 
-    fn live(&mut self, state: &Progress) {
-        match state {
-            Progress::Running(live) if self.is_terminal => self.picture(live),
-            Progress::Running(live) if Instant::now() >= self.line_due => {
+    fn live(&mut self, live: Option<&Live>) {
+        match live {
+            Some(live) if self.is_terminal => self.picture(live),
+            Some(live) if Instant::now() >= self.line_due => {
                 self.line_due = Instant::now() + LINE_EVERY;
                 eprintln!("{}", live.line());
             }
-            Progress::Running(_) | Progress::WarmingUp => {}
-            Progress::Over => self.drawn = 0,
+            Some(_) => {}
+            None => self.drawn = 0,
         }
     }
 }
