@@ -91,7 +91,7 @@ struct Demo {
     #[arg(long, value_name = "TIME", default_value = "1s")]
     every: bulkhead::setup::Span,
     /// How long it goes without kills, and then with kills, in turns.
-    #[arg(long, value_name = "TIME", default_value = "10s")]
+    #[arg(long, value_name = "TIME", default_value = "5s")]
     stretch: bulkhead::setup::Span,
     /// The guest's kernel.
     #[arg(long, value_enum, default_value_t)]

@@ -246,14 +246,25 @@ impl Report {
     }
 
     fn throughput_words(&self) -> String {
-        let Comparison { undisturbed_bytes_per_s, killed_bytes_per_s, ratio, ratios, .. } =
-            &self.throughput;
+        let Comparison {
+            undisturbed_bytes_per_s,
+            killed_bytes_per_s,
+            ratio,
+            ratios,
+            median_ratio,
+            ..
+        } = &self.throughput;
         let percent = |ratio: f64| format!("{:.1} %", ratio * 100.0);
         let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
         let most = ratios.iter().copied().fold(0.0, f64::max);
         let spread = match ratios.len() {
             0 | 1 => String::new(),
-            n => format!(" ({} to {} in {n} pairs of stretches)", percent(least), percent(most)),
+            n => format!(
+                " (median of {n} pairs of stretches {}, {} to {})",
+                percent(median_ratio.unwrap_or_default()),
+                percent(least),
+                percent(most)
+            ),
         };
         format!(
             "undisturbed {}, killed {}: {}{spread}",

@@ -44,6 +44,8 @@ pub struct Comparison {
     pub ratio: Option<f64>,
     /// The same of each pair of neighbours: how far they differ is the host's noise.
     pub ratios: Vec<f64>,
+    /// Of these the middle one: less than `ratio` it depends on when the host was busy.
+    pub median_ratio: Option<f64>,
     pub stretches: Vec<Rate>,
 }
 
@@ -106,13 +108,26 @@ impl Series {
         let killed = mean(|pair| pair.killed);
         let ratio =
             |killed: f64, undisturbed: f64| (undisturbed > 0.0).then(|| killed / undisturbed);
+        let ratios: Vec<_> = pairs.iter().filter_map(|p| ratio(p.killed, p.undisturbed)).collect();
         Comparison {
             undisturbed_bytes_per_s: undisturbed,
             killed_bytes_per_s: killed,
             ratio: killed.zip(undisturbed).and_then(|(k, u)| ratio(k, u)),
-            ratios: pairs.iter().filter_map(|p| ratio(p.killed, p.undisturbed)).collect(),
+            median_ratio: median(&ratios),
+            ratios,
             stretches,
         }
+    }
+}
+
+/// The middle one, or the mean of the two in the middle.
+fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let upper = *sorted.get(sorted.len() / 2)?;
+    match sorted.len() % 2 {
+        1 => Some(upper),
+        _ => Some((sorted[sorted.len() / 2 - 1] + upper) / 2.0),
     }
 }
 
@@ -172,6 +187,14 @@ mod tests {
         assert_eq!(found.killed_bytes_per_s, Some(135.0));
         assert_eq!(found.ratio, Some(0.9));
         assert_eq!(found.ratios, [0.9, 0.9]);
+    }
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(&[]), None);
+        assert_eq!(median(&[3.0]), Some(3.0));
+        assert_eq!(median(&[9.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(&[9.0, 1.0, 2.0, 4.0]), Some(3.0));
     }
 
     #[test]
