@@ -307,7 +307,7 @@ impl Report {
     }
 
     fn cards(&self) -> Vec<Card> {
-        let all = &self.blackout_us.all;
+        let all = &self.blackout_us.prompt.all;
         let of = |us: Us| if all.count == 0 { "-".to_owned() } else { us.to_string() };
         let errors = self.reasons.len();
         let card = |name: &str, value: String, more: String, is_good| Card {
