@@ -70,6 +70,8 @@ domain_calls! {
     unpause_domain(UNPAUSE_DOMAIN);
     /// Resets a domain in place.
     reset_domain(RESET_DOMAIN);
+    /// Resets a domain in place, which keeps the memory that it was given.
+    reset_keeping(RESET_KEEPING);
 }
 
 /// Stops a domain at whatever instruction it is, as if it had crashed there.

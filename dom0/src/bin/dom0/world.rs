@@ -62,6 +62,8 @@ pub struct World {
     /// Driver domains that want a new life.
     pub cases: Cases,
     services: BTreeMap<DomId, Service>,
+    /// Memory that driver domains were given, by pfn.
+    pub frames: BTreeMap<DomId, Vec<u64>>,
     pub agents: BTreeMap<DomId, Agent>,
     ledgers: BTreeMap<String, Ledger>,
     wake_link: Sender<()>,
@@ -118,6 +120,7 @@ impl World {
             restarts,
             cases,
             services: BTreeMap::new(),
+            frames: BTreeMap::new(),
             agents: BTreeMap::new(),
             ledgers: BTreeMap::new(),
             wake_link,
@@ -461,6 +464,7 @@ impl World {
 
     /// Takes away all but the back ends that serve it.
     pub fn remove(&mut self, domid: DomId, is_guest: bool) {
+        self.frames.remove(&domid);
         self.services.remove(&domid);
         self.agents.remove(&domid);
         self.store.release(domid);
