@@ -82,6 +82,8 @@ pub struct Seen {
 /// What the director needs.
 pub struct Director {
     pub socket: PathBuf,
+    /// Of QEMU.
+    pub process: u32,
     pub schedule: Schedule,
     /// Restarts as Dom0 tells of them.
     pub restarts: Receiver<Restart>,
@@ -156,7 +158,8 @@ impl Director {
         }
         // The first look is the beginning of time.
         let (start, bytes) = self.timed_look(client)?;
-        self.seen.series.add(Sample { at: Duration::ZERO, bytes });
+        let cpu = cpu_time(self.process);
+        self.seen.series.add(Sample { at: Duration::ZERO, bytes, cpu });
         let end = start + self.schedule.length();
         let mut kills: Vec<_> =
             self.schedule.kills().into_iter().rev().map(|k| start + k).collect();
@@ -222,7 +225,8 @@ impl Director {
 
     fn sample(&mut self, client: &mut Client, start: Instant) -> Result<(), Failed> {
         let (read, bytes) = self.timed_look(client)?;
-        self.seen.series.add(Sample { at: read.saturating_duration_since(start), bytes });
+        let at = read.saturating_duration_since(start);
+        self.seen.series.add(Sample { at, bytes, cpu: cpu_time(self.process) });
         Ok(())
     }
 
@@ -295,6 +299,17 @@ impl Director {
     }
 }
 
+/// CPU time that a process has had, with all its threads.
+fn cpu_time(process: u32) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // Behind the name, which may hold anything: fields 3 and up of proc(5); 14 and 15 are ticks.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_ascii_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<f64>().ok();
+    let total = ticks()? + ticks()?;
+    Some(Duration::from_secs_f64(total / rustix::param::clock_ticks_per_second() as f64))
+}
+
 /// A job that runs.
 type Load = JoinHandle<Result<Job, Failed>>;
 
@@ -343,4 +358,19 @@ fn run(
 fn texts(collected: &Collected) -> (String, String) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (text(&collected.stdout), text(&collected.stderr))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_is_had_by_who_computes_and_unknown_of_who_is_not_there() {
+        let before = cpu_time(std::process::id()).expect("we are there");
+        let busy_until = Instant::now() + Duration::from_secs(10);
+        while cpu_time(std::process::id()).expect("we are there") == before {
+            assert!(Instant::now() < busy_until, "ten seconds without any");
+        }
+        assert_eq!(cpu_time(u32::MAX), None);
+    }
 }

@@ -179,7 +179,7 @@ mod tests {
     fn live() -> Live {
         let mut seen = Seen::default();
         for (ms, bytes) in [(0, 0), (2000, 2_000_000), (3000, 2_500_000)] {
-            seen.series.add(Sample { at: Duration::from_millis(ms), bytes });
+            seen.series.add(Sample { at: Duration::from_millis(ms), bytes, cpu: None });
         }
         seen.kills = vec![2 * S];
         seen.restarts = vec![

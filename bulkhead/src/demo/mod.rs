@@ -175,6 +175,7 @@ impl Stage {
         let (tell, restarts): (_, Receiver<Restart>) = mpsc::channel();
         let director = Director {
             socket: PathBuf::new(),
+            process: 0,
             schedule: schedule.clone(),
             restarts,
             interrupts: Arc::clone(&options.interrupts),
@@ -211,6 +212,12 @@ impl Observer for Stage {
 
     fn progress(&self) -> progress::Progress {
         self.view.lock().unwrap_or_else(PoisonError::into_inner).progress()
+    }
+
+    fn process(&mut self, pid: u32) {
+        if let Some(director) = &mut self.director {
+            director.process = pid;
+        }
     }
 
     fn started(&mut self, socket: &Path) {

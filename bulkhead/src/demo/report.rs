@@ -198,7 +198,10 @@ impl Report {
 
     /// Names and values of what was looked at.
     fn rows(&self) -> Vec<(String, String)> {
-        let mut rows = vec![("throughput".to_owned(), self.throughput_words())];
+        let mut rows = vec![
+            ("throughput".to_owned(), self.throughput_words()),
+            ("by CPU time".to_owned(), self.cpu_words()),
+        ];
         let mut row = |name: &str, value: Option<String>| {
             rows.push((name.into(), value.unwrap_or("not looked at".into())));
         };
@@ -271,6 +274,20 @@ impl Report {
             live::rate(*undisturbed_bytes_per_s),
             live::rate(*killed_bytes_per_s),
             ratio.map_or("-".into(), percent),
+        )
+    }
+
+    fn cpu_words(&self) -> String {
+        let Some(by_cpu) = self.throughput.by_cpu else {
+            return "not known".into();
+        };
+        format!(
+            "undisturbed {}, killed {}: {:.1} %; it had {:.0} % and {:.0} % of a processor",
+            live::rate(Some(by_cpu.undisturbed_bytes_per_cpu_s)),
+            live::rate(Some(by_cpu.killed_bytes_per_cpu_s)),
+            by_cpu.ratio * 100.0,
+            by_cpu.undisturbed_share * 100.0,
+            by_cpu.killed_share * 100.0
         )
     }
 

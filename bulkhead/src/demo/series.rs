@@ -15,6 +15,8 @@ pub struct Sample {
     pub at: Duration,
     /// Read and written since the start of the machine.
     pub bytes: u64,
+    /// CPU time that the machine has had on the host, if the host says.
+    pub cpu: Option<Duration>,
 }
 
 /// The looks, in the order of time.
@@ -31,6 +33,8 @@ pub struct Rate {
     pub length_s: f64,
     /// Null if it was not seen to its end.
     pub bytes_per_s: Option<f64>,
+    /// CPU time of the machine on the host by the time of the stretch.
+    pub cpu_share: Option<f64>,
 }
 
 /// What the kills cost.
@@ -46,7 +50,21 @@ pub struct Comparison {
     pub ratios: Vec<f64>,
     /// Of these the middle one: less than `ratio` it depends on when the host was busy.
     pub median_ratio: Option<f64>,
+    /// The same by the machine's CPU time in place of time: what others do on the host does not
+    /// show, nor does time in which the machine idles.
+    pub by_cpu: Option<ByCpu>,
     pub stretches: Vec<Rate>,
+}
+
+/// Rates by CPU time, over the pairs of which it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ByCpu {
+    pub undisturbed_bytes_per_cpu_s: f64,
+    pub killed_bytes_per_cpu_s: f64,
+    pub ratio: f64,
+    /// How much of a processor the machine had.
+    pub undisturbed_share: f64,
+    pub killed_share: f64,
 }
 
 impl Series {
@@ -59,21 +77,29 @@ impl Series {
         }
     }
 
-    /// Bytes until a time, by a straight line between two looks; none outside of all looks.
-    fn bytes_at(&self, at: Duration) -> Option<f64> {
+    /// A count at a time, by a straight line between two looks; none outside of all looks.
+    fn at(&self, at: Duration, count: impl Fn(&Sample) -> Option<f64>) -> Option<f64> {
         let after = self.samples.partition_point(|s| s.at < at);
         let right = self.samples.get(after)?;
         if right.at == at {
-            return Some(right.bytes as f64);
+            return count(right);
         }
         let left = self.samples.get(after.checked_sub(1)?)?;
         let share = (at - left.at).as_secs_f64() / (right.at - left.at).as_secs_f64();
-        Some(left.bytes as f64 + share * (right.bytes - left.bytes) as f64)
+        let (from, to) = (count(left)?, count(right)?);
+        Some(from + share * (to - from))
     }
 
     /// Bytes in a part of the time.
     pub fn bytes_in(&self, from: Duration, to: Duration) -> Option<f64> {
-        Some(self.bytes_at(to)? - self.bytes_at(from)?)
+        let bytes = |sample: &Sample| Some(sample.bytes as f64);
+        Some(self.at(to, bytes)? - self.at(from, bytes)?)
+    }
+
+    /// Seconds of CPU time in a part of the time.
+    fn cpu_in(&self, from: Duration, to: Duration) -> Option<f64> {
+        let cpu = |sample: &Sample| sample.cpu.map(|cpu| cpu.as_secs_f64());
+        Some(self.at(to, cpu)? - self.at(from, cpu)?)
     }
 
     /// Bytes in each step from the beginning on.
@@ -92,6 +118,7 @@ impl Series {
             from_s: stretch.from.as_secs_f64(),
             length_s,
             bytes_per_s: self.bytes_in(stretch.from, stretch.end()).map(|bytes| bytes / length_s),
+            cpu_share: self.cpu_in(stretch.from, stretch.end()).map(|cpu| cpu / length_s),
         }
     }
 
@@ -115,9 +142,36 @@ impl Series {
             ratio: killed.zip(undisturbed).and_then(|(k, u)| ratio(k, u)),
             median_ratio: median(&ratios),
             ratios,
+            by_cpu: by_cpu(&stretches),
             stretches,
         }
     }
+}
+
+fn by_cpu(stretches: &[Rate]) -> Option<ByCpu> {
+    let known = |pair: &[Rate]| pair.iter().all(|r| r.bytes_per_s.and(r.cpu_share).is_some());
+    let pairs: Vec<_> = stretches.chunks_exact(2).filter(|pair| known(pair)).collect();
+    let sum = |kind, of: fn(&Rate) -> Option<f64>| -> f64 {
+        let rates = pairs.iter().copied().flatten().filter(|rate| rate.kind == kind);
+        rates.map(|rate| of(rate).unwrap_or(0.0) * rate.length_s).sum()
+    };
+    // Bytes, seconds of CPU time, seconds.
+    let sums = |kind| {
+        [|rate: &Rate| rate.bytes_per_s, |rate: &Rate| rate.cpu_share, |_: &Rate| Some(1.0)]
+            .map(|of| sum(kind, of))
+    };
+    let [quiet_bytes, quiet_cpu, quiet] = sums(Kind::Undisturbed);
+    let [killed_bytes, killed_cpu, killed] = sums(Kind::Killed);
+    let (undisturbed_rate, killed_rate) = (quiet_bytes / quiet_cpu, killed_bytes / killed_cpu);
+    let found = ByCpu {
+        undisturbed_bytes_per_cpu_s: undisturbed_rate,
+        killed_bytes_per_cpu_s: killed_rate,
+        ratio: killed_rate / undisturbed_rate,
+        undisturbed_share: quiet_cpu / quiet,
+        killed_share: killed_cpu / killed,
+    };
+    // Without pairs, bytes or CPU time there is nothing to compare.
+    found.ratio.is_finite().then_some(found)
 }
 
 /// The middle one, or the mean of the two in the middle.
@@ -156,9 +210,24 @@ mod tests {
     fn series(looks: &[(u64, u64)]) -> Series {
         let mut series = Series::default();
         for &(ms, bytes) in looks {
-            series.add(Sample { at: Duration::from_millis(ms), bytes });
+            let at = Duration::from_millis(ms);
+            series.add(Sample { at, bytes, cpu: None });
         }
         series
+    }
+
+    #[test]
+    fn by_cpu_time_a_host_that_gives_half_makes_no_difference() {
+        let mut series = Series::default();
+        for (s, bytes, cpu_ms) in [(0, 0, 0), (1, 1000, 1000), (2, 1450, 1500)] {
+            let cpu = Some(Duration::from_millis(cpu_ms));
+            series.add(Sample { at: S * s, bytes, cpu });
+        }
+        let found = series.compare(&Schedule::new(1, S, S));
+        assert_eq!(found.ratio, Some(0.45));
+        let by_cpu = found.by_cpu.expect("known");
+        assert_eq!((by_cpu.ratio, by_cpu.killed_bytes_per_cpu_s), (0.9, 900.0));
+        assert_eq!((by_cpu.undisturbed_share, by_cpu.killed_share), (1.0, 0.5));
     }
 
     #[test]
@@ -205,5 +274,6 @@ mod tests {
         assert_eq!(found.stretches[3].bytes_per_s, None);
         let nothing = Series::default().compare(&schedule);
         assert_eq!((nothing.ratio, nothing.undisturbed_bytes_per_s), (None, None));
+        assert!(nothing.by_cpu.is_none() && found.by_cpu.is_none(), "the host said nothing");
     }
 }

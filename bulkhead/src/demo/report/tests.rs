@@ -49,7 +49,7 @@ fn seen() -> Seen {
         ..Seen::default()
     };
     for (s, bytes) in [(0, 0), (1, 1_000_000), (2, 1_900_000), (3, 2_900_000), (4, 3_850_000)] {
-        seen.series.add(Sample { at: S * s, bytes });
+        seen.series.add(Sample { at: S * s, bytes, cpu: Some(S * s / 2) });
     }
     seen
 }
@@ -72,6 +72,7 @@ fn a_guest_that_noticed_nothing_is_told_with_all_that_was_looked_at() {
         "killed 2 times",
         "3.00 ms",
         "undisturbed 1.0 MB/s, killed 0.9 MB/s: 92.5 % (median of 2 pairs of stretches 92.5 %, 90.0 % to 95.0 %)",
+        "undisturbed 2.0 MB/s, killed 1.9 MB/s: 92.5 %; it had 50 % and 50 % of a processor",
         "67 MB written",
         "16 of 16 pages",
         "clean",
