@@ -56,6 +56,9 @@ pub trait Observer {
         Progress::default()
     }
 
+    /// QEMU was started; this is its process.
+    fn process(&mut self, _pid: u32) {}
+
     /// The machine was started; this is the socket that other terminals use, until the run
     /// is over.
     fn started(&mut self, _socket: &Path) {}
@@ -149,6 +152,7 @@ pub fn run(
     let mut child = start()?;
     let (stop, watch) = match connect(&listener, &mut child, limits, lane, &give) {
         Ok(Ok(link)) => {
+            observer.process(child.id());
             observer.started(&session.control());
             let mut running = Running {
                 child,

@@ -22,6 +22,8 @@ struct Cli {
 enum Verb {
     /// Runs a set-up until its guests have ended.
     Run(Run),
+    /// Shows it: kills the driver of a Debian's disks again and again while fio verifies.
+    Demo(Demo),
     /// Tests the workspace: host tests, then set-ups in QEMU.
     Test(Test),
     /// Lists the domains of running machines.
@@ -32,7 +34,9 @@ enum Verb {
     Exec(Exec),
     /// Destroys a domain at once.
     Kill(Named),
-    /// Restart a driver domain: its guests go on.
+    /// Crashes a domain where it is: the guests of a driver domain go on.
+    Crash(Named),
+    /// Restarts a driver domain: its guests go on.
     Restart(Named),
     /// Asks a guest's kernel to power off.
     Shutdown(Waiting),
@@ -76,6 +80,31 @@ struct Run {
     /// Keeps the run's folder with its logs and the boot archive.
     #[arg(long)]
     keep: bool,
+}
+
+#[derive(clap::Args)]
+struct Demo {
+    /// How many seconds kills are done; as many more go by undisturbed, to compare with.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    seconds: u32,
+    /// Time from kill to kill, like 500ms.
+    #[arg(long, value_name = "TIME", default_value = "1s")]
+    every: bulkhead::setup::Span,
+    /// How long it goes without kills, and then with kills, in turns.
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    stretch: bulkhead::setup::Span,
+    /// The guest's kernel.
+    #[arg(long, value_enum, default_value_t)]
+    guest: bulkhead::demo::Guest,
+    /// What executes the machine.
+    #[arg(long, value_enum, default_value_t)]
+    accel: bulkhead::setup::Accel,
+    /// Writes report.json and report.html into this folder.
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// Prints one JSON object at the end, and nothing else, on the standard output.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(clap::Args)]
@@ -226,11 +255,13 @@ struct Boot {
 fn main() -> ExitCode {
     let code = match Cli::parse().verb {
         Verb::Run(args) => verbs::run(args),
+        Verb::Demo(args) => verbs::demo(&args),
         Verb::Test(args) => verbs::test(args),
         Verb::List(args) => verbs::list(&args),
         Verb::Console(args) => verbs::console(&args),
         Verb::Exec(args) => verbs::exec(args),
         Verb::Kill(args) => verbs::kill(&args),
+        Verb::Crash(args) => verbs::crash(&args),
         Verb::Restart(args) => verbs::restart(&args),
         Verb::Shutdown(args) => verbs::shutdown(&args),
         Verb::Reboot(args) => verbs::reboot(&args),

@@ -13,6 +13,8 @@ pub trait Machine {
     fn list(&mut self) -> Listing;
     /// Destroys a domain.
     fn kill(&mut self, domain: &str) -> Result<(), String>;
+    /// Crashes a domain at whatever instruction it is.
+    fn crash(&mut self, domain: &str) -> Result<(), String>;
     /// Restarts a driver domain under its guests.
     fn restart(&mut self, domain: &str) -> Result<(), String>;
     /// Asks a domain's kernel for something.
@@ -120,6 +122,7 @@ fn answer(request: Request, machine: &mut impl Machine) -> Reply {
         }
         Request::List => return Reply::List(machine.list()),
         Request::Kill { domain } => machine.kill(&domain),
+        Request::Crash { domain } => machine.crash(&domain),
         Request::Restart { domain } => machine.restart(&domain),
         Request::PowerOff { domain } => machine.ask(&domain, Wish::PowerOff),
         Request::Reboot { domain } => machine.ask(&domain, Wish::Reboot),
@@ -195,6 +198,9 @@ mod tests {
         fn kill(&mut self, domain: &str) -> Result<(), String> {
             self.note("kill", domain)
         }
+        fn crash(&mut self, domain: &str) -> Result<(), String> {
+            self.note("crash", domain)
+        }
         fn restart(&mut self, domain: &str) -> Result<(), String> {
             self.note("restart", domain)
         }
@@ -264,6 +270,7 @@ mod tests {
             Request::Sysrq { domain: name("e"), key: b's' },
             Request::SetMemory { domain: name("e"), memory_kib: 7 },
             Request::SetWallClock { unix_ns: 8 },
+            Request::Crash { domain: name("c") },
         ]);
         assert_eq!(
             calls,
@@ -280,7 +287,8 @@ mod tests {
                 "Reboot e",
                 "Sysrq(115) e",
                 "Memory(7) e",
-                "clock 8"
+                "clock 8",
+                "crash c"
             ]
         );
         assert_eq!(replies[0], reply(10, Reply::Hello { version: VERSION }));
@@ -288,7 +296,7 @@ mod tests {
         assert_eq!(replies[4], reply(14, Reply::Error("there is no domain \"ghost\"".into())));
         assert_eq!(replies[9], reply(19, Reply::Error("weight 0 is not within 1 to 65535".into())));
         assert_eq!(replies[10], reply(20, Reply::Done));
-        assert_eq!(replies.len(), 15);
+        assert_eq!(replies.len(), 16);
     }
 
     #[test]

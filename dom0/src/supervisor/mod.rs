@@ -46,6 +46,8 @@ pub struct Entry {
     pub pulse: Heart,
     /// Its next life is being made.
     pub is_reviving: bool,
+    /// Of a driver domain: it dies because somebody asked for that.
+    pub is_condemned: bool,
 }
 
 /// Least memory that a guest is asked to shrink to: with less no kernel of any kind runs.
@@ -160,6 +162,7 @@ impl Entry {
             lives: Lives::default(),
             pulse: Heart::default(),
             is_reviving: false,
+            is_condemned: false,
         }
     }
 

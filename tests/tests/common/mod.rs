@@ -301,6 +301,12 @@ impl Background {
         remote::restart(Some(&id), domain).expect("restarted");
     }
 
+    /// Crashes a domain.
+    pub fn crash(&self, domain: &str) {
+        let id = self.id().expect("the run goes on");
+        remote::crash(Some(&id), domain).expect("crashed");
+    }
+
     /// Waits for the end of the run.
     pub fn finish(self) -> Ran {
         self.thread.join().expect("the run ended")

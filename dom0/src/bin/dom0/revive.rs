@@ -154,9 +154,9 @@ impl World {
         let Some(entry) = self.table.by_domid(case.domid) else {
             return;
         };
-        if case.cause != Cause::Request
-            && let Err(why) = entry.lives.spend(now)
-        {
+        let was_asked_for =
+            core::mem::take(&mut entry.is_condemned) || case.cause == Cause::Request;
+        if !was_asked_for && let Err(why) = entry.lives.spend(now) {
             let reason = format!("{why}; last: {}", case.reason);
             entry.quarantine(reason.clone());
             let domain = entry.name.clone();
