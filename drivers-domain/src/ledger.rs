@@ -5,7 +5,7 @@
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use blkback::{Counters, Ledger, Redo, SharedLedger};
+use blkback::{Counters, Cursors, Ledger, OnFailure, Redo, SharedLedger};
 use bulkhead_abi::{DomId, Gref, PAGE_SIZE, ledger as at};
 use core::time::Duration;
 use domain_rt::grant::{self, GrantMapping};
@@ -133,6 +133,15 @@ impl Ledger for RingLedger {
     }
     fn clear_redo(&mut self) {
         self.slot.clear_redo();
+    }
+    fn cursors(&self) -> Cursors {
+        self.slot.cursors()
+    }
+    fn set_answered(&mut self, index: u32) {
+        self.slot.set_answered(index);
+    }
+    fn set_taken(&mut self, index: u32) {
+        self.slot.set_taken(index);
     }
     fn counters(&self) -> Counters {
         self.slot.counters()
