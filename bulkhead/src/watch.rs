@@ -336,6 +336,7 @@ mod tests {
             devices: Vec::new(),
             disks: if driver.is_empty() { Vec::new() } else { vec![disk] },
             on_reboot: Default::default(),
+            care: Default::default(),
             agent: false,
         }
     }

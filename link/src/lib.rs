@@ -18,7 +18,7 @@ use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// Version of everything in this crate; both sides must have the same.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// How often Dom0 is told the time before it builds guests: any one message may be late.
 pub const CLOCK_TELLS: usize = 6;
@@ -74,6 +74,8 @@ pub struct DomainSpec {
     /// Virtual disks it uses (guests).
     pub disks: Vec<Disk>,
     pub on_reboot: OnReboot,
+    /// How it is looked after (drivers).
+    pub care: Care,
     /// It has a second console for an [`agent`].
     pub agent: bool,
 }
@@ -86,6 +88,46 @@ pub enum OnReboot {
     Restart,
     /// It has ended.
     Destroy,
+}
+
+/// How a driver domain is looked after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Care {
+    pub on_failure: OnFailure,
+    /// A heart that has not beaten for this long has stopped.
+    pub hang_deadline_ns: u64,
+    /// So many lives may end by themselves within `restart_window_ns`; one more, and the domain
+    /// is quarantined.
+    pub restart_limit: u32,
+    pub restart_window_ns: u64,
+    /// What answers with errors while the domain is in quarantine, by its index into
+    /// `Manifest::images`; with [`OnFailure::Fail`].
+    pub refuser: Option<u32>,
+}
+
+impl Default for Care {
+    fn default() -> Self {
+        Self {
+            on_failure: OnFailure::default(),
+            hang_deadline_ns: 100_000_000,
+            restart_limit: 10,
+            restart_window_ns: 10_000_000_000,
+            refuser: None,
+        }
+    }
+}
+
+/// What becomes of guests' requests when their driver domain dies, in the words of Linux' ublk.
+/// Requests that it had taken are outstanding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnFailure {
+    /// Outstanding requests are run again by the next life; others wait for it.
+    #[default]
+    Reissue,
+    /// Outstanding requests get an error; others wait.
+    Queue,
+    /// Outstanding requests, and all that come before there is a next life, get an error.
+    Fail,
 }
 
 /// BVT parameters; see `bulkhead_abi::control::SchedParams`.
