@@ -96,10 +96,11 @@ pub fn list(run: Option<&str>) -> Result<Vec<RunListing>> {
 pub fn tables(runs: &[RunListing]) -> String {
     let table = |run: &RunListing| {
         format!(
-            "run {} of {}\n{}",
+            "run {} of {}\n{}{}",
             run.info.id,
             run.info.setup,
-            report::table(&run.domains, &run.disks)
+            report::table(&run.domains, &run.disks),
+            report::quarantines(&run.domains)
         )
     };
     runs.iter().map(table).collect::<Vec<_>>().join("\n")

@@ -93,6 +93,9 @@ impl Observer for Show {
                 self.terminal.ended(domain);
                 self.terminal.note(domain, &format!("ended: {}{why}", exit_word(*exit)));
             }
+            Event::Quarantined { domain, reason, refuses } => {
+                self.terminal.note(domain, &report::quarantine_line(domain, reason, *refuses));
+            }
             Event::ConsoleRoom { .. } | Event::Agent { .. } => {}
             Event::Restarted(restart) => {
                 self.terminal.note(&restart.driver, &report::restart_line(restart));
@@ -170,6 +173,7 @@ fn conclude(report: &report::Report, as_json: bool) {
     } else {
         eprint!("{}", report::table(&report.domains, &report.disks));
         eprint!("{}", report::last_words(&report.domains));
+        eprint!("{}", report::quarantines(&report.domains));
     }
     if !report.reason.is_empty() {
         eprintln!("{}", report.reason);

@@ -59,6 +59,11 @@ impl LedgerPages {
         }
     }
 
+    /// What Dom0 has ordered for the requests of the life before this one.
+    pub fn on_failure(&self) -> OnFailure {
+        OnFailure::from_raw(self.shared().load_u32(at::ON_FAILURE))
+    }
+
     /// Notes that all devices are up.
     pub fn devices_are_up(&self) {
         self.store_wide(at::DEVICE_NS, time::now().get());

@@ -268,6 +268,8 @@ pub enum Cause {
     Crash,
     /// Its heart did not beat.
     Hang,
+    /// It broke a protocol, said the other side.
+    Violation,
     /// Somebody asked for it.
     Request,
 }
@@ -316,6 +318,9 @@ pub enum Event {
         #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
+    /// A driver domain is not restarted any more. With `refuses` its guests' requests are
+    /// answered with errors until it is, otherwise they wait.
+    Quarantined { domain: String, reason: String, refuses: bool },
     /// A domain stopped.
     Ended { domain: String, exit: Exit, reason: String },
     /// A line of Dom0's own.
@@ -379,6 +384,10 @@ pub struct DomainReport {
     pub weight: u32,
     /// Times it was built again.
     pub restarts: u32,
+    /// The name of its image, if that is not the one it was started with.
+    pub updated: Option<String>,
+    /// In quarantine: its guests' requests are answered with errors.
+    pub refuses: bool,
     /// The last lines on its console, if it ended other than by powering off.
     pub last_lines: Vec<String>,
 }

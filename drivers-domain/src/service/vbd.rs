@@ -12,7 +12,7 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use async_channel::Receiver;
-use blkback::{EndReason, MAX_INDIRECT_SEGMENTS, Parts, Range, Vbd, VbdId};
+use blkback::{EndReason, MAX_INDIRECT_SEGMENTS, OnFailure, Parts, Range, Vbd, VbdId};
 use bulkhead_abi::xs_wire::{
     XENBUS_CLOSED, XENBUS_CLOSING, XENBUS_CONNECTED, XENBUS_INIT_WAIT, XENBUS_INITIALISED,
     XENBUS_INITIALISING,
@@ -136,7 +136,7 @@ impl Disk<'_> {
                 _ => {}
             }
         }
-        let life = self.start(Vbd::new).await?;
+        let life = self.start(|parts| Vbd::new(parts).map(|vbd| self.refusing(vbd))).await?;
         let info = if self.range.is_writable() { 0 } else { INFO_READ_ONLY };
         let nodes = [
             ("sectors", self.range.sectors()),
@@ -151,13 +151,22 @@ impl Disk<'_> {
         Ok(Some(life))
     }
 
+    /// A disk with a new ring: there is nothing to decide on but whether it is served.
+    fn refusing(&self, vbd: Vbd<OnDomain>) -> Vbd<OnDomain> {
+        match self.context.ledger.on_failure() {
+            OnFailure::Refuse => vbd.treating(OnFailure::Refuse),
+            OnFailure::Reissue | OnFailure::Queue | OnFailure::Fail => vbd,
+        }
+    }
+
     /// Goes on with a disk that an earlier life of this domain served.
     async fn take_up(&self) -> Result<Option<Life>, Failure> {
         match self.front_state().await? {
             XENBUS_INITIALISED | XENBUS_CONNECTED => {}
             _ => return Ok(None),
         }
-        let life = self.start(Vbd::resume).await?;
+        let policy = self.context.ledger.on_failure();
+        let life = self.start(|parts| Vbd::resume(parts).map(|vbd| vbd.treating(policy))).await?;
         log::info!("{}: taken up again", self.path);
         Ok(Some(life))
     }

@@ -74,10 +74,10 @@ impl Machine for World {
             return Err(format!("{domain} is being restarted already"));
         }
         if state == State::Quarantined {
-            (entry.exit, entry.lives) = (None, Default::default());
+            entry.absolve();
         }
         let (cause, reason) = (Cause::Request, "on request".into());
-        self.wants_revival(Case { domid, cause, reason, ended: time::now() });
+        self.revive(Case { domid, cause, reason, ended: time::now() });
         Ok(())
     }
 
@@ -193,6 +193,8 @@ fn own_report() -> Option<DomainReport> {
         virtual_ns: virtual_time(DomId::DOM0).unwrap_or(0),
         weight,
         restarts: 0,
+        updated: None,
+        refuses: false,
         last_lines: Vec::new(),
     })
 }
