@@ -31,6 +31,8 @@ pub enum RemoteError {
     UnknownRun { wrong: String, hint: String },
     #[error("there is no domain `{wrong}`; {hint}")]
     UnknownDomain { wrong: String, hint: String },
+    #[error("`{image}` cannot be the image of a driver domain: {why}")]
+    BadImage { image: String, why: String },
     #[error("Dom0 refused: {0}")]
     Refused(String),
     #[error("{0}")]

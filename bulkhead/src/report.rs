@@ -132,6 +132,11 @@ pub struct Core {
     pub system_time_ns: u64,
     pub longest_stay_ns: u64,
     pub switches: u64,
+    /// Mappings of granted frames, of all domains.
+    pub grants: u64,
+    /// Event channels in use, of all domains.
+    pub ports: u64,
+    pub dom0_heap_bytes: u64,
 }
 
 impl From<&DomainReport> for Domain {
@@ -181,6 +186,9 @@ impl From<&MachineReport> for Core {
             system_time_ns: machine.system_time_ns,
             longest_stay_ns: machine.longest_stay_ns,
             switches: machine.switches,
+            grants: machine.grants,
+            ports: machine.ports,
+            dom0_heap_bytes: machine.dom0_heap_bytes,
         }
     }
 }

@@ -212,6 +212,22 @@ pub enum Request {
     Restart {
         domain: String,
     },
+    /// A part of an image, for [`Request::Update`]; parts come in order. `upload` is a number of
+    /// the sender's own. One image is kept at a time: another one that begins takes its place.
+    ImagePart {
+        upload: u64,
+        /// Bytes of the whole image, at most [`MOST_IMAGE_BYTES`].
+        total: u64,
+        offset: u64,
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
+    /// Restarts a driver domain with another image, which is its own from then on. An image
+    /// that does not load is refused, and nothing happens.
+    Update {
+        domain: String,
+        to: NewImage,
+    },
     Pause {
         domain: String,
     },
@@ -237,6 +253,20 @@ pub enum Request {
     },
     /// Ends the machine once all domains are destroyed.
     Shutdown,
+}
+
+/// Largest image that can be sent, bytes.
+pub const MOST_IMAGE_BYTES: u64 = 16 << 20;
+/// Bytes of an image that are sent in one [`Request::ImagePart`].
+pub const IMAGE_PART_BYTES: usize = 128 << 10;
+
+/// What a driver domain is to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NewImage {
+    /// What was sent; the name is for people.
+    Sent { upload: u64, name: String },
+    /// That of the set-up.
+    Original,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -366,6 +396,12 @@ pub struct MachineReport {
     pub system_time_ns: u64,
     pub longest_stay_ns: u64,
     pub switches: u64,
+    /// Mappings of granted frames, of all domains.
+    pub grants: u64,
+    /// Event channels in use, of all domains.
+    pub ports: u64,
+    /// Bytes of its heap that Dom0 uses.
+    pub dom0_heap_bytes: u64,
 }
 
 /// A stopped domain stays listed, with what it used when it ended.

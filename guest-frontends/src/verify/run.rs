@@ -388,7 +388,7 @@ impl<'a, P: Platform, H: Host<P>> Run<'a, P, H> {
             now.saturating_sub(self.start) / 1_000_000,
             counts.ops,
             counts.bytes,
-            counts.errors + counts.violations,
+            counts.errors + counts.violations.saturating_sub(counts.reconnects),
             counts.wrong() + counts.corrupt,
             self.gaps.longest_us(now),
             self.gaps.current(now) / 1000,

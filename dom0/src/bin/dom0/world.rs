@@ -29,6 +29,7 @@ use dom0::{
     devices,
     store::{Quota, Store, ring::Transport},
     supervisor::{Counters, DiskUse, Table, Verdict},
+    uploads::Uploads,
     wishes,
 };
 use domain_rt::{Shared, control, event::Channel, exec, grant, mem, time};
@@ -61,6 +62,8 @@ pub struct World {
     pub restarts: Restarts,
     /// Driver domains that want a new life.
     pub cases: Cases,
+    /// An image that is being sent.
+    pub uploads: Uploads,
     services: BTreeMap<DomId, Service>,
     pub agents: BTreeMap<DomId, Agent>,
     ledgers: BTreeMap<String, Ledger>,
@@ -117,6 +120,7 @@ impl World {
             last_domid: DomId::DOM0,
             restarts,
             cases,
+            uploads: Uploads::default(),
             services: BTreeMap::new(),
             agents: BTreeMap::new(),
             ledgers: BTreeMap::new(),
