@@ -25,6 +25,9 @@ const REST_LIMIT: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(100);
 /// Looks in a row that must be alike.
 const ALIKE: usize = 3;
+/// The core keeps a frame for mapped grants as long as many are mapped, so that it depends on
+/// the load of the last moment whether it has one.
+const FRAME_SLACK: u64 = 1;
 /// What Dom0 may use more of its heap afterwards: it keeps the last lines of consoles, which
 /// are not always as long.
 const HEAP_SLACK: u64 = 16 << 10;
@@ -68,7 +71,7 @@ impl Use {
                 leaks.push(format!("{more} {what}"));
             }
         };
-        lost("frames", self.free_frames.saturating_sub(after.free_frames), 0);
+        lost("frames", self.free_frames.saturating_sub(after.free_frames), FRAME_SLACK);
         lost("grants", after.grants.saturating_sub(self.grants), 0);
         lost("ports", after.ports.saturating_sub(self.ports), 0);
         let heap = after.dom0_heap_bytes.saturating_sub(self.dom0_heap_bytes);
@@ -190,9 +193,11 @@ pub fn restart_many(
         return Err(RemoteError::Refused(format!("{driver} is no driver domain")));
     }
     let started = Instant::now();
-    let before = at_rest(&mut client, driver)?;
     let task = progress.begin(format!("restarting {driver}"), Amount::Steps(wanted.times.into()));
-    let (mut all, mut due) = (Vec::new(), Instant::now());
+    // Looked at after the first one: it leaves what each later one finds.
+    let (mut all, mut due) = (vec![restart_once(&mut client, driver)?], started + wanted.every);
+    task.advance(1);
+    let before = at_rest(&mut client, driver)?;
     while all.len() < wanted.times as usize && interrupts.load(Ordering::Relaxed) == 0 {
         thread::sleep(due.saturating_duration_since(Instant::now()));
         due = Instant::now() + wanted.every;
@@ -296,6 +301,7 @@ mod tests {
         let leaks = |after: Use| USE.leaks(&after).join(", ");
         assert_eq!(leaks(USE), "");
         assert_eq!(leaks(Use { free_frames: 101, grants: 4, ports: 8, dom0_heap_bytes: 0 }), "");
+        assert_eq!(leaks(Use { free_frames: 99, ..USE }), "");
         assert_eq!(leaks(Use { free_frames: 98, ..USE }), "2 frames");
         assert_eq!(leaks(Use { grants: 6, ports: 10, ..USE }), "1 grants, 1 ports");
         let heap = |more| leaks(Use { dom0_heap_bytes: USE.dom0_heap_bytes + more, ..USE });
