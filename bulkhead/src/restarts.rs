@@ -8,7 +8,7 @@ use crate::{
     report::Restart,
     wire::Client,
 };
-use bulkhead_link::{Event, FromDom0, Kind, Listing, MachineReport, Reply, Request, State};
+use bulkhead_link::{Cause, Event, FromDom0, Kind, Listing, MachineReport, Reply, Request, State};
 use serde::Serialize;
 use std::{
     sync::atomic::{AtomicU32, Ordering},
@@ -20,6 +20,8 @@ use std::{
 const LIMIT: Duration = Duration::from_secs(30);
 /// How long a restart may take until it is told.
 const RESTART_LIMIT: Duration = Duration::from_secs(60);
+/// Refusals in a row that are believed.
+const MOST_REFUSALS: u32 = 10;
 /// How long the machine may take to come to rest, and how often it is looked at.
 const REST_LIMIT: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(100);
@@ -213,18 +215,26 @@ pub fn restart_many(
     })
 }
 
-/// Restarts it, and waits until Dom0 tells how that went.
+/// Restarts it, and waits until Dom0 tells how that went. It may fail at that very moment by
+/// itself, and be refused to be restarted once more.
 fn restart_once(client: &mut Client, driver: &str) -> Result<Restart> {
-    let number = client.send(Request::Restart { domain: driver.into() })?;
-    let deadline = Instant::now() + RESTART_LIMIT;
+    let mut number = client.send(Request::Restart { domain: driver.into() })?;
+    let (deadline, mut refusals) = (Instant::now() + RESTART_LIMIT, 0);
     loop {
         match client.receive(deadline.saturating_duration_since(Instant::now()))? {
             Some(FromDom0::Reply { number: answered, reply: Reply::Error(why) })
                 if answered == number =>
             {
-                return Err(RemoteError::Refused(why));
+                refusals += 1;
+                if refusals > MOST_REFUSALS {
+                    return Err(RemoteError::Refused(why));
+                }
+                thread::sleep(LOOK);
+                number = client.send(Request::Restart { domain: driver.into() })?;
             }
-            Some(FromDom0::Event(Event::Restarted(restart))) if restart.driver == driver => {
+            Some(FromDom0::Event(Event::Restarted(restart)))
+                if restart.driver == driver && restart.cause == Cause::Request =>
+            {
                 return Ok((&restart).into());
             }
             Some(FromDom0::Event(Event::Quarantined { domain, reason, .. }))
