@@ -23,12 +23,14 @@ use std::{
 /// Requests in flight of the verifying guests.
 const DEPTH: u64 = 16;
 
-/// A guest under load on a driver domain with these lines.
+/// A guest under load on a driver domain with these lines. No heart is to be missed because
+/// the host is busy.
 fn setup(driver: &str, words: &str) -> String {
     format!(
         r#"
 [driver.disk]
 memory = "16M"
+hang-deadline = "5s"
 {driver}
 [disk.scratch]
 image = "scratch.raw"
@@ -47,6 +49,7 @@ const OTHERS: &str = r#"
 [driver.other]
 kernel = "disk"
 memory = "16M"
+hang-deadline = "5s"
 [disk.others]
 image = "others.raw"
 size = "2M"
@@ -244,8 +247,8 @@ fn a_quarantine_is_lifted_by_a_restart_with_an_image_that_works() {
 /// Restarts the driver domain so many times under load.
 fn restart_many(times: u32, limit: Duration) {
     let folder = tempfile::tempdir().expect("a folder");
-    // No restart is to come in between because the host was busy.
-    let text = setup("kernel = \"disk\"\nhang-deadline = \"5s\"", "status=500");
+    // Dom0 keeps the last lines of consoles: a guest that talks would fill its heap for a while.
+    let text = setup("kernel = \"disk\"", "status=999999999");
     let run = Background::start_for(folder.path(), &text, limit);
     go_on(&run, 200);
     let wanted = Wanted { times, every: Duration::ZERO };
@@ -256,17 +259,18 @@ fn restart_many(times: u32, limit: Duration) {
     eprintln!("{}", summary.text());
     assert_eq!((summary.restarts, summary.unanswered), (times, 0));
     assert_eq!(summary.leaks, Vec::<String>::new());
-    assert_eq!(summary.before.grants, summary.after.grants);
-    assert_eq!(summary.before.ports, summary.after.ports);
+    let (before, after) = (summary.before, summary.after);
+    assert_eq!((before.grants, before.ports), (after.grants, after.ports));
+    // Numbers in the lines of the driver domain's console get longer.
+    assert!(before.dom0_heap_bytes.abs_diff(after.dom0_heap_bytes) < 128, "{summary:?}");
     go_on(&run, 200);
     run.kill("verify");
     let ran = run.finish();
     assert_eq!(domain(&ran, "disk").restarts, times);
-    let status = ran.console("verify").lines().rfind(|line| line.contains(" status "));
-    let counts = Counts::parse(status.unwrap_or_else(|| panic!("{}", ran.story())));
-    assert!(status.is_some_and(|line| line.contains("errors=0 wrong=0")), "{status:?}");
-    assert!(counts.ops > u64::from(times), "{status:?}");
-    assert!(!ran.console("verify").contains("disk-verify: wrong"), "{status:?}");
+    let disk = &ran.report.disks[0];
+    assert_eq!(disk.errors, 0, "{}", ran.story());
+    assert!(disk.requests > u64::from(times), "{}", ran.story());
+    assert!(!ran.console("verify").contains("disk-verify: wrong"), "{}", ran.story());
 }
 
 #[test]
