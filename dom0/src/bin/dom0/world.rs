@@ -65,6 +65,8 @@ pub struct World {
     /// An image that is being sent.
     pub uploads: Uploads,
     services: BTreeMap<DomId, Service>,
+    /// Memory that driver domains were given, by pfn.
+    pub frames: BTreeMap<DomId, Vec<u64>>,
     pub agents: BTreeMap<DomId, Agent>,
     ledgers: BTreeMap<String, Ledger>,
     wake_link: Sender<()>,
@@ -122,6 +124,7 @@ impl World {
             cases,
             uploads: Uploads::default(),
             services: BTreeMap::new(),
+            frames: BTreeMap::new(),
             agents: BTreeMap::new(),
             ledgers: BTreeMap::new(),
             wake_link,
@@ -481,6 +484,7 @@ impl World {
 
     /// Takes away all but the back ends that serve it.
     pub fn remove(&mut self, domid: DomId, is_guest: bool) {
+        self.frames.remove(&domid);
         self.services.remove(&domid);
         self.agents.remove(&domid);
         self.store.release(domid);
