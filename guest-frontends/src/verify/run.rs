@@ -270,23 +270,20 @@ impl<'a, P: Platform, H: Host<P>> Run<'a, P, H> {
             return Err(Stop::Violation);
         }
         loop {
-            let (host, deadline) = (self.host, self.next_status);
+            let host = self.host;
+            // Not cut short by a line of status: what is begun again is told again.
+            let deadline = host.now().saturating_add(self.plan.patience_ns);
             let recovery = async { Some(host.recover(self.disk, &violation).await) };
             let silence = async {
                 host.sleep_until(deadline).await;
                 None
             };
-            let done = or(recovery, silence).await;
-            if host.now() >= deadline {
-                self.say_status();
-            }
-            match done {
+            match or(recovery, silence).await {
                 Some(true) => {
                     self.counts.reconnects += 1;
                     return Ok(());
                 }
                 Some(false) => return Err(Stop::Violation),
-                // What was begun is begun again.
                 None => self.lose_patience()?,
             }
         }
