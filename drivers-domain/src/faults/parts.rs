@@ -4,8 +4,8 @@ pub(crate) use super::{aim, at_work, listen, misses_interrupt};
 
 use super::Ledger;
 use super::step::{self, AwaitedDevice, Rest, WatchedRing};
+use crate::drive::Drive;
 use crate::platform::{Bell, MappedRing};
-use crate::virtio::VirtioBlk;
 use async_channel::{Receiver, RecvError};
 use blkback::faults::{FaultyDevice, FaultyNotifier, FaultyRing};
 use bulkhead_abi::Ns;
@@ -13,7 +13,7 @@ use domain_rt::{exec, time};
 
 pub type Ring = FaultyRing<WatchedRing, Ledger>;
 pub type Notifier = FaultyNotifier<Bell, Ledger>;
-pub type Device = FaultyDevice<AwaitedDevice<VirtioBlk>, Ledger>;
+pub type Device = FaultyDevice<AwaitedDevice<Drive>, Ledger>;
 
 pub(crate) fn ring(ring: MappedRing) -> Ring {
     FaultyRing::new(WatchedRing::new(ring), Ledger)
@@ -24,7 +24,7 @@ pub(crate) fn notifier(bell: Bell) -> Notifier {
     FaultyNotifier::new(bell, Ledger)
 }
 
-pub(crate) fn device(device: VirtioBlk) -> Device {
+pub(crate) fn device(device: Drive) -> Device {
     FaultyDevice::new(AwaitedDevice(device), Ledger)
 }
 

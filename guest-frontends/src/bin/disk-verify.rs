@@ -26,6 +26,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use domain_rt::abi::Ns;
 use domain_rt::exec::{self, block_on};
 use domain_rt::{Boot, Shutdown, console, println, shutdown, time, xenstore};
+use guest_frontends::blkfront::queue::Violation;
 use guest_frontends::blkfront::{self, Disk, Options};
 use guest_frontends::rt::Domain;
 use guest_frontends::verify::{self, Host, Plan};
@@ -110,7 +111,8 @@ async fn on_disk(
     number: u32,
     plan: &Plan,
 ) -> Result<(), String> {
-    let summary = verify::run(&mut disk, name, number, plan, &Guest).await;
+    let guest = Guest { domain, device };
+    let summary = verify::run(&mut disk, name, number, plan, &guest).await;
     let summary = summary.map_err(|error| format!("{error}"))?;
     println!("disk-verify: done {summary}");
     match summary.counts.is_all_well() {
@@ -150,10 +152,13 @@ async fn hear() {
     }
 }
 
-/// This guest, for the load.
-struct Guest;
+/// This guest, for the load on one disk.
+struct Guest<'a> {
+    domain: &'a Domain,
+    device: u32,
+}
 
-impl Host for Guest {
+impl Host<Domain> for Guest<'_> {
     fn now(&self) -> u64 {
         time::now().get()
     }
@@ -165,5 +170,9 @@ impl Host for Guest {
     }
     fn is_to_end(&self) -> bool {
         IS_TO_END.load(Ordering::Relaxed)
+    }
+    async fn recover(&self, disk: &mut Disk<Domain>, violation: &Violation) -> bool {
+        let recovered = blkfront::recover(self.domain, self.device, disk, violation).await;
+        recovered.inspect_err(|error| println!("disk-verify: no new connection: {error}")).is_ok()
     }
 }

@@ -64,8 +64,10 @@ counters! {
     damaged,
     /// Reads that the front end refused by its own checksums.
     corrupt,
-    /// Responses that break the protocol; the first one ends the run.
+    /// Times the back end broke the protocol.
     violations,
+    /// New connections after that; without one the run has ended.
+    reconnects,
     /// Requests that were not answered when patience was at its end.
     stalled,
 }
@@ -104,7 +106,8 @@ impl Counts {
 
     /// Whether a user has anything to complain about.
     pub fn is_all_well(&self) -> bool {
-        let failures = self.errors + self.corrupt + self.violations + self.stalled;
+        let lost = self.violations.saturating_sub(self.reconnects);
+        let failures = self.errors + self.corrupt + lost + self.stalled;
         self.wrong() + failures == 0
     }
 }

@@ -12,9 +12,11 @@ mod build;
 mod foreign;
 mod lane;
 mod link;
+mod quarantine;
 mod requests;
 mod restart;
 mod revive;
+mod violation;
 mod world;
 
 use alloc::{rc::Rc, string::String};
