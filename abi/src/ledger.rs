@@ -35,6 +35,16 @@ pub const FAULT_ACTIVATED_NS: usize = 72;
 /// u64 written by Dom0 before it changes any code: offset of the first [`patch`] entry in the
 /// pages in bits 0-31, how many there are in bits 32-63; 0 for none.
 pub const PATCHES: usize = 80;
+/// Part of an order, u32 each, written before its command. What could go wrong at first does
+/// not, so often; then it does so once, and so often again. The driver domain counts both down.
+pub const FAULT_SKIP: usize = 88;
+pub const FAULT_MORE: usize = 92;
+/// u64 linear addresses, written by a driver domain that is built with fault hooks: its heap
+/// and its stack, each from its start to its end. Bits are flipped there.
+pub const HEAP_START: usize = 96;
+pub const HEAP_END: usize = 104;
+pub const STACK_START: usize = 112;
+pub const STACK_END: usize = 120;
 
 /// What can be ordered to go wrong, and what the argument means; where 0 is an argument that
 /// makes no sense, it stands for the value in brackets.

@@ -12,13 +12,14 @@
 extern crate alloc;
 
 pub mod agent;
+pub mod injection;
 pub mod lane;
 
 use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// Version of everything in this crate; both sides must have the same.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// How often Dom0 is told the time before it builds guests: any one message may be late.
 pub const CLOCK_TELLS: usize = 6;
@@ -170,6 +171,19 @@ pub enum Request {
     Restart {
         domain: String,
     },
+    /// Has a driver domain with fault hooks go wrong.
+    Inject {
+        domain: String,
+        injection: injection::Injection,
+    },
+    /// How a driver domain is, and what came of an injection; the reply is [`Reply::Signs`].
+    Signs {
+        domain: String,
+    },
+    /// Takes an injection back as far as it has had no effect yet.
+    Disarm {
+        domain: String,
+    },
     Pause {
         domain: String,
     },
@@ -210,6 +224,7 @@ pub enum Reply {
         version: u32,
     },
     List(Listing),
+    Signs(injection::Signs),
     /// What went wrong, for a person to read.
     Error(String),
     /// So many bytes of console input were taken. If that is not all, [`Event::ConsoleRoom`]

@@ -5,6 +5,7 @@ use crate::wishes::Wish;
 use alloc::{collections::VecDeque, format, string::String, vec::Vec};
 use bulkhead_link::{
     Decoder, Event, FromDom0, Listing, Reply, Request, Sched, ToDom0, VERSION, encode,
+    injection::{Injection, Signs},
 };
 
 /// What requests ask for. Errors are for a person to read.
@@ -15,6 +16,12 @@ pub trait Machine {
     fn kill(&mut self, domain: &str) -> Result<(), String>;
     /// Restarts a driver domain under its guests.
     fn restart(&mut self, domain: &str) -> Result<(), String>;
+    /// Has a driver domain go wrong.
+    fn inject(&mut self, domain: &str, injection: &Injection) -> Result<(), String>;
+    /// How a driver domain is.
+    fn signs(&mut self, domain: &str) -> Result<Signs, String>;
+    /// Takes an injection back.
+    fn disarm(&mut self, domain: &str) -> Result<(), String>;
     /// Asks a domain's kernel for something.
     fn ask(&mut self, domain: &str, wish: Wish) -> Result<(), String>;
     /// Takes over the host's wall clock, ns since 1970.
@@ -121,6 +128,12 @@ fn answer(request: Request, machine: &mut impl Machine) -> Reply {
         Request::List => return Reply::List(machine.list()),
         Request::Kill { domain } => machine.kill(&domain),
         Request::Restart { domain } => machine.restart(&domain),
+        Request::Inject { domain, injection } => machine.inject(&domain, &injection),
+        Request::Disarm { domain } => machine.disarm(&domain),
+        Request::Signs { domain } => match machine.signs(&domain) {
+            Ok(signs) => return Reply::Signs(signs),
+            Err(text) => Err(text),
+        },
         Request::PowerOff { domain } => machine.ask(&domain, Wish::PowerOff),
         Request::Reboot { domain } => machine.ask(&domain, Wish::Reboot),
         Request::Sysrq { domain, key } => machine.ask(&domain, Wish::Sysrq(key)),
@@ -198,6 +211,15 @@ mod tests {
         fn restart(&mut self, domain: &str) -> Result<(), String> {
             self.note("restart", domain)
         }
+        fn inject(&mut self, domain: &str, injection: &Injection) -> Result<(), String> {
+            self.note(&format!("{injection:?}"), domain)
+        }
+        fn signs(&mut self, domain: &str) -> Result<Signs, String> {
+            self.note("signs", domain).map(|()| Signs::default())
+        }
+        fn disarm(&mut self, domain: &str) -> Result<(), String> {
+            self.note("disarm", domain)
+        }
         fn ask(&mut self, domain: &str, wish: Wish) -> Result<(), String> {
             self.note(&format!("{wish:?}"), domain)
         }
@@ -264,6 +286,9 @@ mod tests {
             Request::Sysrq { domain: name("e"), key: b's' },
             Request::SetMemory { domain: name("e"), memory_kib: 7 },
             Request::SetWallClock { unix_ns: 8 },
+            Request::Inject { domain: name("r"), injection: Injection::Kill },
+            Request::Disarm { domain: name("r") },
+            Request::Signs { domain: name("r") },
         ]);
         assert_eq!(
             calls,
@@ -280,7 +305,10 @@ mod tests {
                 "Reboot e",
                 "Sysrq(115) e",
                 "Memory(7) e",
-                "clock 8"
+                "clock 8",
+                "Kill r",
+                "disarm r",
+                "signs r"
             ]
         );
         assert_eq!(replies[0], reply(10, Reply::Hello { version: VERSION }));
@@ -288,7 +316,8 @@ mod tests {
         assert_eq!(replies[4], reply(14, Reply::Error("there is no domain \"ghost\"".into())));
         assert_eq!(replies[9], reply(19, Reply::Error("weight 0 is not within 1 to 65535".into())));
         assert_eq!(replies[10], reply(20, Reply::Done));
-        assert_eq!(replies.len(), 15);
+        assert_eq!(replies[17], reply(27, Reply::Signs(Signs::default())));
+        assert_eq!(replies.len(), 18);
     }
 
     #[test]

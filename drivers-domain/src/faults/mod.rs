@@ -64,11 +64,22 @@ pub fn listen(ledger: &LedgerPages, boot: &Boot) {
     let pages: &'static LedgerPages = Box::leak(Box::new(ledger.clone()));
     PAGES.call_once(|| Pages(pages.shared()));
     faults::arm(pages.shared());
+    tell_memory(pages);
     log::warn!("faults: this domain does wrong on order");
     if let Some(name) = boot.option("fault") {
         let number = |name| boot.option(name).and_then(|value| value.parse().ok()).unwrap_or(0);
         order_later(name.into(), number("fault-argument"), number("fault-after"));
     }
+}
+
+/// Says where heap and stack are. Of the stack only what a task has above it counts: what is
+/// below comes and goes.
+fn tell_memory(pages: &LedgerPages) {
+    let (heap, stack) = (faults::heap(), faults::stack());
+    pages.store_wide(at::HEAP_START, heap.start);
+    pages.store_wide(at::HEAP_END, heap.end);
+    pages.store_wide(at::STACK_START, stack.start);
+    pages.store_wide(at::STACK_END, stack.end);
 }
 
 fn order_later(name: String, argument: u64, after_ms: u64) {
@@ -85,6 +96,8 @@ fn order_later(name: String, argument: u64, after_ms: u64) {
             return;
         }
         pages.store_wide(at::FAULT_ACTIVATED_NS, 0);
+        pages.store(at::FAULT_SKIP, 0);
+        pages.store(at::FAULT_MORE, 0);
         pages.store_wide(at::FAULT_ARGUMENT, argument);
         pages.store_wide(at::FAULT_ARMED_NS, now());
         pages.store_wide(at::FAULT_COMMAND, number);

@@ -28,6 +28,22 @@ pub trait Host {
     fn sleep_until(&self, deadline: u64) -> impl Future<Output = ()>;
     /// Prints a line.
     fn say(&self, line: fmt::Arguments<'_>);
+    /// What somebody wants done beside the plan; each wish is told once.
+    fn wish(&self) -> Option<Wish> {
+        None
+    }
+}
+
+/// Something that a run is to do beside its plan. It says `wish=NUMBER done` with the status
+/// once it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Read every block.
+    Check(u64),
+    /// Write every block, then read it.
+    Renew(u64),
+    /// Come to the end of the plan.
+    End,
 }
 
 /// Why a run did not begin.
@@ -107,6 +123,8 @@ struct Run<'a, P: Platform, H> {
     start: u64,
     next_status: u64,
     lines: u32,
+    /// What is to be done when all that is in flight is answered.
+    wish: Option<Wish>,
     /// The last stage: it goes on when the time is over.
     is_last: bool,
 }
@@ -145,6 +163,7 @@ impl<'a, P: Platform, H: Host> Run<'a, P, H> {
             start,
             next_status: start.saturating_add(plan.status_ns),
             lines: 0,
+            wish: None,
             is_last: false,
         })
     }
@@ -154,17 +173,35 @@ impl<'a, P: Platform, H: Host> Run<'a, P, H> {
             self.stage(Stage::Fill).await?;
         }
         for _ in 0..self.plan.rounds {
-            if self.is_over() {
+            if self.is_over() || self.wish == Some(Wish::End) {
                 break;
             }
+            if let Some(wish) = self.wish.take() {
+                self.grant(wish).await?;
+            }
             self.stage(Stage::Mixed(self.table.blocks())).await?;
-            if !self.is_over() {
+            if !self.is_over() && self.wish.is_none() {
                 self.stage(Stage::ReadBack).await?;
             }
         }
         // Time does not end this one: what was written last is to be seen, too.
         self.is_last = true;
         self.stage(Stage::ReadBack).await
+    }
+
+    async fn grant(&mut self, wish: Wish) -> Result<(), Stop> {
+        let number = match wish {
+            Wish::Check(number) => number,
+            Wish::Renew(number) => {
+                self.stage(Stage::Fill).await?;
+                number
+            }
+            Wish::End => return Ok(()),
+        };
+        self.stage(Stage::ReadBack).await?;
+        self.say_status();
+        self.host.say(format_args!("wish={number} done disk={}", self.name));
+        Ok(())
     }
 
     /// Whether the time for new load is over.
@@ -176,7 +213,12 @@ impl<'a, P: Platform, H: Host> Run<'a, P, H> {
     async fn stage(&mut self, stage: Stage) -> Result<(), Stop> {
         self.load.begin(stage);
         loop {
-            self.ask_for_more();
+            self.wish = self.wish.or_else(|| self.host.wish());
+            // Every block is to be in the same state for a wish; random requests can wait.
+            let gives_way = self.wish.is_some() && matches!(stage, Stage::Mixed(_));
+            if !gives_way {
+                self.ask_for_more();
+            }
             if self.disk.in_flight() == 0 {
                 return Ok(());
             }
@@ -309,16 +351,20 @@ impl<'a, P: Platform, H: Host> Run<'a, P, H> {
         if answer.is_ok() {
             self.counts.bytes += bytes(extent) as u64;
             for (block, bytes) in extent.blocks().zip(into.as_chunks().0) {
-                self.judge(block, bytes);
+                self.judge(block, bytes, checked.is_err());
             }
         }
         self.note(action, answer.and(checked));
         self.buffer = data;
     }
 
-    fn judge(&mut self, block: u64, bytes: &[u8; BLOCK_BYTES]) {
+    /// Nobody takes for right what the front end has refused.
+    fn judge(&mut self, block: u64, bytes: &[u8; BLOCK_BYTES], is_refused: bool) {
         if let Err(wrong) = self.table.check(block, block::read(bytes)) {
-            self.counts.count(&wrong.kind);
+            match is_refused {
+                true => self.counts.caught += 1,
+                false => self.counts.count(&wrong.kind),
+            }
             self.complain(format_args!("{wrong}"));
         }
     }
@@ -348,13 +394,14 @@ impl<'a, P: Platform, H: Host> Run<'a, P, H> {
         self.next_status = now.saturating_add(self.plan.status_ns);
         let counts = &self.counts;
         self.host.say(format_args!(
-            "status disk={} t_ms={} ops={} bytes={} errors={} wrong={} longest_gap_us={} gap_us={}",
+            "status disk={} t_ms={} now_us={} ops={} bytes={} wrong={}{} longest_gap_us={} gap_us={}",
             self.name,
             now.saturating_sub(self.start) / 1_000_000,
+            now / 1000,
             counts.ops,
             counts.bytes,
-            counts.errors + counts.violations,
-            counts.wrong() + counts.corrupt,
+            counts.wrong(),
+            counts.troubles(),
             self.gaps.longest_us(now),
             self.gaps.current(now) / 1000,
         ));

@@ -11,7 +11,7 @@ use alloc::{
     vec::Vec,
 };
 use bulkhead_abi::{
-    DomId, Errno, Mfn, Port, VcpuId,
+    DomId, Errno, Mfn, Pfn, Port, VcpuId,
     control::{CREATE_DRIVER, CreateDomain, DeviceRef, MachineInfo, SetGrant},
     grant,
     shared_info::SharedInfo,
@@ -157,6 +157,10 @@ impl Construction<'_> {
     /// Gives the domain memory, contents and registers.
     fn lay_out(&self, plan: &Plan<'_>, nr_pages: u64) -> Result<(Rings, DomainFacts<'_>), String> {
         let mfns = self.populate(nr_pages)?;
+        if self.spec.kind == Kind::Driver {
+            let list = Pfn::new(plan.layout.p2m.start);
+            self.world.borrow_mut().hands.note(self.domid, &mfns, list);
+        }
         let list = MfnList::new(&mfns);
         let (store, console) = (list.of(plan.layout.store), list.of(plan.layout.console));
         let store_port = self.new_port("store")?;

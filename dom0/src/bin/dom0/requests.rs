@@ -6,7 +6,10 @@ use crate::{
 };
 use alloc::{format, string::String, vec::Vec};
 use bulkhead_abi::{DomId, control::MachineInfo, control::SchedParams, control::SetMaxPages};
-use bulkhead_link::{Cause, DomainReport, Kind, Listing, MachineReport, Sched, State};
+use bulkhead_link::{
+    Cause, DomainReport, Kind, Listing, MachineReport, Sched, State,
+    injection::{Injection, Signs},
+};
 use dom0::{
     control::{Machine, has_ended, no_such_domain},
     supervisor::disk_report,
@@ -79,6 +82,18 @@ impl Machine for World {
         let (cause, reason) = (Cause::Request, "on request".into());
         self.wants_revival(Case { domid, cause, reason, ended: time::now() });
         Ok(())
+    }
+
+    fn inject(&mut self, domain: &str, injection: &Injection) -> Result<(), String> {
+        self.do_wrong(domain, injection).map_err(|why| format!("{domain}: {why}"))
+    }
+
+    fn signs(&mut self, domain: &str) -> Result<Signs, String> {
+        self.signs_of(domain).map_err(|why| format!("{domain}: {why}"))
+    }
+
+    fn disarm(&mut self, domain: &str) -> Result<(), String> {
+        self.take_back(domain).map_err(|why| format!("{domain}: {why}"))
     }
 
     fn ask(&mut self, domain: &str, wish: Wish) -> Result<(), String> {

@@ -4,6 +4,7 @@
 use crate::{
     agent::Agent,
     foreign::ForeignPage,
+    inject::{ENTRIES, Hands, patches_at},
     restart::Restarts,
     revive::{Case, Cases},
 };
@@ -63,6 +64,8 @@ pub struct World {
     pub cases: Cases,
     services: BTreeMap<DomId, Service>,
     pub agents: BTreeMap<DomId, Agent>,
+    /// For faults that are injected.
+    pub hands: Hands,
     ledgers: BTreeMap<String, Ledger>,
     wake_link: Sender<()>,
 }
@@ -119,6 +122,7 @@ impl World {
             cases,
             services: BTreeMap::new(),
             agents: BTreeMap::new(),
+            hands: Hands::default(),
             ledgers: BTreeMap::new(),
             wake_link,
         }))
@@ -307,7 +311,8 @@ impl World {
 
     /// Makes the ledger of a driver domain, for `slots` disks.
     pub fn add_ledger(&mut self, driver: &str, domid: DomId, slots: usize) -> Result<(), String> {
-        let pages = (ledger::UNIT * (slots + 1)).div_ceil(PAGE_SIZE).max(1);
+        let bytes = ledger::UNIT * (slots + 1) + ENTRIES * ledger::patch::BYTES;
+        let pages = bytes.div_ceil(PAGE_SIZE);
         let pages = mem::alloc_pages(pages).ok_or("the control domain has no memory left")?;
         let mut grefs = Vec::new();
         for index in 0..pages.count() {
@@ -334,7 +339,8 @@ impl World {
     fn take_slot(&mut self, driver: &str) -> Option<usize> {
         let ledger = self.ledgers.get_mut(driver)?;
         let slot = ledger.next_slot;
-        if slot >= ledger::slots(ledger.pages.bytes() / PAGE_SIZE) {
+        // What is behind the slots is for armed changes.
+        if ledger::slot(slot + 1) > patches_at(ledger.pages) {
             return None;
         }
         ledger.next_slot += 1;
@@ -463,6 +469,7 @@ impl World {
     pub fn remove(&mut self, domid: DomId, is_guest: bool) {
         self.services.remove(&domid);
         self.agents.remove(&domid);
+        self.hands.forget(domid);
         self.store.release(domid);
         self.unwatch(domid);
         if is_guest && let Err(error) = devices::remove_domain(&mut self.store, domid) {
@@ -497,6 +504,11 @@ impl World {
     /// How often a driver domain's heart has beaten, by its own word.
     pub fn beats(&self, driver: &str) -> u64 {
         self.ledgers.get(driver).map_or(0, |l| l.pages.read_u64(ledger::HEARTBEAT_OFFSET))
+    }
+
+    /// The ledger of a driver domain.
+    pub fn ledger_pages(&self, driver: &str) -> Option<Shared<'static>> {
+        self.ledgers.get(driver).map(|ledger| ledger.pages)
     }
 
     /// When a driver domain's life reached a milestone, by its own word; `None` before.
