@@ -8,7 +8,9 @@
 //! most blocks of 4 KiB in one (8), `mix=WRITES:READS:FLUSHES` in percent (49:49:2),
 //! `blocks=N` of each disk (all), `fill=0` (do not write all of it first), `rounds=N` and
 //! `seconds=N` (no end), `status=MS` (1000), `patience=SECONDS` for a silent disk at the
-//! end (30), `integrity=1` (the front end keeps checksums, too).
+//! end (30), `integrity=1` (the front end keeps checksums, too), `pace=MS` of rest before each
+//! round (0), `listen=1` (it does what is typed on its console: `check N` has every block read,
+//! `renew N` written and read, and N told then; `end` has it come to its end).
 #![no_std]
 #![no_main]
 
@@ -22,10 +24,10 @@ use core::cell::Cell;
 use core::fmt;
 use domain_rt::abi::Ns;
 use domain_rt::exec::{self, block_on};
-use domain_rt::{Boot, Shutdown, println, shutdown, time, xenstore};
+use domain_rt::{Boot, Shutdown, console, println, shutdown, time, xenstore};
 use guest_frontends::blkfront::{self, Disk, Options};
 use guest_frontends::rt::Domain;
-use guest_frontends::verify::{self, Host, Plan};
+use guest_frontends::verify::{self, Host, Plan, Wish};
 
 domain_rt::entry!(main);
 
@@ -46,11 +48,20 @@ fn run(boot: &'static Boot) -> Result<(), String> {
     let plan = Plan::parse(|name| boot.option(name))?;
     let store = xenstore::connect(boot).ok_or("there is no xenstore")?;
     let domain = Rc::new(Domain::new(store));
-    block_on(async move { on_all_disks(domain, plan).await })
+    let wishes = Rc::new(Wishes::default());
+    if boot.option("listen") == Some("1") {
+        let wishes = wishes.clone();
+        exec::spawn(async move { wishes.listen().await }).detach();
+    }
+    block_on(async move { on_all_disks(domain, plan, wishes).await })
 }
 
 /// Runs the plan on every disk that can be written, at the same time.
-async fn on_all_disks(domain: Rc<Domain>, plan: Plan) -> Result<(), String> {
+async fn on_all_disks(
+    domain: Rc<Domain>,
+    plan: Plan,
+    wishes: Rc<Wishes>,
+) -> Result<(), String> {
     let names = blkfront::disks(&*domain).await.map_err(|error| format!("{error}"))?;
     let failed = Rc::new(Cell::new(0_u32));
     let mut tasks = Vec::new();
@@ -62,8 +73,9 @@ async fn on_all_disks(domain: Rc<Domain>, plan: Plan) -> Result<(), String> {
             continue;
         }
         let (domain, failed) = (domain.clone(), failed.clone());
+        let guest = Guest { wishes: wishes.clone(), heard: Cell::new(0) };
         tasks.push(exec::spawn(async move {
-            if let Err(what) = on_disk(&domain, device, disk, &name, number, &plan).await {
+            if let Err(what) = on_disk(&domain, device, disk, &name, number, &plan, &guest).await {
                 println!("disk-verify: {name}: {what}");
                 failed.set(failed.get() + 1);
             }
@@ -105,8 +117,9 @@ async fn on_disk(
     name: &str,
     number: u32,
     plan: &Plan,
+    guest: &Guest,
 ) -> Result<(), String> {
-    let summary = verify::run(&mut disk, name, number, plan, &Guest).await;
+    let summary = verify::run(&mut disk, name, number, plan, guest).await;
     let summary = summary.map_err(|error| format!("{error}"))?;
     println!("disk-verify: done {summary}");
     match summary.counts.is_all_well() {
@@ -125,8 +138,45 @@ async fn close(domain: &Rc<Domain>, device: u32, disk: Disk<Domain>) {
     }
 }
 
-/// This guest, for the load.
-struct Guest;
+/// Longest line that is listened to.
+const LINE_BYTES: usize = 64;
+
+/// What was typed last, and how many wishes there were until then.
+#[derive(Default)]
+struct Wishes(Cell<(u64, Option<Wish>)>);
+
+impl Wishes {
+    async fn listen(&self) {
+        let (mut line, mut bytes) = (String::new(), [0; 64]);
+        while let Some(count) = console::read(&mut bytes).await {
+            for &byte in bytes.iter().take(count) {
+                match byte {
+                    b'\r' | b'\n' => self.hear(&core::mem::take(&mut line)),
+                    _ if line.len() < LINE_BYTES => line.push(char::from(byte)),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn hear(&self, line: &str) {
+        let (verb, number) = line.split_once(' ').unwrap_or((line, ""));
+        let wish = match (verb, number.parse()) {
+            ("check", Ok(number)) => Wish::Check(number),
+            ("renew", Ok(number)) => Wish::Renew(number),
+            ("end", _) => Wish::End,
+            _ => return println!("disk-verify: `check N`, `renew N` and `end` are listened to"),
+        };
+        self.0.set((self.0.get().0 + 1, Some(wish)));
+    }
+}
+
+/// This guest, for the load on one disk.
+struct Guest {
+    wishes: Rc<Wishes>,
+    /// Wishes that were told.
+    heard: Cell<u64>,
+}
 
 impl Host for Guest {
     fn now(&self) -> u64 {
@@ -137,5 +187,9 @@ impl Host for Guest {
     }
     fn say(&self, line: fmt::Arguments<'_>) {
         println!("disk-verify: {line}");
+    }
+    fn wish(&self) -> Option<Wish> {
+        let (count, wish) = self.wishes.0.get();
+        (self.heard.replace(count) != count).then_some(wish).flatten()
     }
 }

@@ -179,6 +179,9 @@ impl<'a, P: Platform, H: Host> Run<'a, P, H> {
             if let Some(wish) = self.wish.take() {
                 self.grant(wish).await?;
             }
+            if self.plan.pace_ns > 0 {
+                self.rest().await;
+            }
             self.stage(Stage::Mixed(self.table.blocks())).await?;
             if !self.is_over() && self.wish.is_none() {
                 self.stage(Stage::ReadBack).await?;
@@ -187,6 +190,14 @@ impl<'a, P: Platform, H: Host> Run<'a, P, H> {
         // Time does not end this one: what was written last is to be seen, too.
         self.is_last = true;
         self.stage(Stage::ReadBack).await
+    }
+
+    async fn rest(&mut self) {
+        let end = self.host.now().saturating_add(self.plan.pace_ns);
+        self.host.sleep_until(end).await;
+        if self.host.now() >= self.next_status {
+            self.say_status();
+        }
     }
 
     async fn grant(&mut self, wish: Wish) -> Result<(), Stop> {
