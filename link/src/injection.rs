@@ -80,8 +80,6 @@ pub struct Signs {
     pub injected_ns: u64,
     /// When it had its first effect, by the word of the domain.
     pub activated_ns: u64,
-    /// When the present life began, by its own word.
-    pub boot_ns: u64,
     /// Beats of its heart in this life.
     pub beats: u64,
     /// Times it was restarted.

@@ -251,6 +251,8 @@ pub struct Restart {
     pub driver: String,
     pub cause: Cause,
     pub reason: String,
+    /// When it ended, by system time, ns.
+    pub ended_ns: u64,
     /// From its end until Dom0 acted.
     pub detect_ns: u64,
     /// Until nothing of the old life was left.

@@ -287,7 +287,11 @@ fn prepare(
         })?;
     }
     let prepared = run::prepare(&staged.setup, &run_options, observer)?;
-    Ok(prepared.map(|prepared| (prepared, staged)))
+    Ok(prepared.map(|mut prepared| {
+        // Its images are gone with the campaign, and a host that is slow to write is no hang.
+        prepared.plan.drives.iter_mut().for_each(|drive| drive.is_scratch = true);
+        (prepared, staged)
+    }))
 }
 
 fn read_image(prepared: &Prepared, staged: &Staged) -> Result<Image, InjectError> {

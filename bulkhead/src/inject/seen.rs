@@ -55,6 +55,8 @@ pub struct Seen {
     complaints: Vec<String>,
     quarantine: Option<String>,
     signs: Signs,
+    /// Restarts until the mark.
+    lives: u32,
     marked: Us,
     now: Us,
     disturbed: Us,
@@ -136,6 +138,8 @@ impl Seen {
         }
         if let Some(status) = rest.strip_prefix("status ") {
             self.status(domain, status);
+        } else if let Some(done) = rest.strip_prefix("done ") {
+            self.done(domain, done);
         } else if let Some((number, rest)) =
             rest.strip_prefix("wish=").and_then(|rest| rest.split_once(" done "))
             && let (Some(disk), Ok(number)) = (field(rest, "disk"), number.parse())
@@ -152,7 +156,8 @@ impl Seen {
         let marked = self.marked;
         let disk = self.disks.entry((domain.into(), name.into())).or_default();
         if counts.ops != disk.counts.ops {
-            disk.answered = now;
+            let silent = field(line, "gap_us").and_then(|us| us.parse().ok()).unwrap_or(0);
+            disk.answered = now.since(Us::new(silent));
         }
         if !has_noticed {
             let since = disk.answered.max(marked);
@@ -162,6 +167,14 @@ impl Seen {
         self.pass(now);
         let bytes = self.disks.values().map(|disk| disk.counts.bytes).sum();
         self.points.push((now, bytes));
+    }
+
+    /// The end of the load on a disk.
+    fn done(&mut self, domain: &str, line: &str) {
+        if let Some(name) = field(line, "disk") {
+            let disk = self.disks.entry((domain.into(), name.into())).or_default();
+            disk.counts = Counts::parse(line);
+        }
     }
 
     fn pass(&mut self, now: Us) {
@@ -201,7 +214,7 @@ impl Seen {
         self.complaints.clear();
         self.quarantine = None;
         self.front_activated = None;
-        self.marked = self.now;
+        (self.marked, self.lives) = (self.now, self.signs.restarts);
     }
 
     /// Something was said to be wrong, or somebody ended.
@@ -244,7 +257,7 @@ impl Seen {
     }
 
     fn has_noticed(&self) -> bool {
-        self.signs.is_reviving || self.restarts_told() > 0 || self.quarantine.is_some()
+        self.signs.restarts > self.lives || self.restarts_told() > 0 || self.quarantine.is_some()
     }
 
     /// When the fault had its first effect.
@@ -296,13 +309,7 @@ impl Seen {
         let from = self.activated().unwrap_or(injected);
         if let Some(first) = self.own_restarts().next() {
             let reason = first.reason.clone();
-            // By its own word the life that follows began at a time from which the phases
-            // before it lead back to when the end was noticed.
-            let phases = us(first.rebuild_ns).plus(us(first.teardown_ns));
-            let after_us = match self.restarts_told() {
-                1 if self.signs.boot_ns > 0 => us(self.signs.boot_ns).since(phases).since(from),
-                _ => us(first.detect_ns),
-            };
+            let after_us = us(first.ended_ns).plus(us(first.detect_ns)).since(from);
             return Some(Detected { cause: cause(first.cause), after_us, reason });
         }
         let after_us = self.now.since(from);

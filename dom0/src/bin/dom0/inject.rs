@@ -220,7 +220,6 @@ impl World {
             now_ns: time::now().get(),
             injected_ns: hand.injected_ns,
             activated_ns: [hand.at_once_ns, order, patch].into_iter().max().unwrap_or(0),
-            boot_ns: pages.read_u64(ledger::BOOT_NS),
             beats: pages.read_u64(ledger::HEARTBEAT_OFFSET),
             restarts,
             is_reviving,
