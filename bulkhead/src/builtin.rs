@@ -58,6 +58,12 @@ pub const DOMAINS: &[Builtin] = &[
         "puts its disks under a load that verifies itself",
     ),
     Builtin::new(
+        "front-faults",
+        "guest-frontends",
+        "front-faults",
+        "a disk front end that does wrong on order",
+    ),
+    Builtin::new(
         "bystander",
         "bulkhead-tests",
         "bystander",

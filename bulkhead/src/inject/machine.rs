@@ -40,6 +40,8 @@ const WISH_LIMIT: Duration = Duration::from_secs(8);
 const RESTART_LIMIT: Duration = Duration::from_secs(8);
 /// How often the driver domain is looked at.
 const LOOK: Duration = Duration::from_millis(6);
+/// A domain that dies again and again is watched for so many windows.
+const MOST_WINDOWS: u64 = 10;
 /// The load is served if requests were answered within this time.
 const SERVED: Us = Us::from_ms(60);
 
@@ -61,6 +63,8 @@ pub struct CampaignMachine<'a> {
     asked: (Option<u32>, Option<Instant>),
     ended: Option<Ended>,
     is_well: bool,
+    /// The present fault is one of a front end.
+    is_front: bool,
 }
 
 impl<'a> CampaignMachine<'a> {
@@ -88,6 +92,7 @@ impl<'a> CampaignMachine<'a> {
             asked: (None, None),
             ended: None,
             is_well: false,
+            is_front: false,
         }
     }
 
@@ -228,7 +233,7 @@ impl<'a> CampaignMachine<'a> {
     /// requests are answered then.
     fn watch(&mut self, deadlines: &Deadlines) -> Result<bool, MachineLost> {
         let restarts = self.seen.signs().restarts;
-        let mut beats = None;
+        let (mut beats, mut latest) = (None, (restarts, self.injected));
         loop {
             self.look()?;
             if self.ended.is_some() || self.seen.has_lost_load() {
@@ -239,16 +244,19 @@ impl<'a> CampaignMachine<'a> {
                 return Ok(false);
             }
             let (now, signs) = (self.seen.now(), self.seen.signs());
+            if signs.restarts != latest.0 {
+                latest = (signs.restarts, now);
+            }
             let lives = signs.restarts.saturating_sub(restarts) as usize;
             let is_quiet = lives == 0 && !signs.is_reviving && !self.seen.has_trouble();
             let Some(activated) = self.seen.activated().or((!is_quiet).then_some(self.injected))
             else {
                 if now.since(self.injected) > deadlines.activation
-                    && self.seen.is_served_since(Us::default().plus(now.since(SERVED)))
+                    && self.seen.is_served_since(recently(now))
                 {
                     return Ok(true);
                 }
-                if now.since(self.injected) > deadlines.activation.plus(deadlines.overdue) {
+                if now.since(self.injected) > deadlines.activation.plus(deadlines.window) {
                     return Ok(false);
                 }
                 continue;
@@ -259,12 +267,15 @@ impl<'a> CampaignMachine<'a> {
             let is_told = self.seen.restarts_told() >= lives;
             let settled = activated.max(self.seen.disturbed()).plus(deadlines.settle);
             let is_over = beats_on && is_told && !signs.is_reviving && now > settled;
-            let recently = Us::default().plus(now.since(SERVED));
-            if is_over && self.seen.is_served_since(recently.max(activated)) {
+            if is_over && self.seen.is_served_since(settled) {
                 return Ok(true);
             }
-            if signs.is_quarantined || now.since(activated) > deadlines.window {
-                return Ok(self.seen.is_served_since(recently));
+            // A life that has just begun has as long as the first one had.
+            let since = activated.max(latest.1);
+            let is_late = now.since(since) > deadlines.window
+                || now.since(activated).number() > deadlines.window.number() * MOST_WINDOWS;
+            if signs.is_quarantined || is_late {
+                return Ok(self.seen.is_served_since(recently(now)));
             }
         }
     }
@@ -274,6 +285,9 @@ impl<'a> CampaignMachine<'a> {
     fn mend(&mut self, may_have_harmed: bool) -> Result<bool, MachineLost> {
         let driver = || self.driver.to_owned();
         if self.ended.is_some() || !self.tell(Request::Disarm { domain: driver() })? {
+            return Ok(false);
+        }
+        if self.is_front && !self.connect_front()? {
             return Ok(false);
         }
         if !may_have_harmed {
@@ -292,6 +306,15 @@ impl<'a> CampaignMachine<'a> {
         let before = self.seen.observation(self.injected, true, Us::default()).load;
         let is_checked = self.wish("check")?;
         Ok(is_checked && self.seen.observation(self.injected, true, Us::default()).load == before)
+    }
+
+    /// Has the guest that misbehaves give its disk up, and connect it anew.
+    fn connect_front(&mut self) -> Result<bool, MachineLost> {
+        self.wish += 1;
+        let number = self.wish;
+        let Some(front) = self.front else { return Ok(false) };
+        self.type_on(front, &format!("again {number}\n"))?;
+        self.until(WISH_LIMIT, |m| m.seen.is_connected(number))
     }
 
     /// Gives the driver domain a new life.
@@ -315,6 +338,11 @@ impl<'a> CampaignMachine<'a> {
     }
 }
 
+/// Since when requests must have been answered for the load to be served.
+const fn recently(now: Us) -> Us {
+    Us::new(now.number().saturating_sub(SERVED.number()))
+}
+
 impl Machine for CampaignMachine<'_> {
     fn can_inject(&self, model: Model) -> bool {
         model.victim() == Victim::Driver || self.front.is_some()
@@ -327,7 +355,7 @@ impl Machine for CampaignMachine<'_> {
         }
         self.fresh_images()?;
         self.live = Some(Live::start(self.prepared, self.driver, &self.interrupts)?);
-        self.seen = Seen::new(self.driver, &self.staged.loads);
+        self.seen = Seen::new(self.driver, self.front, &self.staged.loads);
         (self.ended, self.asked, self.wish) = (None, (None, None), 0);
         let deadline = Instant::now() + BOOT_LIMIT;
         let mut is_told = false;
@@ -356,10 +384,15 @@ impl Machine for CampaignMachine<'_> {
         while Instant::now() < end && self.ended.is_none() {
             self.hear(end)?;
         }
+        let told = self.orders.of(fault);
+        self.is_front = matches!(told, Told::Front(_));
+        if self.is_front && !self.connect_front()? && self.ended.is_none() {
+            return Err(self.lost("the guest that is to misbehave did not connect its disk"));
+        }
         self.tell(Request::Signs { domain: self.driver.into() })?;
         self.seen.mark();
         self.injected = self.seen.now();
-        match self.orders.of(fault) {
+        match told {
             Told::Driver(injection) => {
                 self.tell(Request::Inject { domain: self.driver.into(), injection })?;
             }

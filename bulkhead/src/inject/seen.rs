@@ -42,6 +42,8 @@ struct Disk {
 #[derive(Debug, Default)]
 pub struct Seen {
     driver: String,
+    /// The guest whose front end misbehaves.
+    front: Option<String>,
     /// By guest and disk.
     disks: BTreeMap<(String, String), Disk>,
     /// Disks that there must be, by guest.
@@ -64,13 +66,16 @@ pub struct Seen {
     sampled: Us,
     /// A front end that was told to do wrong has done so.
     front_activated: Option<Us>,
+    /// Number of the wish after which its disk was connected last.
+    front_connected: Option<u64>,
     pub is_ready: bool,
 }
 
 impl Seen {
     /// Nothing yet, of a machine with these guests under load.
-    pub fn new(driver: &str, loads: &[(String, usize)]) -> Self {
-        Self { driver: driver.into(), loads: loads.to_vec(), ..Self::default() }
+    pub fn new(driver: &str, front: Option<&str>, loads: &[(String, usize)]) -> Self {
+        let front = front.map(str::to_owned);
+        Self { driver: driver.into(), front, loads: loads.to_vec(), ..Self::default() }
     }
 
     /// Takes a message in.
@@ -130,8 +135,8 @@ impl Seen {
             self.disturbed = self.now;
             self.complaints.push(format!("{domain}: {rest}"));
         }
-        if let Some(at) = rest.strip_prefix("front: activated now_us=") {
-            self.front_activated = at.parse().ok().map(Us::new);
+        if self.front.as_deref() == Some(domain) {
+            self.front_line(line);
         }
         if !self.loads.iter().any(|(name, _)| name == domain) {
             return;
@@ -145,6 +150,15 @@ impl Seen {
             && let (Some(disk), Ok(number)) = (field(rest, "disk"), number.parse())
         {
             self.disks.entry((domain.into(), disk.into())).or_default().wish = number;
+        }
+    }
+
+    fn front_line(&mut self, line: &str) {
+        if let Some(at) = line.strip_prefix("front: activated now_us=") {
+            self.front_activated = at.parse().ok().map(Us::new);
+        }
+        if let Some(number) = line.strip_prefix("front: connected ") {
+            self.front_connected = number.parse().ok();
         }
     }
 
@@ -197,11 +211,17 @@ impl Seen {
             let disks = self.disks.iter().filter(|((guest, _), _)| guest == name);
             disks.filter(|(_, disk)| disk.counts.ops > 0).count() == *count
         }) && self.neighbours.len() == 2
+            && (self.front.is_none() || self.front_connected.is_some())
     }
 
     /// Whether a wish is done on all disks.
     pub fn is_done(&self, wish: u64) -> bool {
         self.disks.values().all(|disk| disk.wish == wish)
+    }
+
+    /// Whether the front end that misbehaves has connected its disk after a wish.
+    pub fn is_connected(&self, wish: u64) -> bool {
+        self.front_connected == Some(wish)
     }
 
     /// A fault is about to be injected: what comes from now on comes of it.
@@ -336,8 +356,10 @@ impl Seen {
     fn others(&self, counts: &Counts) -> Vec<String> {
         let gave_up = counts.violations + counts.stalled > 0;
         let is_load = |name: &String| self.loads.iter().any(|(load, _)| load == name);
+        // The front end that misbehaves is the one at fault, or gave up for the same reason.
         let is_affected = |(name, exit, _): &&(String, Exit, String)| {
-            *exit != Exit::PowerOff && !(gave_up && is_load(name))
+            let is_excused = gave_up && is_load(name) || self.front.as_ref() == Some(name);
+            *exit != Exit::PowerOff && !is_excused
         };
         let ended = self.ended.iter().filter(is_affected);
         let mut others: Vec<_> =
@@ -408,5 +430,236 @@ fn restart(told: &LinkRestart) -> Restart {
         rebuild_us: us(told.rebuild_ns),
         device_us: us(told.device_ns.unwrap_or(0)),
         first_response_us: us(told.first_response_ns.unwrap_or(0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_link::Reply;
+    use faults::Outcome;
+
+    const OVERDUE: Us = Us::from_ms(250);
+
+    /// A machine with one guest under load on one disk, whose fault is injected at 1 s.
+    struct Bench(Seen);
+
+    impl Bench {
+        fn new() -> Self {
+            let mut bench = Self(Seen::new("disk", Some("rude"), &[("load".into(), 1)]));
+            bench.says("rude", "front: connected 0");
+            bench.says(BYSTANDER, "bystander: ready");
+            bench.says(NEIGHBOUR, "disk-verify: status disk=xvda now_us=900000 ops=9");
+            assert!(!bench.0.is_under_load());
+            bench.status(980, 100, "");
+            assert!(bench.0.is_under_load());
+            bench.signs(1000, 0, 0);
+            bench.0.mark();
+            bench
+        }
+
+        fn event(&mut self, event: Event) {
+            self.0.take(&FromDom0::Event(event));
+        }
+
+        fn says(&mut self, domain: &str, line: &str) {
+            // In two pieces, as a ring may give them.
+            let text = format!("{line}\r\n");
+            for part in text.as_bytes().chunks(text.len() / 2 + 1) {
+                let (domain, bytes) = (domain.into(), part.to_vec());
+                self.event(Event::Console { domain, bytes });
+            }
+        }
+
+        fn status(&mut self, ms: u64, ops: u64, more: &str) {
+            self.says(
+                "load",
+                &format!(
+                    "disk-verify: status disk=xvda now_us={} ops={ops} bytes={} {more}",
+                    ms * 1000,
+                    ops * 4096
+                ),
+            );
+        }
+
+        fn signs(&mut self, ms: u64, activated_ms: u64, restarts: u32) {
+            let signs = Signs {
+                now_ns: ms * 1_000_000,
+                activated_ns: activated_ms * 1_000_000,
+                restarts,
+                ..Signs::default()
+            };
+            self.0.take(&FromDom0::Reply { number: 1, reply: Reply::Signs(signs) });
+        }
+
+        fn restarted(&mut self, cause: LinkCause, ended_ms: u64) {
+            self.event(Event::Restarted(LinkRestart {
+                driver: "disk".into(),
+                cause,
+                reason: "why".into(),
+                ended_ns: ended_ms * 1_000_000,
+                detect_ns: 2_000_000,
+                teardown_ns: 3_000_000,
+                rebuild_ns: 4_000_000,
+                device_ns: Some(5_000_000),
+                first_response_ns: Some(6_000_000),
+                blackout_ns: Some(20_000_000),
+            }));
+        }
+
+        fn ended(&mut self, domain: &str, exit: Exit) {
+            self.event(Event::Ended { domain: domain.into(), exit, reason: "so".into() });
+        }
+
+        fn seen(&self, serving: bool) -> Observation {
+            self.0.observation(Us::from_ms(1000), serving, OVERDUE)
+        }
+    }
+
+    #[test]
+    fn nothing_is_no_activation_and_an_activation_alone_is_benign() {
+        let mut bench = Bench::new();
+        bench.status(1020, 120, "gap_us=500");
+        assert_eq!(Outcome::of(&bench.seen(true)), Outcome::NotActivated);
+        bench.signs(1030, 1007, 0);
+        let seen = bench.seen(true);
+        assert_eq!(seen.activated_us, Some(Us::from_ms(7)));
+        assert_eq!(Outcome::of(&seen), Outcome::Benign);
+    }
+
+    #[test]
+    fn a_restart_has_its_phases_and_was_noticed_when_its_end_was() {
+        let mut bench = Bench::new();
+        bench.signs(1030, 1010, 1);
+        bench.restarted(LinkCause::Crash, 1015);
+        bench.status(1060, 130, "gap_us=0");
+        let seen = bench.seen(true);
+        let detected = seen.detected.as_ref().expect("noticed");
+        assert_eq!((detected.cause, detected.after_us), (Cause::Crash, Us::from_ms(7)));
+        assert_eq!(seen.restarts[0].blackout(), Us::from_ms(20));
+        assert_eq!(Outcome::of(&seen), Outcome::RecoveredInvisible);
+    }
+
+    #[test]
+    fn a_restart_that_was_asked_for_is_none_of_the_faults() {
+        let mut bench = Bench::new();
+        bench.restarted(LinkCause::Request, 1015);
+        assert!(bench.seen(true).restarts.is_empty() && bench.seen(true).detected.is_none());
+    }
+
+    #[test]
+    fn what_the_load_complains_of_is_counted_from_the_injection_on() {
+        let mut bench = Bench::new();
+        bench.status(990, 110, "lost=3 errors=1");
+        bench.0.mark();
+        assert!(!bench.0.has_trouble());
+        bench.status(1020, 120, "lost=4 stale=2 torn=1 misdirected=5 damaged=6 unexpected=7 errors=9");
+        assert!(bench.0.has_trouble());
+        let load = bench.seen(true).load;
+        assert_eq!((load.errors, load.wrong, load.stale), (8, 13, 3));
+        assert_eq!((load.torn, load.misdirected), (1, 5));
+        assert_eq!(Outcome::of(&bench.seen(true)), Outcome::SilentCorruption);
+    }
+
+    #[test]
+    fn what_a_front_end_refuses_is_an_error_that_was_noticed() {
+        let mut bench = Bench::new();
+        bench.says("load", "disk-verify: wrong disk=xvda read of 1 blocks at 3: integrity: sector 24");
+        bench.status(1020, 120, "corrupt=2 caught=2");
+        let seen = bench.seen(true);
+        assert_eq!((seen.load.corrupt(), seen.load.errors), (0, 2));
+        assert_eq!(seen.detected.as_ref().map(|d| d.cause), Some(Cause::Integrity));
+        assert_eq!(Outcome::of(&seen), Outcome::RecoveredVisible);
+    }
+
+    #[test]
+    fn a_standstill_is_overdue_only_until_something_notices_it() {
+        for (restarts, overdue) in [(0, true), (1, false)] {
+            let mut bench = Bench::new();
+            bench.signs(1010, 1005, restarts);
+            for ms in (1020..1400).step_by(20) {
+                bench.status(ms, 100, &format!("gap_us={}", (ms - 1000) * 1000));
+            }
+            assert_eq!(bench.seen(false).overdue, overdue);
+        }
+    }
+
+    #[test]
+    fn requests_count_as_answered_when_they_were_and_not_when_that_was_told() {
+        let mut bench = Bench::new();
+        bench.status(1040, 130, "gap_us=30000");
+        assert!(bench.0.is_served_since(Us::from_ms(1009)));
+        assert!(!bench.0.is_served_since(Us::from_ms(1010)));
+    }
+
+    #[test]
+    fn a_load_that_gave_its_disk_up_is_no_escape_and_any_other_end_is() {
+        let mut bench = Bench::new();
+        bench.says("load", "disk-verify: done disk=xvda ops=120 violations=1");
+        bench.ended("load", Exit::Crash);
+        assert!(bench.0.has_lost_load());
+        let seen = bench.seen(false);
+        assert_eq!(seen.detected.as_ref().map(|d| d.cause), Some(Cause::Violation));
+        assert_eq!(Outcome::of(&seen), Outcome::NotRecovered);
+        bench.ended("rude", Exit::Crash);
+        bench.ended("somebody", Exit::PowerOff);
+        assert!(bench.seen(false).others.is_empty());
+        bench.ended("somebody", Exit::Crash);
+        assert_eq!(Outcome::of(&bench.seen(false)), Outcome::Escape);
+    }
+
+    #[test]
+    fn a_load_that_ends_for_no_reason_of_its_own_is_an_escape() {
+        let mut bench = Bench::new();
+        bench.ended("load", Exit::Crash);
+        assert_eq!(Outcome::of(&bench.seen(false)), Outcome::Escape);
+    }
+
+    #[test]
+    fn neighbours_that_see_something_or_say_nothing_are_affected() {
+        let mut bench = Bench::new();
+        bench.says(BYSTANDER, "bystander: WRONG: word 7 is 0x0");
+        assert_eq!(bench.seen(true).others.len(), 1);
+        let mut bench = Bench::new();
+        bench.signs(3900, 0, 0);
+        assert!(bench.seen(true).others.is_empty());
+        bench.signs(4100, 0, 0);
+        assert_eq!(bench.seen(true).others.len(), 2, "both have been silent for 3 s");
+    }
+
+    #[test]
+    fn a_quarantine_is_a_failure_that_was_noticed() {
+        let mut bench = Bench::new();
+        bench.ended("disk", Exit::Crash);
+        assert_eq!(Outcome::of(&bench.seen(false)), Outcome::NotRecovered);
+    }
+
+    #[test]
+    fn wishes_and_orders_are_told_when_done() {
+        let mut bench = Bench::new();
+        assert!(!bench.0.is_done(3) && !bench.0.is_connected(3));
+        bench.says("load", "disk-verify: wish=3 done disk=xvda");
+        bench.says("rude", "front: connected 3");
+        assert!(bench.0.is_done(3) && bench.0.is_connected(3));
+        bench.says("rude", "front: activated now_us=1004000");
+        assert_eq!(bench.seen(true).activated_us, Some(Us::from_ms(4)));
+    }
+
+    #[test]
+    fn the_series_has_every_byte_once_in_steps_of_equal_length() {
+        let mut seen = Seen::new("disk", None, &[("load".into(), 1)]);
+        let start = Us::from_ms(1000);
+        let mut all = Vec::new();
+        for (n, ms) in [1000_u64, 1021, 1039, 1090, 1130, 1131, 1210].into_iter().enumerate() {
+            let text = format!("disk-verify: status disk=xvda now_us={} ops={n} bytes={}\n", ms * 1000, (ms - 1000) * 500);
+            let event = Event::Console { domain: "load".into(), bytes: text.into_bytes() };
+            seen.take(&FromDom0::Event(event));
+            if let Some(samples) = seen.load(start) {
+                assert_eq!(samples.step_us, STEP);
+                assert_eq!(samples.from_us, Us::new(STEP.number() * all.len() as u64));
+                all.extend(samples.bytes);
+            }
+        }
+        assert_eq!(all, [10_000; 10], "500 bytes each ms, 20 ms each step");
     }
 }

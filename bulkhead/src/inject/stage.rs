@@ -19,6 +19,8 @@ const MOST_DEPTH: u32 = 128;
 const MOST_BLOCKS: u32 = 32;
 /// How many in a hundred requests are flushes.
 const FLUSHES: u32 = 1;
+/// What the front end that misbehaves does until then.
+const FRONT_LOAD: &str = "depth=4 size=2 blocks=32 pace=5 loglevel=error";
 /// Memory of the domains that are added.
 const SMALL: Size = Size::from_mib(16);
 
@@ -53,6 +55,7 @@ pub fn stage(
     let driver = find_driver(campaign, &setup)?;
     let program = with_faults(&mut setup.drivers[driver])?;
     let loads = put_under_load(campaign, &mut setup, driver)?;
+    put_front(campaign, &mut setup, driver)?;
     let copies = divert_images(&mut setup, folder);
     let pattern = setup.drivers[driver].clone();
     add_neighbours(&mut setup, &pattern, folder);
@@ -173,6 +176,29 @@ fn cmdline(load: &campaign::Load) -> Result<String, SetupError> {
         words += " integrity=1";
     }
     Ok(words)
+}
+
+/// Gives the guest whose front end misbehaves the program for that.
+fn put_front(campaign: &Campaign, setup: &mut Setup, driver: usize) -> Result<(), SetupError> {
+    let Some(name) = &campaign.front else { return Ok(()) };
+    let known: Vec<_> = setup.guests.iter().map(|g| g.domain.name.clone()).collect();
+    let disks = &setup.disks;
+    let Some(guest) = setup.guests.iter_mut().find(|g| g.domain.name == *name) else {
+        return Err(SetupError::plain(format!("{} has no guest `{name}`", setup.source.name))
+            .help(suggest(name, known.iter().map(String::as_str))));
+    };
+    let first = guest.disks.first();
+    if !first.is_some_and(|used| disks[used.disk].driver == driver && used.writable) {
+        return Err(SetupError::plain(format!(
+            "the first disk of guest `{name}` is none of `{}` that it may write",
+            campaign.driver
+        ))
+        .help("its front end is to misbehave there: give it one of its own"));
+    }
+    verify(guest, FRONT_LOAD);
+    guest.domain.kernel =
+        Kernel::Builtin(builtin::find("front-faults").expect("a program of this workspace"));
+    Ok(())
 }
 
 /// Lets every disk have its image in `folder`; gives what is to be copied there.
