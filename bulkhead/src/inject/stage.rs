@@ -20,7 +20,7 @@ const MOST_BLOCKS: u32 = 32;
 /// How many in a hundred requests are flushes.
 const FLUSHES: u32 = 1;
 /// What the front end that misbehaves does until then.
-const FRONT_LOAD: &str = "depth=4 size=2 blocks=32 pace=5 loglevel=error";
+const FRONT_LOAD: &str = "depth=4 size=2 blocks=32 pace=1 loglevel=error";
 /// Memory of the domains that are added.
 const SMALL: Size = Size::from_mib(16);
 
