@@ -45,6 +45,10 @@ pub const MACHINE_INFO: u64 = 14;
 pub const MACHINE_SHUTDOWN: u64 = 15;
 /// [`SetMaxPages`]
 pub const SET_MAX_PAGES: u64 = 16;
+/// [`DomainOnly`]: [`RESET_DOMAIN`], but frames that Dom0 gave it (populated) and that nobody
+/// refers to any more stay its own, with what is in them. `tot_pages` then tells whether all
+/// did; `RESET_DOMAIN` takes them too.
+pub const RESET_KEEPING: u64 = 17;
 
 macro_rules! op {
     ($(#[$d:meta])* $name:ident { $($(#[$fd:meta])* $f:ident : $t:ty),* $(,)? } $size:expr) => {

@@ -18,6 +18,21 @@ impl<W: AsMut<[u64]> + AsRef<[u64]>> Bitmap<W> {
         Self { words, len, free: 0, next: 0 }
     }
 
+    /// Everything free; `words` must hold at least `len` bits.
+    pub fn new_empty(mut words: W, len: usize) -> Self {
+        assert!(words.as_ref().len() * 64 >= len, "too few words");
+        words.as_mut().fill(0);
+        Self { words, len, free: len, next: 0 }
+    }
+
+    /// Takes this number, if it is free.
+    pub fn reserve(&mut self, index: usize) {
+        if !self.is_taken(index) {
+            self.words.as_mut()[index / 64] |= 1 << (index % 64);
+            self.free -= 1;
+        }
+    }
+
     /// Numbers that are free.
     pub const fn free(&self) -> usize {
         self.free
@@ -94,8 +109,7 @@ mod tests {
     proptest! {
         #[test]
         fn agrees_with_a_set(len in 1usize..400, steps in prop::collection::vec((0u8..4, 1usize..40, 0u32..4), 1..60)) {
-            let mut map = Bitmap::new_full(vec![0; len.div_ceil(64)], len);
-            map.release(0, len);
+            let mut map = Bitmap::new_empty(vec![0; len.div_ceil(64)], len);
             let mut free: BTreeSet<usize> = (0..len).collect();
             let mut held: Vec<(usize, usize)> = Vec::new();
             for (kind, count, align) in steps {

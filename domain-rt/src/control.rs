@@ -69,6 +69,8 @@ domain_calls! {
     unpause_domain(UNPAUSE_DOMAIN);
     /// Resets a domain in place.
     reset_domain(RESET_DOMAIN);
+    /// Resets a domain in place, which keeps the memory that it was given.
+    reset_keeping(RESET_KEEPING);
 }
 
 /// Sets the registers of a vCPU that has not run yet.

@@ -27,6 +27,10 @@ unsafe impl Send for Shared<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Shared<'_> {}
 
+/// Words that [`Shared::update`] compares at once, and their bytes.
+const WORDS: usize = 4;
+const BLOCK: usize = WORDS * size_of::<u64>();
+
 macro_rules! atomics {
     ($($load:ident $store:ident $ty:ident $atomic:ident $ordered_load:ident $ordered_store:ident;)*) => {$(
         /// Reads once, no ordering.
@@ -132,6 +136,31 @@ impl<'a> Shared<'a> {
         unsafe { copy(self.base.add(offset), to.as_mut_ptr(), to.len()) }
     }
 
+    /// Copies `from` into the shared memory, but does not write where it holds that already, by
+    /// blocks of a few words. Its place must be aligned to words for that; otherwise this is
+    /// [`Self::copy_in`].
+    pub fn update(self, offset: usize, from: &[u8]) {
+        self.check(offset, from.len());
+        let (blocks, rest) = from.as_chunks::<BLOCK>();
+        let place = self.base.wrapping_add(offset).cast::<[u64; WORDS]>();
+        if !place.is_aligned() {
+            return self.copy_in(offset, from);
+        }
+        for (index, block) in blocks.iter().enumerate() {
+            let new: [u64; WORDS] = zerocopy::transmute!(*block);
+            let place = place.wrapping_add(index).cast::<u64>();
+            // SAFETY: the words lie in the range that was checked, aligned as was checked, and no
+            // reference points into this memory.
+            unsafe {
+                let differs = |i| place.add(i).read_volatile() ^ new[i];
+                if (0..WORDS).fold(0, |so_far, i| so_far | differs(i)) != 0 {
+                    (0..WORDS).for_each(|i| place.add(i).write_volatile(new[i]));
+                }
+            }
+        }
+        self.copy_in(offset + blocks.len() * BLOCK, rest);
+    }
+
     /// Copies `from` into the shared memory.
     pub fn copy_in(self, offset: usize, from: &[u8]) {
         self.check(offset, from.len());
@@ -217,6 +246,21 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn an_update_leaves_what_a_copy_would(data: Vec<u8>, at in 0usize..64, same in 0usize..300) {
+            let mut memory = vec![0u64; 64 + data.len().div_ceil(8)];
+            let shared = over(&mut memory);
+            shared.fill(0, shared.bytes(), 0x5a);
+            // Some of it is there already.
+            shared.copy_in(at, &data[..same.min(data.len())]);
+            shared.update(at, &data);
+            let mut expect = vec![0x5au8; shared.bytes()];
+            expect[at..at + data.len()].copy_from_slice(&data);
+            let mut found = vec![0u8; shared.bytes()];
+            shared.copy_out(0, &mut found);
+            prop_assert_eq!(found, expect);
+        }
+
         #[test]
         fn copies_agree_with_slices(data: Vec<u8>, at in 0usize..64) {
             let mut memory = vec![0u64; 64 + data.len().div_ceil(8)];

@@ -10,7 +10,7 @@ use bulkhead_abi::{DomId, Gref, PAGE_SIZE, ledger as at};
 use core::time::Duration;
 use domain_rt::grant::{self, GrantMapping};
 use domain_rt::mem::{self, Pages};
-use domain_rt::xenstore::Xenstore;
+use domain_rt::xenstore::{Xenstore, number};
 use domain_rt::{Shared, time};
 use ring_proto::RingMemory;
 
@@ -77,11 +77,17 @@ impl LedgerPages {
 }
 
 async fn granted(store: &Xenstore) -> Option<GrantMapping> {
-    let count = store.read_u64(&format!("{FOLDER}/pages")).await.ok()?;
+    // Most have one page.
+    let first = [&*format!("{FOLDER}/pages"), &format!("{FOLDER}/ref0")];
+    let [count, mut gref] = store.read_all(first).await.map(number);
+    let count = count.ok()?.min(MAX_PAGES);
     let mut grefs = Vec::new();
-    for i in 0..count.min(MAX_PAGES) {
-        let gref = store.read_u64(&format!("{FOLDER}/ref{i}")).await.ok()?;
-        grefs.push(Gref::new(u32::try_from(gref).ok()?));
+    for i in 0..count {
+        grefs.push(Gref::new(u32::try_from(gref.ok()?).ok()?));
+        gref = match i + 1 < count {
+            true => store.read_u64(&format!("{FOLDER}/ref{}", i + 1)).await,
+            false => break,
+        };
     }
     if grefs.is_empty() {
         return None;

@@ -26,6 +26,10 @@ impl GuestMemory for Image {
         self.0[paddr as usize..][..bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
+
+    fn clear(&mut self, _: u64, _: u64) -> Result<(), Infallible> {
+        Ok(())
+    }
 }
 
 /// Makes the image and notes in `header` what the core must know of it. The ramdisk, of

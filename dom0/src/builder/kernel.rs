@@ -13,6 +13,10 @@ use elf::{
     note::Note,
 };
 
+/// Segment flag of Bulkhead's own domains (an OS-specific one, as ELF calls them): nobody
+/// minds what is in the part of it that the file does not have. `domain.ld` agrees.
+const PF_SCRATCH: u32 = 1 << 20;
+
 /// A range to be loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment<'a> {
@@ -21,6 +25,8 @@ pub struct Segment<'a> {
     pub bytes: &'a [u8],
     /// Bytes in memory; what `bytes` does not cover is zero.
     pub mem_bytes: u64,
+    /// What `bytes` does not cover may as well be anything: a stack.
+    pub is_scratch: bool,
 }
 
 /// A kernel image, taken apart.
@@ -110,7 +116,8 @@ fn segments<'a>(file: &File<'a>, paddr_offset: u64) -> Result<Vec<Segment<'a>>, 
         let paddr = header.p_paddr.checked_sub(paddr_offset).ok_or(bad.clone())?;
         paddr.checked_add(header.p_memsz).ok_or(bad)?;
         if header.p_memsz > 0 {
-            segments.push(Segment { paddr, bytes, mem_bytes: header.p_memsz });
+            let is_scratch = header.p_flags & PF_SCRATCH != 0;
+            segments.push(Segment { paddr, bytes, mem_bytes: header.p_memsz, is_scratch });
         }
     }
     if segments.is_empty() {

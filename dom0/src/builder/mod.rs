@@ -18,12 +18,14 @@ pub use layout::{Layout, Ramdisk};
 use bulkhead_abi::{Mfn, PAGE_SIZE, Pfn, Port, vcpu::VcpuGuestContext};
 use zerocopy::IntoBytes;
 
-/// Memory of the domain under construction, by guest-physical address; zero where
-/// nothing was written.
+/// Memory of the domain under construction, by guest-physical address. It may be memory
+/// that a life before this one has used.
 pub trait GuestMemory {
     type Error;
-    /// Copies bytes to `paddr`. The range is within the domain's frames.
+    /// Makes the bytes at `paddr` these. The range is within the domain's frames.
     fn write(&mut self, paddr: u64, bytes: &[u8]) -> Result<(), Self::Error>;
+    /// Makes so many bytes at `paddr` zero; nothing is to be done to fresh memory.
+    fn clear(&mut self, paddr: u64, bytes: u64) -> Result<(), Self::Error>;
 }
 
 /// Machine frames of a domain, by pfn.
@@ -74,7 +76,7 @@ impl<'a> Plan<'a> {
         Ok(Self { kernel, ramdisk, layout })
     }
 
-    /// Writes everything into the domain's zeroed memory.
+    /// Writes everything that the domain may rely on into its memory.
     ///
     /// `mfns` has an entry for each of the domain's frames.
     pub fn write<M: GuestMemory>(
@@ -86,6 +88,13 @@ impl<'a> Plan<'a> {
         let list = MfnList::new(mfns);
         for segment in &self.kernel.segments {
             memory.write(segment.paddr, segment.bytes)?;
+            if !segment.is_scratch {
+                let written = segment.bytes.len() as u64;
+                memory.clear(segment.paddr + written, segment.mem_bytes - written)?;
+            }
+        }
+        for ring in [self.layout.store, self.layout.console] {
+            memory.clear(ring.get() * PAGE_SIZE as u64, PAGE_SIZE as u64)?;
         }
         if let Some(page) = self.kernel.hypercall_page
             && let Some(paddr) = self.layout.paddr(page)

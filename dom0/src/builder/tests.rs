@@ -140,6 +140,9 @@ impl GuestMemory for Machine {
         }
         Ok(())
     }
+    fn clear(&mut self, paddr: u64, bytes: u64) -> Result<(), Self::Error> {
+        self.write(paddr, &vec![0; bytes as usize])
+    }
 }
 
 struct Built {

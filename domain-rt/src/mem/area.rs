@@ -60,8 +60,7 @@ impl Table {
 
 impl State {
     fn new() -> Result<Self, Errno> {
-        let mut pages = Bitmap::new_full(vec![0; PAGES / 64], PAGES);
-        pages.release(0, PAGES);
+        let pages = Bitmap::new_empty(vec![0; PAGES / 64], PAGES);
         let l4 = root().ok_or(Errno::ENOENT)?;
         Ok(Self {
             pages,

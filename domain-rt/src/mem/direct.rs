@@ -1,8 +1,8 @@
 //! Start of memory: takes the initial mapping down to what the builder loaded, and
-//! builds the direct map of all frames.
+//! begins the direct map of all frames, which grows as they are handed out.
 //!
-//! Nothing here runs after `init`. The tables of the direct map are one run of
-//! frames, so that it is known beforehand which frames must be mapped read-only.
+//! The tables of the direct map are one run of frames, so that it is known beforehand
+//! which frames must be mapped read-only.
 
 use super::{DIRECT_MAP, direct_va, machphys, pte};
 use crate::bitmap::Bitmap;
@@ -15,8 +15,8 @@ use core::ops::Range;
 
 /// Entries in a page table.
 const ENTRIES: usize = 512;
-/// L1 tables validated by one hypercall.
-const LINKS_AT_ONCE: usize = 32;
+/// Entries changed by one hypercall.
+const BATCH: usize = 32;
 
 /// What is left when the direct map stands.
 pub struct Layout {
@@ -24,6 +24,7 @@ pub struct Layout {
     pub nr_frames: usize,
     /// Frames nobody uses.
     pub free: Bitmap<&'static mut [u64]>,
+    pub direct: DirectMap,
 }
 
 /// Linear addresses of the program's parts, from the linker script.
@@ -108,6 +109,10 @@ impl Reserved {
         [&self.text, &self.rodata, &self.tables].into_iter().chain(&self.others)
     }
 
+    fn touches(&self, pfns: &Range<usize>) -> bool {
+        self.all().any(|range| overlap(range, pfns))
+    }
+
     fn holds(&self, pfn: usize) -> bool {
         self.all().any(|range| range.contains(&pfn))
     }
@@ -146,20 +151,19 @@ impl Reserved {
 
 /// Page-table updates collected into few hypercalls.
 struct Batch {
-    updates: [MmuUpdate; 256],
+    updates: [MmuUpdate; BATCH],
     count: usize,
-    limit: usize,
 }
 
 impl Batch {
-    const fn new(limit: usize) -> Self {
-        Self { updates: [MmuUpdate { ptr: 0, val: 0 }; 256], count: 0, limit }
+    const fn new() -> Self {
+        Self { updates: [MmuUpdate { ptr: 0, val: 0 }; BATCH], count: 0 }
     }
 
     fn push(&mut self, table: Mfn, index: usize, val: u64) {
         self.updates[self.count] = MmuUpdate { ptr: table.maddr().get() + index as u64 * 8, val };
         self.count += 1;
-        if self.count == self.limit {
+        if self.count == BATCH {
             self.flush();
         }
     }
@@ -178,26 +182,33 @@ impl Batch {
     }
 }
 
-/// The frames that become the tables of the direct map, and the frame bitmap.
+/// Frames taken at start: new L1 tables of the initial mapping, the tables of the direct map,
+/// and the frame bitmap.
 struct Run {
     first: usize,
+    initial: usize,
     l2: usize,
     l1: usize,
     bitmap: usize,
 }
 
 impl Run {
-    fn new(nr_frames: usize, reserved: &Reserved) -> Self {
+    fn new(nr_frames: usize, initial: usize, reserved: &Reserved) -> Self {
         let l1 = nr_frames.div_ceil(ENTRIES);
         let l2 = l1.div_ceil(ENTRIES);
         assert!(l2 <= ENTRIES, "more than 512 GiB of memory");
         let bitmap = nr_frames.div_ceil(8).div_ceil(PAGE_SIZE);
-        let first = reserved.gap(1 + l2 + l1 + bitmap, nr_frames).expect("room for page tables");
-        Self { first, l2, l1, bitmap }
+        let count = initial + 1 + l2 + l1 + bitmap;
+        let first = reserved.gap(count, nr_frames).expect("room for page tables");
+        Self { first, initial, l2, l1, bitmap }
+    }
+
+    fn all(&self) -> Range<usize> {
+        self.first..self.bitmap().end
     }
 
     fn tables(&self) -> Range<usize> {
-        self.first..self.first + 1 + self.l2 + self.l1
+        self.first..self.l1_pfn(self.l1)
     }
 
     fn bitmap(&self) -> Range<usize> {
@@ -205,12 +216,16 @@ impl Run {
         start..start + self.bitmap
     }
 
+    fn l3_pfn(&self) -> usize {
+        self.first + self.initial
+    }
+
     fn l2_pfn(&self, index: usize) -> usize {
-        self.first + 1 + index
+        self.l3_pfn() + 1 + index
     }
 
     fn l1_pfn(&self, index: usize) -> usize {
-        self.first + 1 + self.l2 + index
+        self.l2_pfn(self.l2) + index
     }
 }
 
@@ -220,6 +235,9 @@ struct P2m {
     list: *const u64,
     entries: usize,
 }
+
+// SAFETY: the list is mapped for ever, and read and written volatile.
+unsafe impl Send for P2m {}
 
 impl P2m {
     fn get(self, pfn: usize) -> Option<Mfn> {
@@ -236,43 +254,160 @@ impl P2m {
     }
 }
 
+/// The direct map: each of its L1 tables is filled and linked when one of its frames is
+/// handed out for the first time, for most of a domain's memory is never used.
+pub struct DirectMap {
+    run: Run,
+    reserved: Reserved,
+    p2m: P2m,
+}
+
+impl DirectMap {
+    /// Maps these frames.
+    pub fn reach(&self, pfns: Range<usize>) {
+        for index in pfns.start / ENTRIES..pfns.end.div_ceil(ENTRIES) {
+            if !self.is_linked(index) {
+                self.link(index);
+            }
+        }
+    }
+
+    fn is_linked(&self, index: usize) -> bool {
+        let l2 = direct_va(Pfn::new(self.run.l2_pfn(index / ENTRIES) as u64));
+        read_entry(l2, index % ENTRIES) & pte::PRESENT != 0
+    }
+
+    /// Fills and links L1 table `index`.
+    fn link(&self, index: usize) {
+        let mut batch = Batch::new();
+        self.fill(index);
+        map_window(0);
+        self.push_link(index, &mut batch);
+        batch.flush();
+    }
+
+    fn fill(&self, index: usize) {
+        let pfns = index * ENTRIES..(index + 1) * ENTRIES;
+        let tables = self.run.tables();
+        let is_plain = !self.reserved.touches(&pfns) && !overlap(&tables, &pfns);
+        write_table(self.run.l1_pfn(index), self.p2m, |i| {
+            let pfn = pfns.start + i;
+            let flags = match () {
+                () if is_plain => pte::DATA,
+                () if tables.contains(&pfn) => pte::READ_ONLY,
+                () => self.reserved.direct_flags(pfn),
+            };
+            self.p2m.get(pfn).map_or(0, |mfn| mfn.maddr().get() | flags)
+        });
+    }
+
+    fn push_link(&self, index: usize, batch: &mut Batch) {
+        let l2 = self.p2m.own(self.run.l2_pfn(index / ENTRIES));
+        let l1 = self.p2m.own(self.run.l1_pfn(index));
+        batch.push(l2, index % ENTRIES, l1.maddr().get() | pte::TABLE);
+    }
+
+    /// Links an empty L3, empty L2s, and the L1s that are needed for the others to be read.
+    fn begin(&self, l4: Mfn) {
+        let run = &self.run;
+        for pfn in run.l3_pfn()..run.l1_pfn(0) {
+            write_table(pfn, self.p2m, |_| 0);
+        }
+        let needed = run.first / ENTRIES..run.all().end.div_ceil(ENTRIES);
+        needed.clone().for_each(|index| self.fill(index));
+        map_window(0);
+        let mut batch = Batch::new();
+        let table = |pfn| self.p2m.own(pfn).maddr().get() | pte::TABLE;
+        batch.push(l4, slot(DIRECT_MAP, 3), table(run.l3_pfn()));
+        for index in 0..run.l2 {
+            batch.push(self.p2m.own(run.l3_pfn()), index, table(run.l2_pfn(index)));
+        }
+        needed.for_each(|index| self.push_link(index, &mut batch));
+        batch.flush();
+    }
+
+    fn free_frames(&self, nr_frames: usize) -> Bitmap<&'static mut [u64]> {
+        let start = direct_va(Pfn::new(self.run.bitmap().start as u64)) as *mut u64;
+        let words = nr_frames.div_ceil(64);
+        // SAFETY: these frames were set aside for the bitmap and are mapped in the direct
+        // map, and nowhere else.
+        let words = unsafe { core::slice::from_raw_parts_mut(start, words) };
+        let mut free = Bitmap::new_empty(words, nr_frames);
+        let taken = self.reserved.all().cloned().chain([self.run.all()]);
+        taken.flatten().for_each(|pfn| free.reserve(pfn));
+        (0..nr_frames).filter(|&pfn| self.p2m.get(pfn).is_none()).for_each(|pfn| free.reserve(pfn));
+        free
+    }
+}
+
 /// See [`super::init`].
 pub unsafe fn build(boot: &Boot, start_info: u64, stack_top: u64) -> Layout {
     let p2m = P2m { list: boot.p2m as *const u64, entries: boot.nr_frames };
     let nr_frames = boot.nr_frames;
     let reserved = Reserved::new(boot, nr_frames, start_info, stack_top);
-    let run = Run::new(nr_frames, &reserved);
     let l4 = p2m.own(initial_pfn(boot.pt_base));
-    trim_initial(boot.pt_base, &reserved);
-    link_upper(l4, &run, p2m);
-    fill_leaves(&run, &reserved, nr_frames, p2m);
+    let l3 = table_at(read_entry(boot.pt_base, slot(VIRT_BASE, 3)));
+    let initial = Initial { l2: read_entry(l3, slot(VIRT_BASE, 2)) };
+    let run = Run::new(nr_frames, initial.tables().count(), &reserved);
+    initial.trim(&run, &reserved, p2m);
+    let direct = DirectMap { run, reserved, p2m };
+    direct.begin(l4);
     flush_tlb();
-    Layout { nr_frames, free: free_frames(&run, &reserved, nr_frames, p2m) }
+    for range in direct.reserved.all() {
+        // Rings and ramdisk are used where the direct map has them.
+        direct.reach(range.clone());
+    }
+    let free = direct.free_frames(nr_frames);
+    Layout { nr_frames, free, direct }
 }
 
-/// Unmaps free frames from the initial mapping and takes write or execute permission
-/// from the rest.
-fn trim_initial(pt_base: u64, reserved: &Reserved) {
-    let mut batch = Batch::new(256);
-    let l3 = table_at(read_entry(pt_base, slot(VIRT_BASE, 3)));
-    let l2 = table_at(read_entry(l3, slot(VIRT_BASE, 2)));
-    for upper in 0..ENTRIES {
-        let link = read_entry(l2, upper);
-        if link & pte::PRESENT == 0 {
-            continue;
-        }
-        let l1 = table_at(link);
-        for lower in 0..ENTRIES {
-            let old = read_entry(l1, lower);
-            if old & pte::PRESENT != 0 {
-                let flags = reserved.initial_flags(upper * ENTRIES + lower);
-                let new = flags.map_or(0, |flags| old & pte::FRAME | flags);
-                batch.push(Mfn::new((link & pte::FRAME) >> 12), lower, new);
+/// The initial mapping, by the entry for its only L2.
+struct Initial {
+    l2: u64,
+}
+
+impl Initial {
+    /// Its L1 tables: where they are linked, and the entries there.
+    fn tables(&self) -> impl Iterator<Item = (usize, u64)> {
+        let l2 = table_at(self.l2);
+        let links = (0..ENTRIES).map(move |index| (index, read_entry(l2, index)));
+        links.filter(|(_, link)| link & pte::PRESENT != 0)
+    }
+
+    /// Puts tables in the place of its own that do not map free frames and give no write or
+    /// execute permission but where it is needed: checking those anew costs the core less than a
+    /// change to nearly every entry.
+    fn trim(&self, run: &Run, reserved: &Reserved, p2m: P2m) {
+        let mut batch = Batch::new();
+        for pfn in run.all() {
+            // As a table a frame must not be mapped writable, and as anything else only once.
+            if let Some(table) = self.table_of(pfn) {
+                batch.push(table, pfn % ENTRIES, 0);
             }
         }
+        batch.flush();
+        flush_tlb();
+        for (table, (upper, _)) in (run.first..).zip(self.tables()) {
+            write_table(table, p2m, |lower| {
+                let pfn = upper * ENTRIES + lower;
+                let entry = reserved.initial_flags(pfn).zip(p2m.get(pfn));
+                entry.map_or(0, |(flags, mfn)| mfn.maddr().get() | flags)
+            });
+        }
+        map_window(0);
+        let l2 = Mfn::new((self.l2 & pte::FRAME) >> 12);
+        for (pfn, (upper, _)) in (run.first..).zip(self.tables()) {
+            batch.push(l2, upper, p2m.own(pfn).maddr().get() | pte::TABLE);
+        }
+        batch.flush();
+        flush_tlb();
     }
-    batch.flush();
-    flush_tlb();
+
+    /// The L1 table that maps `pfn`.
+    fn table_of(&self, pfn: usize) -> Option<Mfn> {
+        let link = self.tables().find(|(upper, _)| *upper == pfn / ENTRIES);
+        link.map(|(_, link)| Mfn::new((link & pte::FRAME) >> 12))
+    }
 }
 
 /// Linear address, in the initial mapping, of the table that `entry` names.
@@ -281,7 +416,7 @@ fn table_at(entry: u64) -> u64 {
 }
 
 fn read_entry(table: u64, index: usize) -> u64 {
-    // SAFETY: `table` is a page table of the builder, mapped read-only at start.
+    // SAFETY: `table` is a page table, mapped read-only for ever.
     unsafe { (table as *const u64).add(index).read_volatile() }
 }
 
@@ -308,71 +443,14 @@ fn map_window(entry: u64) {
         .expect("a free frame can be mapped writable");
 }
 
-/// Links an empty L3 and empty L2s.
-fn link_upper(l4: Mfn, run: &Run, p2m: P2m) {
-    for pfn in run.first..=run.first + run.l2 {
-        write_table(pfn, p2m, |_| 0);
-    }
-    map_window(0);
-    let mut batch = Batch::new(256);
-    let table = |pfn| p2m.own(pfn).maddr().get() | pte::TABLE;
-    batch.push(l4, slot(DIRECT_MAP, 3), table(run.first));
-    for index in 0..run.l2 {
-        batch.push(p2m.own(run.first), index, table(run.l2_pfn(index)));
-    }
-    batch.flush();
-}
-
-/// Fills and links the L1s.
-fn fill_leaves(run: &Run, reserved: &Reserved, nr_frames: usize, p2m: P2m) {
-    let tables = run.tables();
-    let mut batch = Batch::new(LINKS_AT_ONCE);
-    for index in 0..run.l1 {
-        let first = index * ENTRIES;
-        write_table(run.l1_pfn(index), p2m, |i| {
-            let pfn = first + i;
-            let flags =
-                if tables.contains(&pfn) { pte::READ_ONLY } else { reserved.direct_flags(pfn) };
-            let mfn = if pfn < nr_frames { p2m.get(pfn) } else { None };
-            mfn.map_or(0, |mfn| mfn.maddr().get() | flags)
-        });
-        if batch.count + 1 == LINKS_AT_ONCE || index + 1 == run.l1 {
-            map_window(0);
-        }
-        let l2 = p2m.own(run.l2_pfn(index / ENTRIES));
-        let table = p2m.own(run.l1_pfn(index)).maddr().get() | pte::TABLE;
-        batch.push(l2, index % ENTRIES, table);
-    }
-    batch.flush();
-}
-
 fn flush_tlb() {
     let op = MmuextOp { cmd: mmu::MMUEXT_TLB_FLUSH_LOCAL, ..Default::default() };
     // SAFETY: a flush changes no mapping.
     unsafe { hypercall::mmuext_op(&[op], DomId::SELF) }.expect("a flush cannot be refused");
 }
 
-fn free_frames(
-    run: &Run,
-    reserved: &Reserved,
-    nr_frames: usize,
-    p2m: P2m,
-) -> Bitmap<&'static mut [u64]> {
-    let start = direct_va(Pfn::new(run.bitmap().start as u64)) as *mut u64;
-    let words = nr_frames.div_ceil(64);
-    // SAFETY: these frames were set aside for the bitmap and are mapped in the direct
-    // map, and nowhere else.
-    let words = unsafe { core::slice::from_raw_parts_mut(start, words) };
-    let mut free = Bitmap::new_full(words, nr_frames);
-    let (tables, bitmap) = (run.tables(), run.bitmap());
-    let is_free = |pfn: usize| {
-        let taken = tables.contains(&pfn) || bitmap.contains(&pfn) || reserved.holds(pfn);
-        !taken && p2m.get(pfn).is_some()
-    };
-    for pfn in (0..nr_frames).filter(|&pfn| is_free(pfn)) {
-        free.release(pfn, 1);
-    }
-    free
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
+    a.start < b.end && b.start < a.end
 }
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 //! foreign things are mapped.
 //!
 //! Invariants:
-//! - every own frame that is not a page table is mapped once writable in the direct
-//!   map at [`DIRECT_MAP`] + pfn * 4096; page tables are mapped there read-only;
+//! - every own frame in use that is not a page table is mapped once writable in the direct
+//!   map at [`DIRECT_MAP`] + pfn * 4096; page tables are mapped there read-only; free frames
+//!   are mapped there too once one of their 512 neighbours was handed out;
 //! - the initial mapping keeps only what the builder loaded (program, start info,
 //!   rings, pfn-to-mfn list);
 //! - a frame is handed out to one owner at a time; [`Pages`] gives it back.
@@ -58,7 +59,22 @@ struct Facts {
 }
 
 static FACTS: Once<Facts> = Once::new();
-static FRAMES: Mutex<Option<Bitmap<&'static mut [u64]>>> = Mutex::new(None);
+static FRAMES: Mutex<Option<Frames>> = Mutex::new(None);
+
+/// Frames that are free, and where they are when they are not.
+struct Frames {
+    free: Bitmap<&'static mut [u64]>,
+    direct: direct::DirectMap,
+}
+
+impl Frames {
+    /// Takes `count` frames in a row from a multiple of `align` on, and maps them.
+    fn take(&mut self, count: usize, align: usize) -> Option<usize> {
+        let start = self.free.take(count, align)?;
+        self.direct.reach(start..start + count);
+        Some(start)
+    }
+}
 
 fn facts() -> &'static Facts {
     FACTS.get().expect("set up before main")
@@ -73,7 +89,7 @@ pub(crate) unsafe fn init(boot: &'static Boot, start_info: u64, stack_top: u64) 
     // SAFETY: the caller's contract is the same.
     let layout = unsafe { direct::build(boot, start_info, stack_top) };
     FACTS.call_once(|| Facts { p2m: boot.p2m, nr_frames: layout.nr_frames, ramdisk: boot.ramdisk });
-    *FRAMES.lock() = Some(layout.free);
+    *FRAMES.lock() = Some(Frames { free: layout.free, direct: layout.direct });
 }
 
 /// The machine frame behind `pfn`, `None` for a hole.
@@ -112,6 +128,12 @@ pub unsafe fn replace_frame(pfn: Pfn, mfn: Mfn) {
 pub fn pfn_of(mfn: Mfn) -> Option<Pfn> {
     let pfn = Pfn::new(machphys(mfn));
     (mfn_of(pfn) == Some(mfn)).then_some(pfn)
+}
+
+/// What the machine-to-phys table says of a frame that the core or the builder named to us. Its
+/// owner may have it say anything.
+pub fn machphys_of(mfn: Mfn) -> Pfn {
+    Pfn::new(machphys(mfn))
 }
 
 /// What the machine-to-phys table says of a frame of this domain.
@@ -154,7 +176,7 @@ pub fn map_ramdisk() -> &'static [u8] {
 
 /// Frames that are free.
 pub fn free_frames() -> usize {
-    FRAMES.lock().as_ref().map_or(0, Bitmap::free)
+    FRAMES.lock().as_ref().map_or(0, |frames| frames.free.free())
 }
 
 /// Takes `count` frames for good; address in the direct map.
@@ -238,7 +260,7 @@ impl Pages {
 impl Drop for Pages {
     fn drop(&mut self) {
         if let Some(frames) = FRAMES.lock().as_mut() {
-            frames.release(self.pfn.get() as usize, self.count);
+            frames.free.release(self.pfn.get() as usize, self.count);
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The client of the store, over the ring that the domain was given at start.
 //!
-//! Any number of tasks may use it at once: replies are matched by request id. Watches
-//! are streams. It must not know what the nodes mean.
+//! Any number of tasks may use it at once: replies are matched by request id, and what is
+//! asked before anybody waits leaves together. Watches are streams. It must not know what the
+//! nodes mean.
 
 mod ring;
 mod wire;
@@ -85,6 +86,8 @@ struct Inner {
     page: Shared<'static>,
     channel: Channel,
     state: RefCell<State>,
+    /// Tells the pump that there is something to send.
+    posted: Sender<()>,
 }
 
 #[derive(Default)]
@@ -101,15 +104,21 @@ struct State {
 /// executor to run.
 pub fn connect(boot: &Boot) -> Option<Xenstore> {
     let ring = boot.store?;
+    let (posted, to_send) = async_channel::bounded(1);
     let inner = Rc::new(Inner {
         page: crate::mem::own_page(ring.mfn)?,
         channel: Channel::adopt(ring.port),
         state: RefCell::new(State::default()),
+        posted,
     });
     let pump = inner.clone();
     exec::spawn(async move {
         while pump.transfer() {
-            pump.channel.wait().await;
+            let posted = async {
+                // The sender lives as long as this task.
+                let _ = to_send.recv().await;
+            };
+            exec::or(pump.channel.wait(), posted).await;
         }
         log::error!("xenstore: the ring is broken");
         pump.give_up();
@@ -171,27 +180,68 @@ impl State {
     }
 }
 
-impl Xenstore {
-    async fn request(&self, kind: u32, tx: u32, parts: &[&[u8]]) -> Result<Vec<u8>> {
-        let (sender, receiver) = async_channel::bounded(1);
-        {
-            let mut state = self.inner.state.borrow_mut();
-            if state.broken {
-                return Err(Error::Broken);
-            }
-            let id = state.fresh_id();
-            let bytes = wire::encode(kind, id, tx, parts).ok_or(Error::Invalid)?;
-            state.outgoing.extend(bytes);
-            state.replies.insert(id, sender);
-        }
-        // A broken ring is noticed, and reported, by the pump.
-        self.inner.transfer();
-        let reply = receiver.recv().await.map_err(|_| Error::Broken)?;
+/// A request that will leave when its task waits.
+struct Pending {
+    kind: u32,
+    reply: Receiver<Message>,
+}
+
+impl Pending {
+    async fn reply(self) -> Result<Vec<u8>> {
+        let reply = self.reply.recv().await.map_err(|_| Error::Broken)?;
         match reply.header.kind {
             xs::XS_ERROR => Err(Error::from_name(&wire::split_string(&reply.payload).0)),
-            k if k == kind => Ok(reply.payload),
+            kind if kind == self.kind => Ok(reply.payload),
             _ => Err(Error::Broken),
         }
+    }
+}
+
+impl Xenstore {
+    fn post(&self, kind: u32, tx: u32, parts: &[&[u8]]) -> Result<Pending> {
+        let (sender, reply) = async_channel::bounded(1);
+        let mut state = self.inner.state.borrow_mut();
+        if state.broken {
+            return Err(Error::Broken);
+        }
+        let id = state.fresh_id();
+        let bytes = wire::encode(kind, id, tx, parts).ok_or(Error::Invalid)?;
+        state.outgoing.extend(bytes);
+        state.replies.insert(id, sender);
+        // Full means that the pump is called already.
+        let _ = self.inner.posted.try_send(());
+        Ok(Pending { kind, reply })
+    }
+
+    async fn request(&self, kind: u32, tx: u32, parts: &[&[u8]]) -> Result<Vec<u8>> {
+        self.post(kind, tx, parts)?.reply().await
+    }
+
+    /// The same of many nodes, in one go.
+    async fn request_all(&self, kind: u32, paths: &[&str]) -> Vec<Result<Vec<u8>>> {
+        let post = |path: &&str| self.post(kind, 0, &[path.as_bytes(), b"\0"]);
+        let pending: Vec<_> = paths.iter().map(post).collect();
+        let mut replies = Vec::with_capacity(pending.len());
+        for pending in pending {
+            replies.push(match pending {
+                Ok(pending) => pending.reply().await,
+                Err(error) => Err(error),
+            });
+        }
+        replies
+    }
+
+    /// Reads values, each as [`Self::read`] does, in the time of one.
+    pub async fn read_all<const N: usize>(&self, paths: [&str; N]) -> [Result<String>; N] {
+        let mut replies = self.request_all(xs::XS_READ, &paths).await.into_iter();
+        core::array::from_fn(|_| replies.next().unwrap_or(Err(Error::Broken)).map(text))
+    }
+
+    /// Names of the children of these nodes, each as [`Self::directory`] gives them, in the
+    /// time of one.
+    pub async fn directory_all(&self, paths: &[&str]) -> Vec<Result<Vec<String>>> {
+        let replies = self.request_all(xs::XS_DIRECTORY, paths).await.into_iter();
+        replies.map(|reply| reply.map(|names| wire::strings(&names))).collect()
     }
 
     fn plain(&self) -> Transaction<'_> {
@@ -299,6 +349,19 @@ impl Xenstore {
     }
 }
 
+/// A value as text.
+fn text(value: Vec<u8>) -> String {
+    String::from_utf8_lossy(&value).into_owned()
+}
+
+/// A value as a decimal number.
+///
+/// # Errors
+/// That of the value, and [`Error::Malformed`].
+pub fn number(value: Result<String>) -> Result<u64> {
+    value?.trim().parse().map_err(|_| Error::Malformed)
+}
+
 /// Requests that take effect together; see [`Xenstore::transaction`].
 pub struct Transaction<'a> {
     store: &'a Xenstore,
@@ -316,8 +379,7 @@ impl Transaction<'_> {
     /// # Errors
     /// As there.
     pub async fn read(&self, path: &str) -> Result<String> {
-        let value = self.on_path(xs::XS_READ, path, b"").await?;
-        Ok(String::from_utf8_lossy(&value).into_owned())
+        self.on_path(xs::XS_READ, path, b"").await.map(text)
     }
 
     /// See [`Xenstore::read_u64`].
@@ -325,8 +387,7 @@ impl Transaction<'_> {
     /// # Errors
     /// As there.
     pub async fn read_u64(&self, path: &str) -> Result<u64> {
-        let value = self.read(path).await?;
-        value.trim().parse().map_err(|_| Error::Malformed)
+        number(self.read(path).await)
     }
 
     /// See [`Xenstore::write`].

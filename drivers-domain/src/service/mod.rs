@@ -13,6 +13,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::cell::RefCell;
 use domain_rt::exec;
 use domain_rt::xenstore::{Error, Result, Xenstore};
@@ -34,18 +35,14 @@ pub struct Context {
 pub async fn run(context: Context) -> Result<()> {
     let context = Rc::new(context);
     let served: Rc<RefCell<BTreeSet<String>>> = Rc::default();
-    let watch = context.store.watch(FOLDER).await?;
+    let store = &context.store;
+    let (watch, fronts) = exec::join(store.watch(FOLDER), children(store, FOLDER)).await;
+    let watch = watch?;
+    // The list is not older than the first event.
+    watch.forget_waiting();
+    let mut found = devices_of(store, &fronts?).await?;
     let (over, is_over) = async_channel::bounded(1);
-    let mut first_look = true;
     loop {
-        // A disk that is over may have been announced anew meanwhile, under the same name.
-        let news = async { watch.next().await.is_some() };
-        let freed = async { is_over.recv().await.is_ok() };
-        if !exec::select(news, freed).await {
-            return Err(Error::Broken);
-        }
-        watch.forget_waiting();
-        let found = announced(&context.store, core::mem::take(&mut first_look)).await?;
         for path in found {
             if !served.borrow_mut().insert(path.clone()) {
                 continue;
@@ -59,27 +56,47 @@ pub async fn run(context: Context) -> Result<()> {
             })
             .detach();
         }
+        // A disk that is over may have been announced anew meanwhile, under the same name.
+        let news = async { watch.next().await.is_some() };
+        let freed = async { is_over.recv().await.is_ok() };
+        if !exec::select(news, freed).await {
+            return Err(Error::Broken);
+        }
+        watch.forget_waiting();
+        found = waiting(store).await?;
     }
 }
 
-/// The folders of all disks that there are.
-async fn announced(store: &Xenstore, first_look: bool) -> Result<BTreeSet<String>> {
+/// The folders of all disks that wait for us.
+async fn waiting(store: &Xenstore) -> Result<BTreeSet<String>> {
     let mut paths = BTreeSet::new();
-    for front in children(store, FOLDER).await? {
-        for device in children(store, &format!("{FOLDER}/{front}")).await? {
-            let path = format!("{FOLDER}/{front}/{device}");
-            if wire::wants_service(store, &path, first_look).await? {
-                paths.insert(path);
-            }
+    for path in devices_of(store, &children(store, FOLDER).await?).await? {
+        if wire::wants_service(store, &path).await? {
+            paths.insert(path);
         }
     }
     Ok(paths)
 }
 
+/// The folders of all disks of these front ends.
+async fn devices_of(store: &Xenstore, fronts: &[String]) -> Result<BTreeSet<String>> {
+    let folders: Vec<_> = fronts.iter().map(|front| format!("{FOLDER}/{front}")).collect();
+    let names = store.directory_all(&folders.iter().map(|f| &**f).collect::<Vec<_>>()).await;
+    let mut paths = BTreeSet::new();
+    for (folder, names) in folders.iter().zip(names) {
+        paths.extend(any(names)?.iter().map(|name| format!("{folder}/{name}")));
+    }
+    Ok(paths)
+}
+
 /// Names below a folder; none if there is no folder.
-async fn children(store: &Xenstore, path: &str) -> Result<alloc::vec::Vec<String>> {
-    match store.directory(path).await {
-        Err(Error::NotFound) => Ok(alloc::vec::Vec::new()),
+async fn children(store: &Xenstore, path: &str) -> Result<Vec<String>> {
+    any(store.directory(path).await)
+}
+
+fn any(names: Result<Vec<String>>) -> Result<Vec<String>> {
+    match names {
+        Err(Error::NotFound) => Ok(Vec::new()),
         other => other,
     }
 }

@@ -58,15 +58,15 @@ async fn serve_until_gone(context: &Context, path: &str) -> Result<(), Failure> 
     let service = service.ok_or("its device is not here")?;
     let range =
         Range::new(&service.facts(), announced.first_sector, announced.sectors, announced.writable);
-    let disk = Disk {
-        context,
-        service,
-        path,
-        range: range.map_err(text)?,
-        watch: watch_front(store, &announced).await?,
-        announced,
+    let mut left = None;
+    let look = async {
+        if announced.state == XENBUS_CONNECTED {
+            left = Some(Left::read(store, &announced).await);
+        }
     };
-    let mut goes_on = disk.announced.state == XENBUS_CONNECTED;
+    let (watch, ()) = exec::join(watch_front(store, &announced), look).await;
+    let range = range.map_err(text)?;
+    let disk = Disk { context, service, path, range, watch: watch?, announced };
     // An earlier life has died while it closed.
     let is_closing = [XENBUS_CLOSING, XENBUS_CLOSED].contains(&disk.announced.state);
     if is_closing && !disk.close_and_wait().await? {
@@ -74,14 +74,13 @@ async fn serve_until_gone(context: &Context, path: &str) -> Result<(), Failure> 
     }
     loop {
         // What a front end did wrong ends this connection, not the disk.
-        match disk.serve_once(goes_on).await {
+        match disk.serve_once(left.take()).await {
             Ok(()) => disk.see_off().await?,
             Err(failure) => log::warn!("{path}: {failure}"),
         }
         if !disk.close_and_wait().await? {
             return Ok(());
         }
-        goes_on = false;
     }
 }
 
@@ -96,6 +95,21 @@ async fn set_state(store: &Xenstore, path: &str, state: u32) -> domain_rt::xenst
 
 fn text(error: impl core::fmt::Display) -> Failure {
     error.to_string()
+}
+
+/// What an earlier life has left.
+struct Left {
+    state: domain_rt::xenstore::Result<u32>,
+    ring: domain_rt::xenstore::Result<RingWire>,
+}
+
+impl Left {
+    async fn read(store: &Xenstore, announced: &Announced) -> Self {
+        let front = &announced.frontend;
+        let (state, ring) =
+            exec::join(wire::front_state(store, front), wire::read_ring(store, front)).await;
+        Self { state, ring }
+    }
 }
 
 /// A disk that is in service.
@@ -118,9 +132,12 @@ struct Disk<'a> {
 
 impl Disk<'_> {
     /// One connection from its start, or from where an earlier life left it, to its end.
-    async fn serve_once(&self, goes_on: bool) -> Result<(), Failure> {
-        let life = if goes_on { self.take_up().await } else { self.connect().await };
-        match life? {
+    async fn serve_once(&self, left: Option<Left>) -> Result<(), Failure> {
+        let life = match left {
+            Some(left) => self.take_up(left)?,
+            None => self.connect().await?,
+        };
+        match life {
             Some(life) => self.stay(life).await,
             None => Ok(()),
         }
@@ -136,7 +153,8 @@ impl Disk<'_> {
                 _ => {}
             }
         }
-        let life = self.start(Vbd::new).await?;
+        let ring = wire::read_ring(&self.context.store, &self.announced.frontend);
+        let life = self.start(ring.await.map_err(text)?, Vbd::new)?;
         let info = if self.range.is_writable() { 0 } else { INFO_READ_ONLY };
         let nodes = [
             ("sectors", self.range.sectors()),
@@ -152,12 +170,12 @@ impl Disk<'_> {
     }
 
     /// Goes on with a disk that an earlier life of this domain served.
-    async fn take_up(&self) -> Result<Option<Life>, Failure> {
-        match self.front_state().await? {
+    fn take_up(&self, left: Left) -> Result<Option<Life>, Failure> {
+        match left.state.map_err(text)? {
             XENBUS_INITIALISED | XENBUS_CONNECTED => {}
             _ => return Ok(None),
         }
-        let life = self.start(Vbd::resume).await?;
+        let life = self.start(left.ring.map_err(text)?, Vbd::resume)?;
         log::info!("{}: taken up again", self.path);
         Ok(Some(life))
     }
@@ -180,13 +198,12 @@ impl Disk<'_> {
     }
 
     /// Maps the ring, binds the port and takes the disk into service.
-    async fn start<E>(
+    fn start<E>(
         &self,
+        RingWire { pages, port }: RingWire,
         make: impl FnOnce(Parts<OnDomain>) -> Result<Vbd<OnDomain>, E>,
     ) -> Result<Life, Failure> {
         let front = self.announced.front;
-        let ring = wire::read_ring(&self.context.store, &self.announced.frontend);
-        let RingWire { pages, port } = ring.await.map_err(text)?;
         let ring = MappedRing::map(front, &pages).map_err(text)?;
         let channel = Rc::new(event::bind_interdomain(front, port).map_err(text)?);
         let slot = self.announced.ledger_slot;

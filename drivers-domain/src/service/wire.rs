@@ -6,7 +6,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use bulkhead_abi::xs_wire::{XENBUS_CONNECTED, XENBUS_INITIALISING};
 use bulkhead_abi::{DomId, Gref, Port};
-use domain_rt::xenstore::{Error, Result, Xenstore};
+use domain_rt::xenstore::{Error, Result, Xenstore, number};
 
 /// log2 of the most pages of a ring.
 pub const MAX_RING_PAGE_ORDER: u32 = 2;
@@ -34,29 +34,45 @@ pub struct Announced {
 
 /// Reads the announcement in the folder `path`.
 pub async fn read_announced(store: &Xenstore, path: &str) -> Result<Announced> {
-    let number = async |name: &str| store.read_u64(&format!("{path}/{name}")).await;
-    let or = async |name: &str, otherwise| match number(name).await {
-        Err(Error::NotFound) => Ok(otherwise),
-        other => other,
-    };
+    const NAMES: [&str; 9] = [
+        "frontend",
+        "mode",
+        "frontend-id",
+        "device",
+        "first-sector",
+        "sectors-wanted",
+        "sectors",
+        "ledger-slot",
+        "state",
+    ];
+    let paths = NAMES.map(|name| format!("{path}/{name}"));
+    let [frontend, mode, numbers @ ..] = store.read_all(paths.each_ref().map(|p| &**p)).await;
+    let [front, device, first_sector, wanted, sectors, slot, state] = numbers.map(number);
     Ok(Announced {
-        frontend: store.read(&format!("{path}/frontend")).await?,
-        front: DomId::new(narrow(number("frontend-id").await?)?),
-        device: narrow(number("device").await?)?,
-        first_sector: or("first-sector", 0).await?,
-        sectors: or("sectors-wanted", or("sectors", 0).await?).await?,
-        writable: store.read(&format!("{path}/mode")).await?.trim() == "w",
-        ledger_slot: narrow(or("ledger-slot", 0).await?)?,
-        state: narrow(number("state").await?)?,
+        frontend: frontend?,
+        front: DomId::new(narrow(front?)?),
+        device: narrow(device?)?,
+        first_sector: or(first_sector, 0)?,
+        sectors: or(wanted, or(sectors, 0)?)?,
+        writable: mode?.trim() == "w",
+        ledger_slot: narrow(or(slot, 0)?)?,
+        state: narrow(state?)?,
     })
 }
 
-/// Whether a disk waits for us: it is new, or a life of ours before this one served it. That
-/// can have died at any point of the handshake, so at the `first_look` of a life any state will
-/// do; later on the others are those of disks that are in service, or over.
-pub async fn wants_service(store: &Xenstore, path: &str, first_look: bool) -> Result<bool> {
+/// The number of a node that may be missing.
+fn or(number: Result<u64>, otherwise: u64) -> Result<u64> {
+    match number {
+        Err(Error::NotFound) => Ok(otherwise),
+        other => other,
+    }
+}
+
+/// Whether a disk waits for us: it is new, or a life of ours before this one served it. (At the
+/// first look of a life any state will do, for that can have died at any point of the handshake;
+/// later on the others are those of disks that are in service, or over.)
+pub async fn wants_service(store: &Xenstore, path: &str) -> Result<bool> {
     match store.read_u64(&format!("{path}/state")).await {
-        Ok(_) if first_look => Ok(true),
         Ok(state) => Ok([XENBUS_INITIALISING, XENBUS_CONNECTED].map(u64::from).contains(&state)),
         Err(Error::NotFound | Error::Malformed | Error::Access) => Ok(false),
         Err(error) => Err(error),
@@ -78,24 +94,30 @@ pub struct RingWire {
 
 /// Reads what the front end wrote before it said that it is ready.
 pub async fn read_ring(store: &Xenstore, frontend: &str) -> Result<RingWire> {
-    let number = async |name: &str| store.read_u64(&format!("{frontend}/{name}")).await;
-    let protocol = store.read(&format!("{frontend}/protocol")).await;
+    const NAMES: [&str; 8] = [
+        "protocol",
+        "event-channel",
+        "ring-page-order",
+        "ring-ref",
+        "ring-ref0",
+        "ring-ref1",
+        "ring-ref2",
+        "ring-ref3",
+    ];
+    let paths = NAMES.map(|name| format!("{frontend}/{name}"));
+    let [protocol, numbers @ ..] = store.read_all(paths.each_ref().map(|p| &**p)).await;
     if protocol.is_ok_and(|protocol| protocol.trim() != "x86_64-abi") {
         return Err(Error::Invalid);
     }
-    let mut pages = Vec::new();
-    match number("ring-page-order").await {
-        Ok(order) if order <= MAX_RING_PAGE_ORDER.into() => {
-            for i in 0..1_u32 << order {
-                let gref = number(&format!("ring-ref{i}")).await?;
-                pages.push(Gref::new(narrow(gref)?));
-            }
-        }
+    let [port, order, only, refs @ ..] = numbers.map(number);
+    const _: () = assert!(NAMES.len() == 4 + (1 << MAX_RING_PAGE_ORDER));
+    let grefs = match order {
+        Ok(order) if order <= MAX_RING_PAGE_ORDER.into() => refs.into_iter().take(1 << order),
         Ok(_) => return Err(Error::Malformed),
-        Err(_) => pages.push(Gref::new(narrow(number("ring-ref").await?)?)),
-    }
-    let port = Port::new(narrow(number("event-channel").await?)?);
-    Ok(RingWire { pages, port })
+        Err(_) => [only, Ok(0), Ok(0), Ok(0)].into_iter().take(1),
+    };
+    let pages = grefs.map(|gref| Ok(Gref::new(narrow(gref?)?))).collect::<Result<_>>()?;
+    Ok(RingWire { pages, port: Port::new(narrow(port?)?) })
 }
 
 /// Writes nodes in a folder.

@@ -11,9 +11,9 @@ use super::{
 use crate::{
     Core, arch, event,
     memory::{
-        frame::table::Budget,
+        frame::{FrameTable, table::Budget},
         grant,
-        teardown::{Progress, relinquish},
+        teardown::{Progress, keep_given, relinquish},
         update,
     },
     sched,
@@ -31,6 +31,8 @@ pub enum Ending {
     Destroy,
     /// The domain is as new, under the same id, with its devices.
     Reset,
+    /// So it is, and what memory Dom0 gave it is its own still.
+    ResetKeeping,
 }
 
 /// Ends a domain, alive or not, and gives back all it holds. Call again until `Done`.
@@ -49,9 +51,17 @@ pub fn reset(core: &mut Core, dom: DomId) -> Result<Progress, Errno> {
     run(core, dom, Ending::Reset)
 }
 
+/// [`reset`], but frames that Dom0 gave the domain and that nobody else refers to stay its own
+/// with their contents. Whoever starts it again lays out what its first instructions rely on.
+///
+/// Errors: as for [`reset`].
+pub fn reset_keeping(core: &mut Core, dom: DomId) -> Result<Progress, Errno> {
+    run(core, dom, Ending::ResetKeeping)
+}
+
 fn run(core: &mut Core, dom: DomId, wanted: Ending) -> Result<Progress, Errno> {
     let domain = lifecycle::subject(core, dom)?;
-    if domain.ending == Some(Ending::Destroy) && wanted == Ending::Reset {
+    if domain.ending == Some(Ending::Destroy) && wanted != Ending::Destroy {
         return Err(Errno::EBUSY);
     }
     // A reset that turns out to be the end goes on from where it is.
@@ -64,15 +74,23 @@ fn run(core: &mut Core, dom: DomId, wanted: Ending) -> Result<Progress, Errno> {
     // Each gives back what is left; nothing is opened meanwhile, for the domain is dying.
     if event::close_all(core, dom, &mut { BUDGET }) == Progress::More
         || grant::release_maps(core, dom, &mut { BUDGET }) == Progress::More
-        || relinquish(&mut core.frames, dom, &mut Budget::default()) == Progress::More
+        || give_back(&mut core.frames, dom, wanted) == Progress::More
     {
         return Ok(Progress::More);
     }
     match wanted {
         Ending::Destroy => bury(core, dom),
-        Ending::Reset => renew(core, dom)?,
+        Ending::Reset | Ending::ResetKeeping => renew(core, dom)?,
     }
     Ok(Progress::Done)
+}
+
+fn give_back(frames: &mut FrameTable, dom: DomId, wanted: Ending) -> Progress {
+    let mut budget = Budget::default();
+    match wanted {
+        Ending::ResetKeeping => keep_given(frames, dom, &mut budget),
+        Ending::Reset | Ending::Destroy => relinquish(frames, dom, &mut budget),
+    }
 }
 
 /// Takes the vCPUs off their CPUs, with their timers, descriptor tables and roots.
@@ -112,6 +130,8 @@ fn release_roots(core: &mut Core, dom: DomId, roots: Roots) {
         // The CPU may still stand on it while it idles.
         arch::leave_root(root);
         update::put_root(core, dom, root);
+        // What else is pinned is found later, frame by frame.
+        let _ = core.frames.unpin(root, dom);
     }
 }
 

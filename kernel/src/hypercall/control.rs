@@ -30,6 +30,9 @@ pub fn control(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
         op::RESET_DOMAIN => {
             on_domain(core, caller, va, |core, dom| finished(teardown::reset(core, dom)?))
         }
+        op::RESET_KEEPING => {
+            on_domain(core, caller, va, |core, dom| finished(teardown::reset_keeping(core, dom)?))
+        }
         op::PAUSE_DOMAIN => on_domain(core, caller, va, lifecycle::pause),
         op::UNPAUSE_DOMAIN => on_domain(core, caller, va, lifecycle::unpause),
         op::DOMAIN_INFO => answer(core, caller, va, |core, info: &mut op::DomainInfo| {

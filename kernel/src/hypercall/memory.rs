@@ -98,6 +98,9 @@ impl Extents {
             }
         };
         let mfn = reserve::populate(core, self.dom, self.order, pfn)?;
+        if self.dom != caller.dom {
+            core.frames.note_given(mfn, self.order);
+        }
         if pfn.is_none() && self.list == 0 {
             return Ok(());
         }

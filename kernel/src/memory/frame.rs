@@ -92,6 +92,8 @@ bitflags! {
         const ALLOCATED = 1 << 0;
         /// Pinned by its domain; holds a general and a type reference.
         const PINNED = 1 << 1;
+        /// Dom0 gave it to its owner.
+        const GIVEN = 1 << 2;
         /// A page table whose validation stopped. The state itself holds the one general
         /// and type reference.
         const PARTIAL = 1 << 3;
@@ -102,7 +104,8 @@ bitflags! {
         const SHARED = 1 << 5;
         /// First frame of a block on the free list, of order `done`.
         const FREE_HEAD = 1 << 6;
-        /// Visited by [`FrameTable::let_go_next`].
+        /// Its turn in the walk over its owner's frames is over, or is not, as the owner's
+        /// account says.
         const VISITED = 1 << 7;
     }
 }

@@ -63,6 +63,23 @@ impl PhysMem {
         self.word(at).load(Ordering::Acquire)
     }
 
+    /// The first of these words of a frame, by their places, that has any of `bits` set.
+    pub fn find_word(
+        &self,
+        mfn: Mfn,
+        mut words: impl Iterator<Item = u16>,
+        bits: u64,
+    ) -> Option<u16> {
+        const WORDS: u16 = (PAGE_SIZE / 8) as u16;
+        let frame = self.at::<PAGE_SIZE>(mfn.maddr()).cast::<u64>();
+        words.find(|&index| {
+            assert!(index < WORDS, "a word of the frame");
+            // SAFETY: the word lies in the frame, which is in the window; for the rest see `word`.
+            let word = unsafe { AtomicU64::from_ptr(frame.add(index.into())) };
+            word.load(Ordering::Acquire) & bits != 0
+        })
+    }
+
     /// Writes an aligned u64.
     pub fn write_u64(&self, at: Maddr, value: u64) {
         self.word(at).store(value, Ordering::Release);

@@ -24,14 +24,22 @@ pub fn relinquish(frames: &mut FrameTable, dom: DomId, budget: &mut Budget) -> P
         if !frames.drain(dom, budget) || !budget.step() {
             return Progress::More;
         }
-        if !frames.let_go_next(dom) {
-            break;
+        if !frames.let_go_next(dom) && !frames.orphan_next(dom) {
+            return Progress::Done;
         }
     }
-    while frames.orphan_next(dom) {
-        if !budget.step() {
+}
+
+/// Takes the page tables of a domain apart whose vCPUs are off and whose root is unpinned, and
+/// drops every frame but those that Dom0 gave it and that nobody refers to any more: they stay
+/// its own, with what is in them.
+pub fn keep_given(frames: &mut FrameTable, dom: DomId, budget: &mut Budget) -> Progress {
+    loop {
+        if !frames.drain(dom, budget) || !budget.step() {
             return Progress::More;
         }
+        if !frames.keep_next(dom) {
+            return Progress::Done;
+        }
     }
-    Progress::Done
 }

@@ -11,7 +11,7 @@ use alloc::{
     vec::Vec,
 };
 use bulkhead_abi::{
-    DomId, Errno, Mfn, Pfn, Port, VcpuId,
+    DomId, Errno, Mfn, Ns, Pfn, Port, VcpuId,
     control::{CREATE_DRIVER, CreateDomain, DeviceRef, MachineInfo, SetGrant},
     grant,
     shared_info::SharedInfo,
@@ -135,7 +135,7 @@ pub struct Construction<'a> {
 impl Construction<'_> {
     /// Builds a domain that was created.
     fn carry_out(&self, plan: &Plan<'_>, nr_pages: u64) -> Result<(), String> {
-        let (rings, facts) = self.lay_out(plan, nr_pages)?;
+        let (rings, facts) = self.lay_out(plan, self.populate(nr_pages)?, true)?;
         self.assign_devices()?;
         self.enter_in_store(&facts)?;
         World::add_service(self.world, self.domid, &self.spec.name, rings);
@@ -146,21 +146,32 @@ impl Construction<'_> {
     }
 
     /// Builds a domain again that was reset: it still has its devices, its folder in the
-    /// store and its ledger.
-    pub fn carry_out_again(&self, plan: &Plan<'_>, nr_pages: u64) -> Result<(), String> {
-        let (rings, facts) = self.lay_out(plan, nr_pages)?;
+    /// store and its ledger, and perhaps its memory. Gives the time at which it may run.
+    pub fn carry_out_again(
+        &self,
+        plan: &Plan<'_>,
+        nr_pages: u64,
+        kept: Option<Vec<u64>>,
+    ) -> Result<Ns, String> {
+        let (rings, facts) = match kept {
+            Some(mfns) => self.lay_out(plan, mfns, false)?,
+            None => self.lay_out(plan, self.populate(nr_pages)?, true)?,
+        };
         self.world.borrow_mut().reborn(&facts)?;
         World::add_service(self.world, self.domid, &self.spec.name, rings);
-        step(control::unpause_domain(self.domid), "letting it run")
+        // It may run at once, before this call is over.
+        let running = time::now();
+        step(control::unpause_domain(self.domid), "letting it run")?;
+        Ok(running)
     }
 
-    /// Gives the domain memory, contents and registers.
-    fn lay_out(&self, plan: &Plan<'_>, nr_pages: u64) -> Result<(Rings, DomainFacts<'_>), String> {
-        let mfns = self.populate(nr_pages)?;
-        if self.spec.kind == Kind::Driver {
-            let list = Pfn::new(plan.layout.p2m.start);
-            self.world.borrow_mut().hands.note(self.domid, &mfns, list);
-        }
+    /// Gives the domain contents and registers. `mfns` is its memory, by pfn.
+    fn lay_out(
+        &self,
+        plan: &Plan<'_>,
+        mfns: Vec<u64>,
+        is_fresh: bool,
+    ) -> Result<(Rings, DomainFacts<'_>), String> {
         let list = MfnList::new(&mfns);
         let (store, console) = (list.of(plan.layout.store), list.of(plan.layout.console));
         let store_port = self.new_port("store")?;
@@ -173,7 +184,7 @@ impl Construction<'_> {
             console_port,
             cmdline: &self.spec.cmdline,
         };
-        let mut memory = ForeignMemory::new(self.domid, &mfns);
+        let mut memory = ForeignMemory::new(self.domid, &mfns, is_fresh);
         step(plan.write(&mut memory, &mfns, &facts), "writing its memory")?;
         // No writable mapping of a page table may be left when they are pinned.
         drop(memory);
@@ -185,6 +196,11 @@ impl Construction<'_> {
         step(control::set_vcpu_context(self.domid, first, &context), "setting its registers")?;
         step(apply_sched(self.domid, &self.spec.sched), "setting its share of the CPU")?;
         let rings = self.rings(store, store_port, console, console_port)?;
+        if self.spec.kind == Kind::Driver {
+            let mut world = self.world.borrow_mut();
+            world.hands.note(self.domid, Pfn::new(plan.layout.p2m.start));
+            world.frames.insert(self.domid, mfns);
+        }
         let facts = DomainFacts {
             domid: self.domid,
             name: &self.spec.name,

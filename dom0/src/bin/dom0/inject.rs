@@ -7,7 +7,6 @@ use alloc::{
     collections::BTreeMap,
     format,
     string::{String, ToString},
-    vec::Vec,
 };
 use bulkhead_abi::{DomId, Mfn, PAGE_SIZE, Pfn, ledger};
 use bulkhead_link::{
@@ -33,7 +32,6 @@ pub struct Hands(BTreeMap<DomId, Hand>);
 
 /// A driver domain, as its memory was laid out for the present life.
 struct Hand {
-    frames: Vec<u64>,
     /// First frame of the domain's own list, which it may have changed since.
     list: Pfn,
     injected_ns: u64,
@@ -51,31 +49,16 @@ struct Armed {
 }
 
 impl Hands {
-    /// A driver domain has been laid out in these frames.
-    pub fn note(&mut self, domid: DomId, frames: &[u64], list: Pfn) {
+    /// A driver domain has been laid out; its list of frames is from `list` on.
+    pub fn note(&mut self, domid: DomId, list: Pfn) {
         let old = self.0.remove(&domid);
         let (injected_ns, at_once_ns) = old.map_or((0, 0), |h| (h.injected_ns, h.at_once_ns));
-        let frames = frames.to_vec();
-        self.0.insert(domid, Hand { frames, list, injected_ns, at_once_ns, armed: None });
+        self.0.insert(domid, Hand { list, injected_ns, at_once_ns, armed: None });
     }
 
     /// A domain is gone.
     pub fn forget(&mut self, domid: DomId) {
         self.0.remove(&domid);
-    }
-}
-
-impl Hand {
-    fn frame(&self, pfn: Pfn) -> Option<Mfn> {
-        self.frames.get(usize::try_from(pfn.get()).ok()?).map(|&mfn| Mfn::new(mfn))
-    }
-
-    /// The frame that the domain has at `pfn` now.
-    fn frame_now(&self, domid: DomId, pfn: Pfn) -> Result<Mfn, String> {
-        const ENTRIES: u64 = (PAGE_SIZE / 8) as u64;
-        let list = self.frame(Pfn::new(self.list.get() + pfn.get() / ENTRIES));
-        let page = map(domid, list.ok_or("its list of frames is not there")?)?;
-        Ok(Mfn::new(page.shared().load_u64((pfn.get() % ENTRIES * 8) as usize)))
     }
 }
 
@@ -95,6 +78,25 @@ impl World {
 
     fn hand(&mut self, domid: DomId) -> Result<&mut Hand, String> {
         self.hands.0.get_mut(&domid).ok_or_else(|| "its memory is not known".into())
+    }
+
+    /// Frames of the domain when it was laid out.
+    fn pages_of(&self, domid: DomId) -> u64 {
+        self.frames.get(&domid).map_or(0, |frames| frames.len() as u64)
+    }
+
+    fn frame(&self, domid: DomId, pfn: Pfn) -> Result<Mfn, String> {
+        let index = usize::try_from(pfn.get()).unwrap_or(usize::MAX);
+        let frame = self.frames.get(&domid).and_then(|frames| frames.get(index));
+        frame.map(|&mfn| Mfn::new(mfn)).ok_or_else(|| format!("it has no frame {pfn}"))
+    }
+
+    /// The frame that the domain has at `pfn` now.
+    fn frame_now(&mut self, domid: DomId, pfn: Pfn) -> Result<Mfn, String> {
+        const ENTRIES: u64 = (PAGE_SIZE / 8) as u64;
+        let list = self.hand(domid)?.list.get() + pfn.get() / ENTRIES;
+        let page = map(domid, self.frame(domid, Pfn::new(list))?)?;
+        Ok(Mfn::new(page.shared().load_u64((pfn.get() % ENTRIES * 8) as usize)))
     }
 
     fn life(&mut self, domid: DomId) -> u32 {
@@ -136,10 +138,8 @@ impl World {
     fn arm(&mut self, domid: DomId, pages: Shared<'static>, patch: &Patch) -> Result<(), String> {
         let words = entry(patch)?;
         let life = self.life(domid);
-        let hand = self.hand(domid)?;
-        let place = Place::of(patch.va, hand.frames.len() as u64)?;
-        let frame = hand.frame(place.pfn).ok_or("its code is not there")?;
-        let text = map(domid, frame)?;
+        let place = Place::of(patch.va, self.pages_of(domid))?;
+        let text = map(domid, self.frame(domid, place.pfn)?)?;
         let is_old = |(offset, byte): (usize, &u8)| {
             offset >= PAGE_SIZE || text.shared().load_u8(offset) == *byte
         };
@@ -153,7 +153,7 @@ impl World {
         pages.write_u64(ledger::PATCHES, table as u64 | 1 << 32);
         let first_byte = text.shared().load_u8(place.offset);
         text.shared().store_u8(place.offset, BREAKPOINT);
-        hand.armed = Some(Armed { place, first_byte, life });
+        self.hand(domid)?.armed = Some(Armed { place, first_byte, life });
         Ok(())
     }
 
@@ -170,9 +170,8 @@ impl World {
             Target::Heap(share) => at_share(range(ledger::HEAP_START, ledger::HEAP_END), share)?,
             Target::Stack(share) => at_share(range(ledger::STACK_START, ledger::STACK_END), share)?,
         };
-        let hand = self.hand(domid)?;
-        let place = Place::of(va, hand.frames.len() as u64)?;
-        let page = map(domid, hand.frame_now(domid, place.pfn)?)?;
+        let place = Place::of(va, self.pages_of(domid))?;
+        let page = map(domid, self.frame_now(domid, place.pfn)?)?;
         let byte = page.shared().load_u8(place.offset);
         page.shared().store_u8(place.offset, byte ^ 1 << (bit % 8));
         Ok(())
@@ -194,8 +193,7 @@ impl World {
         let Some(armed) = hand.armed.take().filter(|armed| armed.life == life) else {
             return Ok(());
         };
-        let frame = hand.frame(armed.place.pfn).ok_or("its code is not there")?;
-        let text = map(domid, frame)?;
+        let text = map(domid, self.frame(domid, armed.place.pfn)?)?;
         let offset = armed.place.offset;
         if text.shared().load_u8(offset) == BREAKPOINT {
             text.shared().store_u8(offset, armed.first_byte);

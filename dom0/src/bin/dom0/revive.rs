@@ -14,7 +14,7 @@ use alloc::{
     vec::Vec,
 };
 use async_channel::{Receiver, Sender};
-use bulkhead_abi::{DomId, Mfn, Ns, ledger};
+use bulkhead_abi::{DomId, Mfn, Ns, Pfn, control::DomainInfo, ledger};
 use bulkhead_link::{Cause, Event, Exit, Restart};
 use core::time::Duration;
 use dom0::{
@@ -22,7 +22,7 @@ use dom0::{
     payload::Payload,
     supervisor::health::{HANG_DEADLINE, LOOK_EVERY, Pulse},
 };
-use domain_rt::{control, exec, time};
+use domain_rt::{control, exec, mem, time};
 
 /// How often the new life is asked whether it has answered a guest, and how long at most.
 const ASK_EVERY: Duration = Duration::from_millis(1);
@@ -62,12 +62,11 @@ fn revive(world: &Handle, payload: &Payload<'static>, case: Case) -> Result<(), 
     let nr_pages = spec.memory_kib / 4;
     let plan = Plan::new(payload.image(spec.kernel)?, &[], nr_pages).map_err(|e| e.to_string())?;
     world.borrow_mut().part_from(domid);
-    control::reset_domain(domid).map_err(|errno| format!("it can not be reset: {errno}"))?;
+    let (info, kept) = reset(world, domid, nr_pages)?;
     let torn_down = time::now();
-    let info = domain_info(domid).ok_or("it is gone from the core")?;
     let shared_info = Mfn::new(info.shared_info_mfn);
-    Construction { world, payload, spec, domid, shared_info }.carry_out_again(&plan, nr_pages)?;
-    let running = time::now();
+    let construction = Construction { world, payload, spec, domid, shared_info };
+    let running = construction.carry_out_again(&plan, nr_pages, kept)?;
     let restart = Restart {
         driver: name.clone(),
         cause,
@@ -82,6 +81,32 @@ fn revive(world: &Handle, payload: &Payload<'static>, case: Case) -> Result<(), 
     };
     exec::spawn(follow(world.clone(), restart, ended, running)).detach();
     Ok(())
+}
+
+/// Resets a domain. Gives its memory by pfn, if all of it is as it was given out, and what is
+/// known of it now.
+fn reset(
+    world: &Handle,
+    domid: DomId,
+    nr_pages: u64,
+) -> Result<(DomainInfo, Option<Vec<u64>>), String> {
+    let refused = |errno| format!("it can not be reset: {errno}");
+    let look = || domain_info(domid).ok_or("it is gone from the core");
+    control::reset_keeping(domid).map_err(refused)?;
+    let info = look()?;
+    let kept = world.borrow_mut().frames.remove(&domid);
+    // It may have changed what the core's table says of its frames.
+    let is_named = |(mfn, pfn): (&u64, u64)| mem::machphys_of(Mfn::new(*mfn)) == Pfn::new(pfn);
+    let kept = kept.filter(|mfns| {
+        info.tot_pages == nr_pages
+            && mfns.len() as u64 == nr_pages
+            && mfns.iter().zip(0..).all(is_named)
+    });
+    if kept.is_some() {
+        return Ok((info, kept));
+    }
+    control::reset_domain(domid).map_err(refused)?;
+    Ok((look()?, None))
 }
 
 /// Waits until the new life has answered a guest, and tells how it went.

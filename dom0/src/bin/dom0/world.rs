@@ -63,6 +63,8 @@ pub struct World {
     /// Driver domains that want a new life.
     pub cases: Cases,
     services: BTreeMap<DomId, Service>,
+    /// Memory that driver domains were given, by pfn.
+    pub frames: BTreeMap<DomId, Vec<u64>>,
     pub agents: BTreeMap<DomId, Agent>,
     /// For faults that are injected.
     pub hands: Hands,
@@ -121,6 +123,7 @@ impl World {
             restarts,
             cases,
             services: BTreeMap::new(),
+            frames: BTreeMap::new(),
             agents: BTreeMap::new(),
             hands: Hands::default(),
             ledgers: BTreeMap::new(),
@@ -467,6 +470,7 @@ impl World {
 
     /// Takes away all but the back ends that serve it.
     pub fn remove(&mut self, domid: DomId, is_guest: bool) {
+        self.frames.remove(&domid);
         self.services.remove(&domid);
         self.agents.remove(&domid);
         self.hands.forget(domid);

@@ -5,15 +5,16 @@ use super::{CALLER, DOM0, SCRATCH, call, create, info, machine, only, start_info
 use crate::{
     Core,
     device::{self, machine::fake, pci::Sbdf},
-    domain::{Life, VcpuRef},
+    domain::{Life, VcpuRef, teardown::Ending},
     event,
     hypercall::{Outcome, device::device as device_call, device::physdev_eoi},
     memory::{
         frame::{
-            Owner,
+            FrameType, Owner,
             table::{Budget, Walk},
         },
         grant, reserve,
+        teardown::keep_given,
         validate::Level,
     },
     sched,
@@ -115,6 +116,80 @@ fn a_reset_domain_can_be_built_and_started_again_and_old_names_are_stale() {
         assert_eq!((after.incarnation, after.online_vcpus), (life + 1, 0));
         let now = core.frames.free_frames();
         assert_eq!(*free.get_or_insert(now), now, "life {life} leaks");
+    }
+}
+
+/// Notes as given by Dom0 all that a domain has.
+fn give_all(core: &mut Core, dom: DomId) -> Vec<Mfn> {
+    let all = (0..core.frames.max_mfn()).map(Mfn::new);
+    let owned = |frame: &Mfn| core.frames.check_let_go(*frame, dom).is_ok();
+    let frames: Vec<Mfn> = all.filter(owned).collect();
+    frames.iter().for_each(|&mfn| core.frames.note_given(mfn, 0));
+    frames
+}
+
+#[test]
+fn a_reset_that_keeps_memory_keeps_what_dom0_gave_and_what_is_in_it() {
+    let mut core = machine();
+    let dom = create(&mut core, 1);
+    let root = tables(&mut core, dom);
+    let page = reserve::populate(&mut core, dom, 0, None).unwrap().maddr();
+    let given = give_all(&mut core, dom);
+    let mut free = None;
+    for life in 1..=5 {
+        core.frames.mem().write_u64(page, life);
+        if life > 1 {
+            // Nothing is a page table any more until it is laid out again.
+            assert_eq!(core.frames.frame_type(root), FrameType::None);
+        }
+        start(&mut core, dom, root).unwrap();
+        // It gets more by itself, and pins a table.
+        let own = reserve::populate(&mut core, dom, 3, None).unwrap();
+        call(&mut core, control::UNPAUSE_DOMAIN, only(dom)).0.unwrap();
+        call(&mut core, control::RESET_KEEPING, only(dom)).0.unwrap();
+        assert_eq!(info(&mut core, dom).unwrap().tot_pages, given.len() as u64);
+        assert!(given.iter().all(|&mfn| core.frames.check_let_go(mfn, dom).is_ok()));
+        assert!(matches!(core.frames.owner(own), Owner::Free));
+        assert_eq!(core.frames.mem().read_u64(page), life);
+        let now = core.frames.free_frames();
+        assert_eq!(*free.get_or_insert(now), now, "life {life} leaks");
+    }
+    // A reset that takes all takes these, too.
+    call(&mut core, control::RESET_DOMAIN, only(dom)).0.unwrap();
+    assert_eq!(info(&mut core, dom).unwrap().tot_pages, 0);
+}
+
+#[test]
+fn a_reset_keeps_no_frame_that_somebody_else_still_refers_to() {
+    let mut core = machine();
+    let dom = create(&mut core, 1);
+    let mfn = reserve::populate(&mut core, dom, 2, None).unwrap();
+    let given = give_all(&mut core, dom);
+    // As a guest would that has mapped a grant of the old life.
+    core.frames.get_writable(mfn, dom).unwrap();
+    call(&mut core, control::RESET_KEEPING, only(dom)).0.unwrap();
+    assert!(core.frames.check_let_go(mfn, dom).is_err());
+    assert!(given[1..].iter().all(|&mfn| core.frames.check_let_go(mfn, dom).is_ok()));
+    call(&mut core, control::RESET_DOMAIN, only(dom)).0.unwrap();
+    assert_eq!(info(&mut core, dom).unwrap().tot_pages, 0);
+    core.frames.put_writable(mfn);
+    assert!(matches!(core.frames.owner(mfn), Owner::Free));
+}
+
+#[test]
+fn a_reset_that_turns_out_to_be_the_end_leaks_nothing() {
+    let mut core = machine();
+    let free = core.frames.free_frames();
+    for steps in [1, 7, 100, 511] {
+        let dom = create(&mut core, 1);
+        let root = tables(&mut core, dom);
+        give_all(&mut core, dom);
+        start(&mut core, dom, root).unwrap();
+        core.domains.get_mut(dom).unwrap().ending = Some(Ending::ResetKeeping);
+        let _ = keep_given(&mut core.frames, dom, &mut Budget::new(steps));
+        core.domains.get_mut(dom).unwrap().ending = None;
+        call(&mut core, control::DESTROY_DOMAIN, only(dom)).0.unwrap();
+        assert_eq!(core.frames.free_frames(), free, "after {steps} steps");
     }
 }
 

@@ -15,10 +15,12 @@ pub(super) struct Account {
     pub(super) frames: u32,
     /// First of the page tables to be taken apart.
     pub(super) undo: u32,
+    /// What `VISITED` says of a frame that had its turn in the walk under way.
+    visited: bool,
 }
 
 impl Account {
-    pub(super) const EMPTY: Self = Self { head: NIL, frames: 0, undo: NIL };
+    pub(super) const EMPTY: Self = Self { head: NIL, frames: 0, undo: NIL, visited: true };
 }
 
 /// The account of frames without a domain.
@@ -51,13 +53,14 @@ impl FrameTable {
     /// to it. [`Self::settle_stolen`] ends it, before the core lock is let go.
     pub(crate) fn steal(&mut self, mfn: Mfn, dom: DomId) -> Result {
         self.check_let_go(mfn, dom)?;
-        let Frame { refs, types, kind, .. } = self.get(mfn);
+        let Frame { refs, types, kind, flags, .. } = self.get(mfn);
         if refs != 1 || types != 0 {
             return Err(FrameError::WrongType { mfn, is: kind, count: types });
         }
         let n = mfn.get() as u32;
         self.disown(n);
-        self.frames[n as usize] = Frame { owner: Owner::Core, refs: 1, kind, ..Frame::IO };
+        let flags = flags & Flags::GIVEN;
+        self.frames[n as usize] = Frame { owner: Owner::Core, refs: 1, kind, flags, ..Frame::IO };
         list::push(self.frames, &mut self.stolen, n);
         Ok(())
     }
@@ -69,31 +72,67 @@ impl FrameTable {
             list::remove(self.frames, &mut self.stolen, n);
             match back_to {
                 Some(dom) => {
-                    let kind = self.frames[n as usize].kind;
+                    let Frame { kind, flags, .. } = self.frames[n as usize];
                     self.own(n, dom);
                     self.frames[n as usize].kind = kind;
+                    self.frames[n as usize].flags |= flags;
                 }
                 None => self.release(Mfn::new(u64::from(n))),
             }
         }
     }
 
+    /// Notes that Dom0 gave these frames to their owner.
+    pub(crate) fn note_given(&mut self, first: Mfn, order: u32) {
+        for n in first.get()..first.get() + (1 << order) {
+            self.get_mut(Mfn::new(n)).flags.insert(Flags::GIVEN);
+        }
+    }
+
     /// For a dying domain: unpins and gives away one more of its frames. `false` when each
     /// had its turn.
     pub(in crate::memory) fn let_go_next(&mut self, dom: DomId) -> bool {
-        let n = self.accounts[slot(dom)].head;
-        if n == NIL || self.frames[n as usize].flags.contains(Flags::VISITED) {
+        let Some(n) = self.visit_next(dom) else {
             return false;
-        }
-        // To the end of the list first: the frame may be free, and off the list, any moment after.
-        self.accounts[slot(dom)].head = self.frames[n as usize].next;
-        self.frames[n as usize].flags.insert(Flags::VISITED);
+        };
         let mfn = Mfn::new(u64::from(n));
         // Neither refusal is an error here: most frames are not pinned, and some were
         // given away before.
         let _ = self.unpin(mfn, dom);
         let _ = self.let_go(mfn, dom);
         true
+    }
+
+    /// For a domain that is reset: lets go one more of its frames, unless Dom0 gave it and
+    /// nothing but the reservation refers to it. `false` when each had its turn.
+    pub(in crate::memory) fn keep_next(&mut self, dom: DomId) -> bool {
+        let Some(n) = self.visit_next(dom) else {
+            let account = &mut self.accounts[slot(dom)];
+            account.visited = !account.visited;
+            return false;
+        };
+        let frame = &self.frames[n as usize];
+        if frame.refs > 1 || !frame.flags.contains(Flags::ALLOCATED | Flags::GIVEN) {
+            let mfn = Mfn::new(u64::from(n));
+            // As above.
+            let _ = self.unpin(mfn, dom);
+            let _ = self.let_go(mfn, dom);
+        }
+        true
+    }
+
+    /// One more of a domain's frames that had no turn yet. It is at the end of the list then, and
+    /// may be freed.
+    fn visit_next(&mut self, dom: DomId) -> Option<u32> {
+        let account = &mut self.accounts[slot(dom)];
+        let n = account.head;
+        let frame = self.frames.get_mut(n as usize).filter(|_| n != NIL)?;
+        if frame.flags.contains(Flags::VISITED) == account.visited {
+            return None;
+        }
+        account.head = frame.next;
+        frame.flags.toggle(Flags::VISITED);
+        Some(n)
     }
 
     /// For a dead domain: what others still refer to stops being its own. `false` when
@@ -103,6 +142,13 @@ impl FrameTable {
         if n == NIL {
             return false;
         }
+        if self.frames[n as usize].flags.contains(Flags::ALLOCATED) {
+            // It had its turn in a reset that has turned out to be the end.
+            let mfn = Mfn::new(u64::from(n));
+            let _ = self.unpin(mfn, dom);
+            let _ = self.let_go(mfn, dom);
+            return true;
+        }
         self.disown(n);
         self.frames[n as usize].owner = Owner::Orphan;
         true
@@ -110,9 +156,10 @@ impl FrameTable {
 
     /// Makes the frame part of a domain's reservation.
     pub(super) fn own(&mut self, n: u32, dom: DomId) {
-        self.frames[n as usize] =
-            Frame { owner: Owner::Domain(dom), refs: 1, flags: Flags::ALLOCATED, ..Frame::IO };
         let account = &mut self.accounts[slot(dom)];
+        let mut flags = Flags::ALLOCATED;
+        flags.set(Flags::VISITED, !account.visited);
+        self.frames[n as usize] = Frame { owner: Owner::Domain(dom), refs: 1, flags, ..Frame::IO };
         list::push(self.frames, &mut account.head, n);
         account.frames += 1;
     }

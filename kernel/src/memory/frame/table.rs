@@ -19,6 +19,7 @@ use super::{
 };
 use crate::memory::validate::{self, ENTRIES, Level, Pte, Rule};
 use bulkhead_abi::{DomId, Mfn};
+use core::ops::Range;
 
 /// Steps left in this stay; one is one page-table entry or one frame.
 #[derive(Debug)]
@@ -37,6 +38,16 @@ impl Budget {
         let is_left = self.0 > 0;
         self.0 = self.0.saturating_sub(1);
         is_left
+    }
+
+    /// How many of so many entries may be looked over.
+    fn reach(&self, entries: u16) -> u16 {
+        self.0.min(entries.into()) as u16
+    }
+
+    /// Takes the steps of looking over so many entries that are empty.
+    fn spend(&mut self, entries: u16) {
+        self.0 = self.0.saturating_sub(entries.into());
     }
 
     pub fn is_spent(&self) -> bool {
@@ -185,6 +196,16 @@ impl FrameTable {
         if !entry.is_present() {
             return Ok(entry);
         }
+        self.take_present(level, owners, entry, walk)
+    }
+
+    fn take_present(
+        &mut self,
+        level: Level,
+        owners: Owners,
+        entry: Pte,
+        walk: &mut Walk,
+    ) -> Result<Pte> {
         let stored = self.check_entry(level, entry)?;
         let mfn = stored.mfn();
         match level.below() {
@@ -224,9 +245,21 @@ impl FrameTable {
     /// Goes on with a table that has its one reference; on success that is the caller's,
     /// else it stays with the table.
     fn validate(&mut self, mfn: Mfn, owner: DomId, level: Level, walk: &mut Walk) -> Result {
-        for index in self.get(mfn).done..ENTRIES {
-            if let Err(error) = self.validate_entry(mfn, index, owner, level, walk) {
-                self.get_mut(mfn).done = index;
+        let mut from = self.get(mfn).done;
+        while from < ENTRIES {
+            let found = self.next_present(mfn, level, from..ENTRIES, walk.budget);
+            let index = found.unwrap_or_else(|end| end);
+            walk.budget.spend(index - from);
+            from = index;
+            if from == ENTRIES {
+                break;
+            }
+            let valid = match found {
+                Ok(index) => self.validate_entry(mfn, index, owner, level, walk),
+                Err(_) => Err(FrameError::Again),
+            };
+            if let Err(error) = valid {
+                self.get_mut(mfn).done = from;
                 match error {
                     FrameError::Again | FrameError::Busy { .. } => {
                         self.get_mut(mfn).flags.insert(Flags::PARTIAL);
@@ -235,9 +268,27 @@ impl FrameTable {
                 }
                 return Err(error);
             }
+            from += 1;
         }
         self.get_mut(mfn).done = ENTRIES;
         Ok(())
+    }
+
+    /// The first of these entries that something is to be done about, or how far the budget
+    /// allows to look.
+    fn next_present(
+        &self,
+        mfn: Mfn,
+        level: Level,
+        entries: Range<u16>,
+        budget: &Budget,
+    ) -> core::result::Result<u16, u16> {
+        if level == Level::L4 {
+            // The core's slots are set and cleared, whatever they hold.
+            return Ok(entries.start);
+        }
+        let end = entries.start + budget.reach(entries.end - entries.start);
+        self.mem.find_word(mfn, entries.start..end, Pte::PRESENT).ok_or(end)
     }
 
     fn validate_entry(
@@ -258,7 +309,10 @@ impl FrameTable {
             return Err(FrameError::Again);
         }
         let entry = Pte::new(self.mem.read_u64(at));
-        let stored = self.take_entry(level, Owners::only(owner), entry, walk)?;
+        if !entry.is_present() {
+            return Ok(());
+        }
+        let stored = self.take_present(level, Owners::only(owner), entry, walk)?;
         if stored != entry {
             self.mem.write_u64(at, stored.raw());
         }
@@ -275,28 +329,43 @@ impl FrameTable {
         frame.flags.insert(Flags::UNDO);
     }
 
-    /// One entry of the first table on the list, or its end; `false` when the budget ended first.
+    /// The next entry of the first table on the list that names a frame, with the empty ones
+    /// before it, or the table's end; `false` when the budget ended first.
     fn undo_step(&mut self, slot: usize, budget: &mut Budget) -> bool {
         let n = self.accounts[slot].undo;
         let mfn = Mfn::new(u64::from(n));
         let frame = &mut self.frames[n as usize];
-        let (Some(index), FrameType::Table(level)) = (frame.done.checked_sub(1), frame.kind) else {
-            self.accounts[slot].undo = core::mem::replace(&mut frame.undo, NIL);
-            frame.flags.remove(Flags::UNDO);
-            self.put_typed(mfn);
-            return true;
+        let (done, FrameType::Table(level)) = (frame.done, frame.kind) else {
+            unreachable!("{mfn} is no table and is taken apart");
         };
-        if !budget.step() {
+        let least = done - budget.reach(done);
+        let mut entries = (least..done).rev();
+        let found = match level {
+            // As for the core's slots when it was validated.
+            Level::L4 => entries.next(),
+            _ => self.mem.find_word(mfn, entries, Pte::PRESENT),
+        };
+        if let Some(index) = found {
+            budget.spend(done - index);
+            self.frames[n as usize].done = index;
+            let at = validate::entry_at(mfn, index);
+            if level == Level::L4 && validate::is_core_slot(index) {
+                self.mem.write_u64(at, 0);
+            } else {
+                let entry = Pte::new(self.mem.read_u64(at));
+                self.drop_entry(level, entry);
+            }
+            return true;
+        }
+        budget.spend(done - least);
+        let frame = &mut self.frames[n as usize];
+        frame.done = least;
+        if least > 0 {
             return false;
         }
-        frame.done = index;
-        let at = validate::entry_at(mfn, index);
-        if level == Level::L4 && validate::is_core_slot(index) {
-            self.mem.write_u64(at, 0);
-        } else {
-            let entry = Pte::new(self.mem.read_u64(at));
-            self.drop_entry(level, entry);
-        }
+        self.accounts[slot].undo = core::mem::replace(&mut frame.undo, NIL);
+        frame.flags.remove(Flags::UNDO);
+        self.put_typed(mfn);
         true
     }
 }
