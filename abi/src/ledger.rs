@@ -46,6 +46,25 @@ pub const HEAP_END: usize = 104;
 pub const STACK_START: usize = 112;
 pub const STACK_END: usize = 120;
 
+/// u32 written by Dom0 before each life of the driver domain: one of [`on_failure`].
+pub const ON_FAILURE: usize = 88;
+
+/// What becomes of the requests of a back end that died, in the words of Linux' ublk. Those
+/// that it had taken are *outstanding*; those that the front end publishes while nobody serves
+/// are *issued* later.
+pub mod on_failure {
+    /// Outstanding requests are run again; those issued later wait.
+    pub const REISSUE: u32 = 0;
+    /// Outstanding requests are answered with an error; those issued later wait.
+    pub const QUEUE: u32 = 1;
+    /// Outstanding requests, and those issued until there is a new life, are answered with an
+    /// error.
+    pub const FAIL: u32 = 2;
+    /// This life answers every request with an error and leaves its devices alone: the driver
+    /// domain is in quarantine.
+    pub const REFUSE: u32 = 3;
+}
+
 /// What can be ordered to go wrong, and what the argument means; where 0 is an argument that
 /// makes no sense, it stands for the value in brackets.
 pub mod fault {
@@ -163,6 +182,10 @@ pub const REDO_INDEX: usize = 4;
 pub const REDO_ID: usize = 8;
 /// u32: operation in bits 0-7, status in bits 16-31.
 pub const REDO_OP_STATUS: usize = 16;
+/// u32 ring index after the last response published: written after each.
+pub const ANSWERED: usize = 20;
+/// u32 ring index after the last request taken: written before anything is done about it.
+pub const TAKEN: usize = 24;
 /// u64 counters, written by the driver domain.
 pub const READ_BYTES: usize = 64;
 pub const WRITTEN_BYTES: usize = 72;

@@ -35,9 +35,16 @@ pub const CORE: Builtin =
 /// The control domain.
 pub const DOM0: Builtin = Builtin::new("dom0", "dom0", "dom0", "the control domain");
 
+/// What answers with errors in place of a driver domain that is in quarantine: the driver
+/// domain of disks, which Dom0 tells to leave its devices alone.
+pub const REFUSER: Builtin = DISK;
+
+const DISK: Builtin =
+    Builtin::new("disk", "drivers-domain", "disk", "driver domain for virtio disks");
+
 /// What a driver domain or a guest may have as its kernel.
 pub const DOMAINS: &[Builtin] = &[
-    Builtin::new("disk", "drivers-domain", "disk", "driver domain for virtio disks"),
+    DISK,
     Builtin::new(
         "disk-faults",
         "drivers-domain",

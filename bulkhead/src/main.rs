@@ -43,8 +43,8 @@ enum Verb {
     Exec(Exec),
     /// Destroys a domain at once.
     Kill(Named),
-    /// Restart a driver domain: its guests go on.
-    Restart(Named),
+    /// Restarts a driver domain: its guests go on. Lifts a quarantine.
+    Restart(Restart),
     /// Asks a guest's kernel to power off.
     Shutdown(Waiting),
     /// Asks a guest's kernel to reboot.
@@ -176,6 +176,31 @@ struct Named {
     /// Number of the run, if several are going on.
     #[arg(long, value_name = "ID")]
     run: Option<String>,
+}
+
+#[derive(clap::Args)]
+struct Restart {
+    /// Name of the driver domain.
+    name: String,
+    /// Number of the run, if several are going on.
+    #[arg(long, value_name = "ID")]
+    run: Option<String>,
+    /// Updates it: this is its image from now on, a builtin driver domain or an ELF file.
+    #[arg(long, value_name = "KERNEL")]
+    kernel: Option<String>,
+    /// Goes back to the image of the set-up.
+    #[arg(long, conflicts_with = "kernel")]
+    original: bool,
+    /// Restarts it so many times, each time once it has answered a guest, and compares what
+    /// the machine uses before and after.
+    #[arg(long, value_name = "N", conflicts_with_all = ["kernel", "original"], value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    times: Option<u32>,
+    /// With --times: least milliseconds from one to the next.
+    #[arg(long, value_name = "MS", default_value_t = 0, requires = "times")]
+    every: u32,
+    /// With --times: prints one JSON object.
+    #[arg(long, requires = "times")]
+    json: bool,
 }
 
 #[derive(clap::Args)]

@@ -16,6 +16,7 @@ use crate::{
     setup::{Accel, Domain, Kernel, Setup, SetupError},
     watch::{Outcome, Stop, Watch},
 };
+use bulkhead_link::OnFailure;
 use std::{fs, path::PathBuf, sync::atomic::Ordering};
 
 /// Lines of the core's output that are shown when it faulted.
@@ -178,6 +179,9 @@ fn ensure(setup: &Setup, kernels: &Kernels, observer: &mut dyn Observer) -> Resu
 /// The core, Dom0, and each builtin kernel of the set-up once.
 fn programs(setup: &Setup) -> Vec<&'static Builtin> {
     let mut programs = vec![&builtin::CORE, &builtin::DOM0];
+    if setup.care.iter().any(|care| care.on_failure == OnFailure::Fail) {
+        programs.push(&builtin::REFUSER);
+    }
     let guests = setup.guests.iter().map(|g| &g.domain);
     for Domain { kernel, .. } in setup.drivers.iter().chain(guests) {
         if let Kernel::Builtin(program) = kernel

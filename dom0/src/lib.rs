@@ -22,4 +22,5 @@ pub mod payload;
 pub mod shared;
 pub mod store;
 pub mod supervisor;
+pub mod uploads;
 pub mod wishes;

@@ -21,6 +21,9 @@ fn note(start: u64, bytes: u64) {
 }
 
 #[cfg(target_os = "none")]
+pub use machine::used_bytes;
+
+#[cfg(target_os = "none")]
 mod machine {
     use bulkhead_abi::PAGE_SIZE;
     use core::alloc::Layout;
@@ -52,4 +55,9 @@ mod machine {
 
     #[global_allocator]
     static HEAP: talc::TalcLock<spin::Mutex<()>, Frames> = talc::TalcLock::new(Frames);
+
+    /// Bytes that are allocated.
+    pub fn used_bytes() -> usize {
+        HEAP.lock().counters().allocated_bytes
+    }
 }

@@ -5,7 +5,7 @@
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use blkback::{Counters, Ledger, Redo, SharedLedger};
+use blkback::{Counters, Cursors, Ledger, OnFailure, Redo, SharedLedger};
 use bulkhead_abi::{DomId, Gref, PAGE_SIZE, ledger as at};
 use core::time::Duration;
 use domain_rt::grant::{self, GrantMapping};
@@ -57,6 +57,11 @@ impl LedgerPages {
             Backing::Granted(mapping) => mapping.shared(),
             Backing::Private(pages) => pages.shared(),
         }
+    }
+
+    /// What Dom0 has ordered for the requests of the life before this one.
+    pub fn on_failure(&self) -> OnFailure {
+        OnFailure::from_raw(self.shared().load_u32(at::ON_FAILURE))
     }
 
     /// Notes that all devices are up.
@@ -139,6 +144,15 @@ impl Ledger for RingLedger {
     }
     fn clear_redo(&mut self) {
         self.slot.clear_redo();
+    }
+    fn cursors(&self) -> Cursors {
+        self.slot.cursors()
+    }
+    fn set_answered(&mut self, index: u32) {
+        self.slot.set_answered(index);
+    }
+    fn set_taken(&mut self, index: u32) {
+        self.slot.set_taken(index);
     }
     fn counters(&self) -> Counters {
         self.slot.counters()

@@ -257,6 +257,7 @@ impl Seen {
                 (&mut sum.damaged, now.damaged, before.damaged),
                 (&mut sum.corrupt, now.corrupt, before.corrupt),
                 (&mut sum.violations, now.violations, before.violations),
+                (&mut sum.reconnects, now.reconnects, before.reconnects),
                 (&mut sum.stalled, now.stalled, before.stalled),
             ] {
                 *sum += now.saturating_sub(before);
@@ -354,7 +355,7 @@ impl Seen {
     /// Domains that something happened to which is not waiting. A guest under load that gave
     /// its disk up did so for what the driver domain did.
     fn others(&self, counts: &Counts) -> Vec<String> {
-        let gave_up = counts.violations + counts.stalled > 0;
+        let gave_up = counts.violations > counts.reconnects || counts.stalled > 0;
         let is_load = |name: &String| self.loads.iter().any(|(load, _)| load == name);
         // The front end that misbehaves is the one at fault, or gave up for the same reason.
         let is_affected = |(name, exit, _): &&(String, Exit, String)| {
@@ -418,6 +419,7 @@ const fn cause(cause: LinkCause) -> Cause {
     match cause {
         LinkCause::Crash => Cause::Crash,
         LinkCause::Hang => Cause::Hang,
+        LinkCause::Violation => Cause::Violation,
         LinkCause::Request => Cause::Request,
     }
 }

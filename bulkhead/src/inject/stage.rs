@@ -6,7 +6,7 @@ use crate::{
     builtin::{self, Builtin},
     setup::{Disk, Domain, Guest, GuestDisk, Kernel, Setup, SetupError, Size, suggest},
 };
-use bulkhead_link::OnReboot;
+use bulkhead_link::{Care, OnReboot};
 use faults::{Campaign, campaign};
 use std::path::{Path, PathBuf};
 
@@ -54,6 +54,7 @@ pub fn stage(
 ) -> Result<Staged, SetupError> {
     let driver = find_driver(campaign, &setup)?;
     let program = with_faults(&mut setup.drivers[driver])?;
+    setup.care[driver].hang_deadline_ns = campaign.deadlines.hang.number() * 1000;
     let loads = put_under_load(campaign, &mut setup, driver)?;
     put_front(campaign, &mut setup, driver)?;
     let copies = divert_images(&mut setup, folder);
@@ -228,6 +229,7 @@ fn add_neighbours(setup: &mut Setup, pattern: &Domain, folder: &Path) {
         console: false,
     };
     setup.drivers.push(domain(NEIGHBOURS_DRIVER, "disk", ""));
+    setup.care.push(Care::default());
     setup.disks.push(Disk {
         name: NEIGHBOURS_DISK.into(),
         image: folder.join("neighbour.img"),

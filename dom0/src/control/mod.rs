@@ -1,10 +1,10 @@
 //! The control server's side of the link: requests in, replies and events out.
 //! What the requests do to domains is behind [`Machine`]; the UART is not known here.
 
-use crate::wishes::Wish;
+use crate::{uploads::ImagePart, wishes::Wish};
 use alloc::{collections::VecDeque, format, string::String, vec::Vec};
 use bulkhead_link::{
-    Decoder, Event, FromDom0, Listing, Reply, Request, Sched, ToDom0, VERSION, encode,
+    Decoder, Event, FromDom0, Listing, NewImage, Reply, Request, Sched, ToDom0, VERSION, encode,
     injection::{Injection, Signs},
 };
 
@@ -22,6 +22,10 @@ pub trait Machine {
     fn signs(&mut self, domain: &str) -> Result<Signs, String>;
     /// Takes an injection back.
     fn disarm(&mut self, domain: &str) -> Result<(), String>;
+    /// Takes a part of an image in.
+    fn image_part(&mut self, part: ImagePart) -> Result<(), String>;
+    /// Restarts a driver domain with another image.
+    fn update(&mut self, domain: &str, to: NewImage) -> Result<(), String>;
     /// Asks a domain's kernel for something.
     fn ask(&mut self, domain: &str, wish: Wish) -> Result<(), String>;
     /// Takes over the host's wall clock, ns since 1970.
@@ -134,6 +138,10 @@ fn answer(request: Request, machine: &mut impl Machine) -> Reply {
             Ok(signs) => return Reply::Signs(signs),
             Err(text) => Err(text),
         },
+        Request::ImagePart { upload, total, offset, bytes } => {
+            machine.image_part(ImagePart { upload, total, offset, bytes })
+        }
+        Request::Update { domain, to } => machine.update(&domain, to),
         Request::PowerOff { domain } => machine.ask(&domain, Wish::PowerOff),
         Request::Reboot { domain } => machine.ask(&domain, Wish::Reboot),
         Request::Sysrq { domain, key } => machine.ask(&domain, Wish::Sysrq(key)),
@@ -220,6 +228,12 @@ mod tests {
         fn disarm(&mut self, domain: &str) -> Result<(), String> {
             self.note("disarm", domain)
         }
+        fn image_part(&mut self, part: ImagePart) -> Result<(), String> {
+            self.note(&format!("part {} of {}", part.bytes.len(), part.total), "")
+        }
+        fn update(&mut self, domain: &str, to: NewImage) -> Result<(), String> {
+            self.note(&format!("{to:?}"), domain)
+        }
         fn ask(&mut self, domain: &str, wish: Wish) -> Result<(), String> {
             self.note(&format!("{wish:?}"), domain)
         }
@@ -289,6 +303,8 @@ mod tests {
             Request::Inject { domain: name("r"), injection: Injection::Kill },
             Request::Disarm { domain: name("r") },
             Request::Signs { domain: name("r") },
+            Request::ImagePart { upload: 1, total: 9, offset: 0, bytes: vec![1, 2] },
+            Request::Update { domain: name("f"), to: NewImage::Original },
         ]);
         assert_eq!(
             calls,
@@ -308,7 +324,9 @@ mod tests {
                 "clock 8",
                 "Kill r",
                 "disarm r",
-                "signs r"
+                "signs r",
+                "part 2 of 9 ",
+                "Original f"
             ]
         );
         assert_eq!(replies[0], reply(10, Reply::Hello { version: VERSION }));
@@ -317,7 +335,7 @@ mod tests {
         assert_eq!(replies[9], reply(19, Reply::Error("weight 0 is not within 1 to 65535".into())));
         assert_eq!(replies[10], reply(20, Reply::Done));
         assert_eq!(replies[17], reply(27, Reply::Signs(Signs::default())));
-        assert_eq!(replies.len(), 18);
+        assert_eq!(replies.len(), 20);
     }
 
     #[test]

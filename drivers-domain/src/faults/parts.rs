@@ -3,8 +3,8 @@
 pub(crate) use super::{aim, at_work, listen, misses_interrupt};
 
 use super::Ledger;
+use crate::drive::Drive;
 use crate::platform::{Bell, MappedRing};
-use crate::virtio::VirtioBlk;
 use async_channel::{Receiver, RecvError};
 use blkback::faults::{FaultyDevice, FaultyNotifier, FaultyRing};
 use bulkhead_abi::Ns;
@@ -12,7 +12,7 @@ use domain_rt::{exec, time};
 
 pub type Ring = FaultyRing<MappedRing, Ledger>;
 pub type Notifier = FaultyNotifier<Bell, Ledger>;
-pub type Device = FaultyDevice<VirtioBlk, Ledger>;
+pub type Device = FaultyDevice<Drive, Ledger>;
 
 pub(crate) fn ring(ring: MappedRing) -> Ring {
     FaultyRing::new(ring, Ledger)
@@ -22,7 +22,7 @@ pub(crate) fn notifier(bell: Bell) -> Notifier {
     FaultyNotifier::new(bell, Ledger)
 }
 
-pub(crate) fn device(device: VirtioBlk) -> Device {
+pub(crate) fn device(device: Drive) -> Device {
     FaultyDevice::new(device, Ledger)
 }
 

@@ -25,6 +25,7 @@ use core::fmt;
 use domain_rt::abi::Ns;
 use domain_rt::exec::{self, block_on};
 use domain_rt::{Boot, Shutdown, console, println, shutdown, time, xenstore};
+use guest_frontends::blkfront::queue::Violation;
 use guest_frontends::blkfront::{self, Disk, Options};
 use guest_frontends::rt::Domain;
 use guest_frontends::verify::{self, Host, Plan, Wish};
@@ -73,9 +74,9 @@ async fn on_all_disks(
             continue;
         }
         let (domain, failed) = (domain.clone(), failed.clone());
-        let guest = Guest { wishes: wishes.clone(), heard: Cell::new(0) };
+        let wishes = wishes.clone();
         tasks.push(exec::spawn(async move {
-            if let Err(what) = on_disk(&domain, device, disk, &name, number, &plan, &guest).await {
+            if let Err(what) = on_disk(&domain, device, disk, &name, number, &plan, wishes).await {
                 println!("disk-verify: {name}: {what}");
                 failed.set(failed.get() + 1);
             }
@@ -117,9 +118,10 @@ async fn on_disk(
     name: &str,
     number: u32,
     plan: &Plan,
-    guest: &Guest,
+    wishes: Rc<Wishes>,
 ) -> Result<(), String> {
-    let summary = verify::run(&mut disk, name, number, plan, guest).await;
+    let guest = Guest { domain, device, wishes, heard: Cell::new(0) };
+    let summary = verify::run(&mut disk, name, number, plan, &guest).await;
     let summary = summary.map_err(|error| format!("{error}"))?;
     println!("disk-verify: done {summary}");
     match summary.counts.is_all_well() {
@@ -172,13 +174,15 @@ impl Wishes {
 }
 
 /// This guest, for the load on one disk.
-struct Guest {
+struct Guest<'a> {
+    domain: &'a Domain,
+    device: u32,
     wishes: Rc<Wishes>,
     /// Wishes that were told.
     heard: Cell<u64>,
 }
 
-impl Host for Guest {
+impl Host<Domain> for Guest<'_> {
     fn now(&self) -> u64 {
         time::now().get()
     }
@@ -191,5 +195,9 @@ impl Host for Guest {
     fn wish(&self) -> Option<Wish> {
         let (count, wish) = self.wishes.0.get();
         (self.heard.replace(count) != count).then_some(wish).flatten()
+    }
+    async fn recover(&self, disk: &mut Disk<Domain>, violation: &Violation) -> bool {
+        let recovered = blkfront::recover(self.domain, self.device, disk, violation).await;
+        recovered.inspect_err(|error| println!("disk-verify: no new connection: {error}")).is_ok()
     }
 }

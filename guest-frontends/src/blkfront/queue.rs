@@ -18,7 +18,8 @@ impl Tag {
     }
 }
 
-/// The back end did what no honest one does. The disk is of no more use.
+/// The back end did what no honest one does. The ring is of no more use; what is in flight
+/// goes on with another one ([`super::recover`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Violation {
     /// A cursor that makes no sense.
@@ -54,6 +55,7 @@ pub struct Full;
 /// A ring and what is in flight on it.
 pub struct Queue<M> {
     ring: FrontRing<Blk, M>,
+    ring_bytes: usize,
     handle: u16,
     /// By tag: the operation that the response must repeat.
     in_flight: Vec<Option<u8>>,
@@ -64,12 +66,14 @@ impl<M: RingMemory> Queue<M> {
     /// Sets up a ring in memory that is shared afterwards. `handle` is the low half of
     /// the device's number.
     pub fn new(memory: M, handle: u16) -> Result<Self, TooSmall> {
+        let ring_bytes = memory.bytes();
         let ring = FrontRing::new(memory)?;
         let slots = ring.slots().min(u32::from(u16::MAX)) as u16;
         Ok(Self {
             handle,
             in_flight: vec![None; slots.into()],
             free: (0..slots).rev().map(Tag).collect(),
+            ring_bytes,
             ring,
         })
     }
@@ -77,6 +81,11 @@ impl<M: RingMemory> Queue<M> {
     /// Slots of the ring: the most requests in flight.
     pub fn slots(&self) -> usize {
         self.in_flight.len()
+    }
+
+    /// Bytes of the ring.
+    pub fn ring_bytes(&self) -> usize {
+        self.ring_bytes
     }
 
     /// Requests in flight.
@@ -107,6 +116,33 @@ impl<M: RingMemory> Queue<M> {
         self.ring.publish()
     }
 
+    /// Takes over what is in flight on another ring of as many slots, under the same tags, and
+    /// asks for all of it again; `request` gives each. [`Queue::publish`] shows it. Nothing may
+    /// be in flight here yet.
+    ///
+    /// # Errors
+    /// This ring is not as large. Nothing has changed then.
+    pub fn inherit<N: RingMemory>(
+        &mut self,
+        other: &Queue<N>,
+        request: impl Fn(Tag) -> Option<Request>,
+    ) -> Result<(), Full> {
+        if self.slots() != other.slots() || self.in_flight() != 0 {
+            return Err(Full);
+        }
+        self.in_flight.clone_from(&other.in_flight);
+        self.free.clone_from(&other.free);
+        let tags = (0..).map(Tag).zip(&self.in_flight).filter(|(_, echo)| echo.is_some());
+        for (tag, _) in tags {
+            // What is in flight was asked for: its request is known.
+            if let Some(request) = request(tag) {
+                let raw = RawRequest::encode(tag.0.into(), self.handle, &request);
+                self.ring.push(&raw).map_err(|_| Full)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Takes the next response.
     pub fn take(&mut self) -> Result<Option<(Tag, Status)>, Violation> {
         let Some(response) = self.ring.take().map_err(Violation::Ring)? else {
@@ -118,11 +154,12 @@ impl<M: RingMemory> Queue<M> {
         let Some(slot) = slot else {
             return Err(Violation::UnknownId { id });
         };
-        let asked = slot.take().ok_or(Violation::UnknownId { id })?;
+        let asked = slot.ok_or(Violation::UnknownId { id })?;
         if asked != response.operation {
             let operation = response.operation;
             return Err(Violation::WrongOperation { operation });
         }
+        *slot = None;
         let tag = Tag(id as u16);
         self.free.push(tag);
         Ok(Some((tag, Status::from_raw(response.status))))
@@ -168,6 +205,29 @@ mod tests {
         assert_eq!(queue.take(), Err(Violation::UnknownId { id }));
         respond(&memory, 2, other.place() as u64, 1);
         assert_eq!(queue.take(), Err(Violation::WrongOperation { operation: 1 }));
+        assert_eq!(queue.in_flight(), 2, "none of them has its answer");
+    }
+
+    #[test]
+    fn what_is_in_flight_is_asked_for_again_on_another_ring_under_the_same_tags() {
+        let (old, new, small) = (memory(), memory(), memory());
+        let mut queue = Queue::new(old.as_slice(), 0).unwrap();
+        let tags: Vec<_> = (0..4).map(|_| queue.push(&Request::Flush).unwrap()).collect();
+        assert!(queue.publish());
+        respond(&old, 0, tags[1].place() as u64, 3);
+        assert_eq!(queue.take(), Ok(Some((tags[1], Status::Okay))));
+        let mut other = Queue::new(&small[..512], 0).unwrap();
+        assert_eq!(other.inherit(&queue, |_| Some(Request::Flush)), Err(Full));
+        let mut next = Queue::new(new.as_slice(), 0).unwrap();
+        next.inherit(&queue, |_| Some(Request::Flush)).unwrap();
+        assert_eq!((next.in_flight(), next.next_tag()), (3, queue.next_tag()));
+        assert!(next.publish());
+        assert_eq!(new.load(layout::REQ_PROD), 3);
+        for (index, tag) in [tags[3], tags[0], tags[2]].into_iter().enumerate() {
+            respond(&new, index as u32, tag.place() as u64, 3);
+            assert_eq!(next.take(), Ok(Some((tag, Status::Okay))));
+        }
+        assert_eq!(next.in_flight(), 0);
     }
 
     proptest! {

@@ -8,6 +8,7 @@ use super::load::{Action, Extent, Load, Stage};
 use super::plan::Plan;
 use super::summary::{Counts, Summary};
 use super::table::Table;
+use crate::blkfront::queue::Violation;
 use crate::blkfront::{Disk, DiskError, Done, Facts};
 use crate::platform::Platform;
 use alloc::string::String;
@@ -17,11 +18,13 @@ use core::fmt;
 use core::future::Future;
 use futures_lite::future::or;
 
+/// A back end that breaks the protocol more often is given up.
+const MOST_VIOLATIONS: u64 = 1000;
 /// At most so many complaints are written out; the rest is counted.
 const MOST_LINES: u32 = 100;
 
 /// What a run needs of the guest it is in.
-pub trait Host {
+pub trait Host<P: Platform> {
     /// A clock that never goes back, ns.
     fn now(&self) -> u64;
     /// Waits until the clock says so.
@@ -31,6 +34,11 @@ pub trait Host {
     /// What somebody wants done beside the plan; each wish is told once.
     fn wish(&self) -> Option<Wish> {
         None
+    }
+    /// The back end broke the protocol: makes a new connection ([`crate::blkfront::recover`]).
+    /// False if there is none.
+    fn recover(&self, _disk: &mut Disk<P>, _violation: &Violation) -> impl Future<Output = bool> {
+        core::future::ready(false)
     }
 }
 
@@ -87,7 +95,7 @@ pub async fn run<P: Platform>(
     name: &str,
     number: u32,
     plan: &Plan,
-    host: &impl Host,
+    host: &impl Host<P>,
 ) -> Result<Summary, CannotRun> {
     let mut run = Run::new(disk, name, number, *plan, host)?;
     let stopped = run.all_stages().await;
@@ -129,7 +137,7 @@ struct Run<'a, P: Platform, H> {
     is_last: bool,
 }
 
-impl<'a, P: Platform, H: Host> Run<'a, P, H> {
+impl<'a, P: Platform, H: Host<P>> Run<'a, P, H> {
     fn new(
         disk: &'a mut Disk<P>,
         name: &str,
@@ -300,11 +308,38 @@ impl<'a, P: Platform, H: Host> Run<'a, P, H> {
             }
             match done {
                 Some(Ok(done)) => return Ok(done),
-                Some(Err(error)) => {
-                    self.counts.violations += 1;
-                    self.complain(format_args!("{error}"));
-                    return Err(Stop::Violation);
+                Some(Err(error)) => self.recover(error).await?,
+                None => self.lose_patience()?,
+            }
+        }
+    }
+
+    /// Goes on after a violation, if that can be.
+    async fn recover(&mut self, error: DiskError) -> Result<(), Stop> {
+        self.counts.violations += 1;
+        self.complain(format_args!("{error}"));
+        let DiskError::Violation(violation) = error else { return Err(Stop::Violation) };
+        if self.counts.violations > MOST_VIOLATIONS {
+            return Err(Stop::Violation);
+        }
+        loop {
+            let (host, deadline) = (self.host, self.next_status);
+            let recovery = async { Some(host.recover(self.disk, &violation).await) };
+            let silence = async {
+                host.sleep_until(deadline).await;
+                None
+            };
+            let done = or(recovery, silence).await;
+            if host.now() >= deadline {
+                self.say_status();
+            }
+            match done {
+                Some(true) => {
+                    self.counts.reconnects += 1;
+                    return Ok(());
                 }
+                Some(false) => return Err(Stop::Violation),
+                // What was begun is begun again.
                 None => self.lose_patience()?,
             }
         }

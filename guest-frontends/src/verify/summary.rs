@@ -66,8 +66,10 @@ counters! {
     corrupt,
     /// Blocks in them that held what they must not; they do not count above.
     caught,
-    /// Responses that break the protocol; the first one ends the run.
+    /// Times the back end broke the protocol.
     violations,
+    /// New connections after that; without one the run has ended.
+    reconnects,
     /// Requests that were not answered when patience was at its end.
     stalled,
 }
@@ -116,6 +118,7 @@ impl Counts {
                     ("corrupt", counts.corrupt),
                     ("caught", counts.caught),
                     ("violations", counts.violations),
+                    ("reconnects", counts.reconnects),
                     ("stalled", counts.stalled),
                 ];
                 let happened = all.into_iter().filter(|(_, count)| *count > 0);
@@ -132,7 +135,8 @@ impl Counts {
 
     /// Whether a user has anything to complain about.
     pub fn is_all_well(&self) -> bool {
-        let failures = self.errors + self.corrupt + self.violations + self.stalled;
+        let lost = self.violations.saturating_sub(self.reconnects);
+        let failures = self.errors + self.corrupt + lost + self.stalled;
         self.wrong() + failures == 0
     }
 }

@@ -295,11 +295,12 @@ impl Construction<'_> {
         let mut world = self.world.borrow_mut();
         let spec = self.spec;
         devices::add_domain(&mut world.store, facts).map_err(|e| e.to_string())?;
+        let mut entry = Entry::new(&spec.name, spec.kind, self.domid, spec.memory_kib, spec.sched);
+        entry.care = spec.care;
         if spec.kind == Kind::Driver {
             let slots = self.payload.disks_of(&spec.name);
-            world.add_ledger(&spec.name, self.domid, slots)?;
+            world.add_ledger(&spec.name, self.domid, slots, entry.orders())?;
         }
-        let mut entry = Entry::new(&spec.name, spec.kind, self.domid, spec.memory_kib, spec.sched);
         entry.started_ns = time::now().get();
         entry.reboots = Reboots::new(spec.on_reboot);
         let mut fronts = Vec::new();

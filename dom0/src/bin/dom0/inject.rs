@@ -186,9 +186,7 @@ impl World {
         pages.write_u64(ledger::FAULT_ACTIVATED_NS, 0);
         pages.write_u64(ledger::PATCHES, 0);
         let life = self.life(domid);
-        if let Some(entry) = self.table.by_domid(domid) {
-            entry.lives = Default::default();
-        }
+        self.table.forgive(domid);
         let hand = self.hand(domid)?;
         let Some(armed) = hand.armed.take().filter(|armed| armed.life == life) else {
             return Ok(());

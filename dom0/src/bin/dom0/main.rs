@@ -13,9 +13,11 @@ mod foreign;
 mod inject;
 mod lane;
 mod link;
+mod quarantine;
 mod requests;
 mod restart;
 mod revive;
+mod violation;
 mod world;
 
 use alloc::{rc::Rc, string::String};
