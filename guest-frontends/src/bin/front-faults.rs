@@ -161,7 +161,7 @@ impl Again {
 /// This guest, for the load; what that finds is the outcome of what was ordered.
 struct Quiet;
 
-impl Host for Quiet {
+impl<P: Platform> Host<P> for Quiet {
     fn now(&self) -> u64 {
         time::now().get()
     }
