@@ -23,6 +23,9 @@ const MOST_VIOLATIONS: u64 = 1000;
 /// At most so many complaints are written out; the rest is counted.
 const MOST_LINES: u32 = 100;
 
+/// A new connection may take so long before it is begun again.
+const RECOVERY_NS: u64 = 2_000_000_000;
+
 /// What a run needs of the guest it is in.
 pub trait Host<P: Platform> {
     /// A clock that never goes back, ns.
@@ -323,7 +326,9 @@ impl<'a, P: Platform, H: Host<P>> Run<'a, P, H> {
             return Err(Stop::Violation);
         }
         loop {
-            let (host, deadline) = (self.host, self.next_status);
+            let host = self.host;
+            // What is broken off begins with a new complaint, so it has its time.
+            let deadline = self.next_status.max(host.now().saturating_add(RECOVERY_NS));
             let recovery = async { Some(host.recover(self.disk, &violation).await) };
             let silence = async {
                 host.sleep_until(deadline).await;
