@@ -6,6 +6,7 @@
 //! made: words are read and written atomically (relaxed unless said), bytes volatile.
 
 use bulkhead_abi::{Maddr, Mfn, PAGE_SIZE};
+use core::ops::Range;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// A window onto `frames` machine frames that starts at frame 0.
@@ -63,21 +64,28 @@ impl PhysMem {
         self.word(at).load(Ordering::Acquire)
     }
 
-    /// The first of these words of a frame, by their places, that has any of `bits` set.
-    pub fn find_word(
-        &self,
-        mfn: Mfn,
-        mut words: impl Iterator<Item = u16>,
-        bits: u64,
-    ) -> Option<u16> {
-        const WORDS: u16 = (PAGE_SIZE / 8) as u16;
-        let frame = self.at::<PAGE_SIZE>(mfn.maddr()).cast::<u64>();
-        words.find(|&index| {
-            assert!(index < WORDS, "a word of the frame");
-            // SAFETY: the word lies in the frame, which is in the window; for the rest see `word`.
-            let word = unsafe { AtomicU64::from_ptr(frame.add(index.into())) };
-            word.load(Ordering::Acquire) & bits != 0
-        })
+    /// The words of a frame.
+    fn words(&self, mfn: Mfn) -> &[AtomicU64; PAGE_SIZE / 8] {
+        // SAFETY: as for `word`: the frame is in the window, page-aligned, and all access to it is
+        // atomic.
+        unsafe { &*self.at::<PAGE_SIZE>(mfn.maddr()).cast() }
+    }
+
+    /// The first of these words of a frame that has any of `bits` set; none in a range that does
+    /// not lie in the frame.
+    pub fn first_word(&self, mfn: Mfn, words: Range<u16>, bits: u64) -> Option<u16> {
+        let range = usize::from(words.start)..usize::from(words.end);
+        let mut found = self.words(mfn).get(range)?.iter();
+        let at = found.position(|word| word.load(Ordering::Relaxed) & bits != 0)?;
+        Some(words.start + at as u16)
+    }
+
+    /// The last of them.
+    pub fn last_word(&self, mfn: Mfn, words: Range<u16>, bits: u64) -> Option<u16> {
+        let range = usize::from(words.start)..usize::from(words.end);
+        let mut found = self.words(mfn).get(range)?.iter();
+        let at = found.rposition(|word| word.load(Ordering::Relaxed) & bits != 0)?;
+        Some(words.start + at as u16)
     }
 
     /// Writes an aligned u64.

@@ -140,7 +140,14 @@ impl FrameTable {
 
     /// Takes apart the tables of `dom` that lost their last reference; `false` when the budget
     /// ended first.
+    #[inline]
     pub fn drain(&mut self, dom: DomId, budget: &mut Budget) -> bool {
+        let is_idle = |slot: usize| self.accounts[slot].undo == NIL;
+        is_idle(slot(dom)) && is_idle(ORPHANS) || self.drain_all(dom, budget)
+    }
+
+    #[inline(never)]
+    fn drain_all(&mut self, dom: DomId, budget: &mut Budget) -> bool {
         for slot in [slot(dom), ORPHANS] {
             while self.accounts[slot].undo != NIL {
                 if !self.undo_step(slot, budget) {
@@ -288,7 +295,7 @@ impl FrameTable {
             return Ok(entries.start);
         }
         let end = entries.start + budget.reach(entries.end - entries.start);
-        self.mem.find_word(mfn, entries.start..end, Pte::PRESENT).ok_or(end)
+        self.mem.first_word(mfn, entries.start..end, Pte::PRESENT).ok_or(end)
     }
 
     fn validate_entry(
@@ -329,8 +336,7 @@ impl FrameTable {
         frame.flags.insert(Flags::UNDO);
     }
 
-    /// The next entry of the first table on the list that names a frame, with the empty ones
-    /// before it, or the table's end; `false` when the budget ended first.
+    /// Goes on with the first table on the list; `false` when the budget ended.
     fn undo_step(&mut self, slot: usize, budget: &mut Budget) -> bool {
         let n = self.accounts[slot].undo;
         let mfn = Mfn::new(u64::from(n));
@@ -338,34 +344,62 @@ impl FrameTable {
         let (done, FrameType::Table(level)) = (frame.done, frame.kind) else {
             unreachable!("{mfn} is no table and is taken apart");
         };
-        let least = done - budget.reach(done);
-        let mut entries = (least..done).rev();
-        let found = match level {
-            // As for the core's slots when it was validated.
-            Level::L4 => entries.next(),
-            _ => self.mem.find_word(mfn, entries, Pte::PRESENT),
-        };
-        if let Some(index) = found {
-            budget.spend(done - index);
-            self.frames[n as usize].done = index;
-            let at = validate::entry_at(mfn, index);
-            if level == Level::L4 && validate::is_core_slot(index) {
-                self.mem.write_u64(at, 0);
-            } else {
-                let entry = Pte::new(self.mem.read_u64(at));
-                self.drop_entry(level, entry);
+        let left = match self.undo_entries(mfn, level, done, budget) {
+            Ok(left) => left,
+            // What it named may be the next to be taken apart.
+            Err(index) => {
+                self.frames[n as usize].done = index;
+                self.undo_upper(mfn, index, level);
+                return true;
             }
-            return true;
-        }
-        budget.spend(done - least);
+        };
         let frame = &mut self.frames[n as usize];
-        frame.done = least;
-        if least > 0 {
+        frame.done = left;
+        if left > 0 {
             return false;
         }
         self.accounts[slot].undo = core::mem::replace(&mut frame.undo, NIL);
         frame.flags.remove(Flags::UNDO);
         self.put_typed(mfn);
         true
+    }
+
+    fn undo_upper(&mut self, mfn: Mfn, index: u16, level: Level) {
+        let at = validate::entry_at(mfn, index);
+        if level == Level::L4 && validate::is_core_slot(index) {
+            // As when it was validated: whatever it holds.
+            self.mem.write_u64(at, 0);
+        } else {
+            let entry = Pte::new(self.mem.read_u64(at));
+            self.drop_entry(level, entry);
+        }
+    }
+
+    /// Drops the entries of an L1 below `done`, highest first, and gives how many are left when
+    /// the budget ends. Of another table it gives, as an error, the first that is to be dropped.
+    fn undo_entries(
+        &mut self,
+        mfn: Mfn,
+        level: Level,
+        mut done: u16,
+        budget: &mut Budget,
+    ) -> core::result::Result<u16, u16> {
+        loop {
+            let least = done - budget.reach(done);
+            let found = match level {
+                Level::L4 => (least..done).next_back(),
+                _ => self.mem.last_word(mfn, least..done, Pte::PRESENT),
+            };
+            budget.spend(done - found.unwrap_or(least));
+            let Some(index) = found else {
+                return Ok(least);
+            };
+            if level != Level::L1 {
+                return Err(index);
+            }
+            done = index;
+            let entry = Pte::new(self.mem.read_u64(validate::entry_at(mfn, index)));
+            self.drop_entry(level, entry);
+        }
     }
 }
