@@ -134,7 +134,8 @@ fn replayed(before: &Record, now: &Record, as_json: bool) {
         now.fault.what()
     );
     for (when, record) in [("before", before), ("now", now)] {
-        let why = record.seen.detected.as_ref().map(|d| format!(", {}: {}", d.cause.name(), d.reason));
+        let why =
+            record.seen.detected.as_ref().map(|d| format!(", {}: {}", d.cause.name(), d.reason));
         let _ = writeln!(out, "{when:>7}: {}{}", record.outcome.words(), why.unwrap_or_default());
     }
 }

@@ -210,7 +210,8 @@ fn line_to_replay(text: &str) -> Result<String, CampaignError> {
     let number: u64 = number.parse().map_err(|_| wrong())?;
     let log = Log::merge(&[File::read(Path::new(file))?])?;
     let record = log.records.get(&number).ok_or_else(|| {
-        CampaignError::plain(format!("{file} has no fault {number}")).help("`report show` lists those to replay")
+        CampaignError::plain(format!("{file} has no fault {number}"))
+            .help("`report show` lists those to replay")
     })?;
     Ok(faults::record::Line::Fault(Box::new(record.clone())).written())
 }
@@ -321,18 +322,21 @@ fn campaign_run(
     log: &Path,
     observer: &mut dyn Observer,
 ) -> Result<End, InjectError> {
-    let mut file = fs::File::options()
-        .create(true)
-        .append(true)
-        .open(log)
-        .map_err(|error| SetupError::plain(format!("cannot write {}: {error}", log.display())))?;
+    let mut file =
+        fs::File::options().create(true).append(true).open(log).map_err(|error| {
+            SetupError::plain(format!("cannot write {}: {error}", log.display()))
+        })?;
     if before.is_some() {
         // The line that was cut off, if one was, ends here.
         end_line(&mut file, log)?;
     }
     let task = observer.progress().begin("injecting", Amount::Unknown);
-    let mut around =
-        Around { interrupts: Arc::clone(&options.interrupts), began: Instant::now(), task, told: 0 };
+    let mut around = Around {
+        interrupts: Arc::clone(&options.interrupts),
+        began: Instant::now(),
+        task,
+        told: 0,
+    };
     let end = runner.run(before, &mut file, &mut around);
     drop(around);
     match stoppable(options, end) {

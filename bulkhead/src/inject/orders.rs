@@ -103,9 +103,7 @@ impl Orders {
 fn number(register: Register) -> u32 {
     match register {
         Register::Rip => RIP,
-        other => {
-            Register::ALL.iter().position(|known| *known == other).map_or(RIP, |at| at as u32)
-        }
+        other => Register::ALL.iter().position(|known| *known == other).map_or(RIP, |at| at as u32),
     }
 }
 
@@ -145,9 +143,9 @@ mod tests {
 
     #[test]
     fn every_model_of_the_driver_has_an_order_of_its_own() {
-        let ours = Model::ALL.iter().filter(|m| {
-            m.victim() == Victim::Driver && m.family() != faults::Family::Binary
-        });
+        let ours = Model::ALL
+            .iter()
+            .filter(|m| m.victim() == Victim::Driver && m.family() != faults::Family::Binary);
         let mut seen = Vec::new();
         for model in ours {
             let told = orders().of(&fault(*model, dose(3, 2, 8192, 0)));
@@ -176,7 +174,8 @@ mod tests {
     fn a_wrong_dma_address_is_in_the_image() {
         for skip in 0..64 {
             for pages in 1..=64 {
-                let told = orders().of(&fault(Model::WrongDmaAddress, dose(skip, 1, pages << 12, 0)));
+                let told =
+                    orders().of(&fault(Model::WrongDmaAddress, dose(skip, 1, pages << 12, 0)));
                 let Told::Driver(Injection::Order { argument, .. }) = told else { panic!() };
                 assert!((256..356).contains(&argument));
             }
@@ -192,7 +191,9 @@ mod tests {
                 Action::FlipRegister { va, old, register, bit: 9 },
             ))
         };
-        for (register, number) in [(Register::Rax, 0), (Register::Rsp, 4), (Register::R15, 15), (Register::Rip, 17)] {
+        for (register, number) in
+            [(Register::Rax, 0), (Register::Rsp, 4), (Register::R15, 15), (Register::Rip, 17)]
+        {
             let change = Change::Register { register: number, bit: 9 };
             let patch = Patch { va: 7, old: vec![0x90], change };
             assert_eq!(flip(register), Told::Driver(Injection::Patch(patch)));

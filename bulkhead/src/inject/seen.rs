@@ -555,7 +555,11 @@ mod tests {
         bench.status(990, 110, "lost=3 errors=1");
         bench.0.mark();
         assert!(!bench.0.has_trouble());
-        bench.status(1020, 120, "lost=4 stale=2 torn=1 misdirected=5 damaged=6 unexpected=7 errors=9");
+        bench.status(
+            1020,
+            120,
+            "lost=4 stale=2 torn=1 misdirected=5 damaged=6 unexpected=7 errors=9",
+        );
         assert!(bench.0.has_trouble());
         let load = bench.seen(true).load;
         assert_eq!((load.errors, load.wrong, load.stale), (8, 13, 3));
@@ -566,7 +570,10 @@ mod tests {
     #[test]
     fn what_a_front_end_refuses_is_an_error_that_was_noticed() {
         let mut bench = Bench::new();
-        bench.says("load", "disk-verify: wrong disk=xvda read of 1 blocks at 3: integrity: sector 24");
+        bench.says(
+            "load",
+            "disk-verify: wrong disk=xvda read of 1 blocks at 3: integrity: sector 24",
+        );
         bench.status(1020, 120, "corrupt=2 caught=2");
         let seen = bench.seen(true);
         assert_eq!((seen.load.corrupt(), seen.load.errors), (0, 2));
@@ -653,7 +660,11 @@ mod tests {
         let start = Us::from_ms(1000);
         let mut all = Vec::new();
         for (n, ms) in [1000_u64, 1021, 1039, 1090, 1130, 1131, 1210].into_iter().enumerate() {
-            let text = format!("disk-verify: status disk=xvda now_us={} ops={n} bytes={}\n", ms * 1000, (ms - 1000) * 500);
+            let text = format!(
+                "disk-verify: status disk=xvda now_us={} ops={n} bytes={}\n",
+                ms * 1000,
+                (ms - 1000) * 500
+            );
             let event = Event::Console { domain: "load".into(), bytes: text.into_bytes() };
             seen.take(&FromDom0::Event(event));
             if let Some(samples) = seen.load(start) {

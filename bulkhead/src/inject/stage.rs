@@ -47,11 +47,7 @@ pub struct Staged {
 ///
 /// # Errors
 /// The set-up does not have what the campaign names, or cannot be injected into.
-pub fn stage(
-    campaign: &Campaign,
-    mut setup: Setup,
-    folder: &Path,
-) -> Result<Staged, SetupError> {
+pub fn stage(campaign: &Campaign, mut setup: Setup, folder: &Path) -> Result<Staged, SetupError> {
     let driver = find_driver(campaign, &setup)?;
     let program = with_faults(&mut setup.drivers[driver])?;
     setup.care[driver].hang_deadline_ns = campaign.deadlines.hang.number() * 1000;

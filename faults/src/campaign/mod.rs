@@ -141,7 +141,13 @@ impl Campaign {
         let (only, except, executed) = (&places.only, &places.except, places.executed.is_some());
         let which = (PLAN_VERSION, self.seed, &self.models, &places.areas);
         // Integrity changes no fault, but what comes of each: such logs do not mix.
-        let all = (which, (only, except, executed), &self.driver, self.deadlines.spread, self.load.integrity);
+        let all = (
+            which,
+            (only, except, executed),
+            &self.driver,
+            self.deadlines.spread,
+            self.load.integrity,
+        );
         Hash::of(&serde_json::to_vec(&all).expect("names and numbers can be written"))
     }
 }

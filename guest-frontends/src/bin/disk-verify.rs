@@ -58,11 +58,7 @@ fn run(boot: &'static Boot) -> Result<(), String> {
 }
 
 /// Runs the plan on every disk that can be written, at the same time.
-async fn on_all_disks(
-    domain: Rc<Domain>,
-    plan: Plan,
-    wishes: Rc<Wishes>,
-) -> Result<(), String> {
+async fn on_all_disks(domain: Rc<Domain>, plan: Plan, wishes: Rc<Wishes>) -> Result<(), String> {
     let names = blkfront::disks(&*domain).await.map_err(|error| format!("{error}"))?;
     let failed = Rc::new(Cell::new(0_u32));
     let mut tasks = Vec::new();

@@ -59,11 +59,8 @@ async fn serve(domain: Domain, plan: Plan) -> Result<core::convert::Infallible, 
     let mut wanted = 0;
     loop {
         let platform = Misusing::new(&domain, orders.clone(), || time::now().get());
-        let options = Options {
-            segments: plan.size as usize,
-            in_flight: plan.depth,
-            ..Options::default()
-        };
+        let options =
+            Options { segments: plan.size as usize, in_flight: plan.depth, ..Options::default() };
         let disk = blkfront::connect(&platform, number, options).await;
         let mut disk = disk.map_err(|error| format!("{name}: {error}"))?;
         println!("front: connected {wanted}");
@@ -85,9 +82,8 @@ async fn serve(domain: Domain, plan: Plan) -> Result<core::convert::Infallible, 
 
 /// Gives a disk up, whether the back end agrees or not.
 async fn part<P: Platform>(platform: &P, number: u32, disk: Disk<P>) -> Result<(), String> {
-    let closed = async {
-        blkfront::close(platform, number, disk).await.map_err(|error| format!("{error}"))
-    };
+    let closed =
+        async { blkfront::close(platform, number, disk).await.map_err(|error| format!("{error}")) };
     let patience = async {
         time::sleep(PARTING).await;
         Ok(())
