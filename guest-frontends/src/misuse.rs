@@ -312,3 +312,89 @@ impl<M: Pages> Pages for MisusedPages<M> {
         self.inner.grefs()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::sync::atomic::AtomicU32;
+
+    fn words() -> alloc::vec::Vec<AtomicU32> {
+        (0..1024).map(|_| AtomicU32::new(0)).collect()
+    }
+
+    fn pages<'a>(orders: &Orders, inner: &'a [AtomicU32]) -> MisusedPages<&'a [AtomicU32]> {
+        let ring = Ring {
+            orders: orders.clone(),
+            clock: || 0,
+            last: Cell::new(None),
+            unwritten: Cell::new(None),
+            skew: Cell::new(0),
+            twice: Cell::new(0),
+            blind: Cell::new(None),
+        };
+        MisusedPages { inner, ring: Some(ring) }
+    }
+
+    /// Puts a request with that id on the ring as the `index`th, and publishes it.
+    fn ask<M: RingMemory>(pages: &MisusedPages<M>, index: u32, id: u64) {
+        let geometry = Geometry::<Blk>::of(4096).unwrap();
+        let mut request: RawRequest = zerocopy::FromZeros::new_zeroed();
+        request.id = id;
+        pages.copy_in(geometry.offset(index), request.as_bytes());
+        pages.store(layout::REQ_PROD, index + 1);
+    }
+
+    fn id_at<M: RingMemory>(pages: &MisusedPages<M>, index: u32) -> u64 {
+        let mut request: RawRequest = zerocopy::FromZeros::new_zeroed();
+        let geometry = Geometry::<Blk>::of(4096).unwrap();
+        pages.inner.copy_out(geometry.offset(index), request.as_mut_bytes());
+        request.id
+    }
+
+    #[test]
+    fn an_order_is_a_line_and_has_its_dose() {
+        let orders = Orders::default();
+        for wrong in
+            ["", "order", "order kill 0 0 1", "order front-never 0 0", "order front-never x 0 1"]
+        {
+            assert!(!orders.hear(wrong), "{wrong}");
+        }
+        assert!(orders.hear("order front-no-event 7 2 2"));
+        let taken = [(); 6].map(|()| orders.take(Misuse::NoEvent));
+        assert_eq!(taken, [None, None, Some(7), Some(7), None, None]);
+        assert_eq!((orders.take(Misuse::Never), orders.activations()), (None, 1));
+        assert!(orders.hear("order front-never 0 0 0"));
+        assert!((0..9).all(|_| orders.take(Misuse::Never).is_some()));
+        assert_eq!(orders.activations(), 2);
+    }
+
+    #[test]
+    fn a_ring_goes_wrong_as_it_is_told_and_not_before() {
+        let orders = Orders::default();
+        let words = words();
+        let pages = pages(&orders, &words);
+        ask(&pages, 0, 10);
+        assert_eq!((id_at(&pages, 0), pages.inner.load(layout::REQ_PROD)), (10, 1));
+        assert!(orders.hear("order front-wrong-id 0 0 1"));
+        ask(&pages, 1, 11);
+        assert_eq!(id_at(&pages, 1), 10);
+        assert!(orders.hear("order front-early 0 0 1"));
+        ask(&pages, 2, 12);
+        assert_eq!((id_at(&pages, 2), pages.inner.load(layout::REQ_PROD)), (0, 3));
+        pages.load(layout::RSP_PROD);
+        assert_eq!(id_at(&pages, 2), 12);
+        assert!(orders.hear("order front-never 0 0 1"));
+        pages.inner.store(layout::RSP_PROD, 1);
+        assert_eq!(pages.load(layout::RSP_PROD), 1);
+        pages.inner.store(layout::RSP_PROD, 2);
+        assert_eq!(pages.load(layout::RSP_PROD), 1);
+        assert!(orders.hear("order front-duplicate 0 0 1"));
+        ask(&pages, 3, 13);
+        assert_eq!((id_at(&pages, 4), pages.inner.load(layout::REQ_PROD)), (13, 5));
+        ask(&pages, 4, 14);
+        assert_eq!((id_at(&pages, 5), pages.inner.load(layout::REQ_PROD)), (14, 6));
+        assert!(orders.hear("order front-absurd-producer 1000 0 1"));
+        ask(&pages, 5, 15);
+        assert_eq!(pages.inner.load(layout::REQ_PROD), 1007);
+    }
+}

@@ -247,3 +247,118 @@ fn add_neighbours(setup: &mut Setup, pattern: &Domain, folder: &Path) {
     setup.guests.push(guest(domain(NEIGHBOUR, "disk-verify", load), vec![used]));
     setup.guests.push(guest(domain(BYSTANDER, "bystander", "memory=4"), Vec::new()));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::setup::Source;
+    use faults::error::Source as CampaignSource;
+
+    const SETUP: &str = r#"
+[machine]
+memory = "100M"
+[driver.disk]
+kernel = "disk"
+[driver.linux]
+kernel = "./vmlinuz"
+[disk.data]
+image = "data.raw"
+[disk.fixed]
+image = "fixed.raw"
+read-only = true
+[disk.other]
+image = "other.raw"
+[disk.root]
+image = "root.raw"
+driver = "linux"
+[guest.load]
+kernel = "disk-check"
+disks = ["fixed", { disk = "data", size = "1M" }]
+[guest.debian]
+kernel = "./vmlinuz"
+disks = [{ disk = "data", offset = "1M" }]
+agent = true
+[guest.rude]
+kernel = "disk-verify"
+disks = ["other"]
+[guest.away]
+kernel = "disk-verify"
+disks = ["root"]
+"#;
+
+    fn staged(campaign: &str) -> Result<Staged, SetupError> {
+        let text = SETUP.replace("[disk.data]", "[disk.data]\ndriver = \"disk\"");
+        let text = text.replace("[disk.fixed]", "[disk.fixed]\ndriver = \"disk\"");
+        let text = text.replace("[disk.other]", "[disk.other]\ndriver = \"disk\"");
+        let source = Source { name: "set-up.toml".into(), text };
+        let setup = Setup::parse(source, Path::new("/there"), &[]).expect("a set-up");
+        let text = format!("setup = \"x\"\nseed = 1\nfaults = 1\n{campaign}");
+        let source = CampaignSource { name: "campaign.toml".into(), text };
+        let campaign = Campaign::parse(source, Path::new(".")).expect("a campaign");
+        stage(&campaign, setup, Path::new("/work"))
+    }
+
+    fn kernel(setup: &Setup, name: &str) -> String {
+        let guests = setup.guests.iter().map(|g| &g.domain);
+        let found = setup.drivers.iter().chain(guests).find(|d| d.name == name);
+        match &found.expect("a domain").kernel {
+            Kernel::Builtin(program) => program.name.into(),
+            other => format!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_driver_does_wrong_on_order_and_guests_of_ours_with_its_disks_verify() {
+        let Staged { setup, loads, program, copies } =
+            staged("driver = \"disk\"\nfront = \"rude\"").expect("staged");
+        assert_eq!((program.name, kernel(&setup, "disk").as_str()), ("disk-faults", "disk-faults"));
+        assert_eq!(loads, [("load".to_owned(), 1)], "one of its two disks can be written");
+        assert_eq!(kernel(&setup, "load"), "disk-verify");
+        assert_eq!(kernel(&setup, "rude"), "front-faults");
+        assert!(kernel(&setup, "debian").contains("vmlinuz"), "others stay as they are");
+        let away = setup.guests.iter().find(|g| g.domain.name == "away").expect("a guest");
+        assert_eq!(away.domain.cmdline, "", "it is not on this driver domain");
+        let neighbours: Vec<_> = setup.guests[4..].iter().map(|g| &*g.domain.name).collect();
+        assert_eq!(neighbours, [NEIGHBOUR, BYSTANDER]);
+        assert!(setup.machine.memory.is_none(), "there are more domains now");
+        assert_eq!(setup.care.len(), setup.drivers.len());
+        let (from, to) = &copies[0];
+        assert_eq!(
+            (from.as_path(), to.as_path()),
+            (Path::new("/there/data.raw"), Path::new("/work/data.img"))
+        );
+        assert!(setup.disks.iter().all(|disk| disk.image.starts_with("/work")));
+    }
+
+    #[test]
+    fn a_guest_that_is_named_verifies_whatever_its_kernel_is() {
+        let staged = staged("driver = \"disk\"\n[load]\nguests = [\"debian\"]\nintegrity = true");
+        let Staged { setup, loads, .. } = staged.expect("staged");
+        assert_eq!(loads, [("debian".to_owned(), 1)]);
+        assert_eq!(kernel(&setup, "debian"), "disk-verify");
+        let debian = setup.guests.iter().find(|g| g.domain.name == "debian").expect("a guest");
+        assert!(debian.domain.cmdline.contains("integrity=1") && !debian.agent);
+        assert_eq!(kernel(&setup, "load"), "disk-check");
+    }
+
+    #[test]
+    fn what_a_campaign_names_and_the_set_up_does_not_have_is_told_with_what_it_has() {
+        for (campaign, what, remedy) in [
+            ("driver = \"dsk\"", "no driver domain `dsk`", "`disk`"),
+            ("driver = \"linux\"", "has no hooks", "kernel = \"disk\""),
+            ("driver = \"disk\"\nfront = \"rud\"", "no guest `rud`", "`rude`"),
+            ("driver = \"disk\"\nfront = \"load\"", "the first disk of guest `load`", "of its own"),
+            ("driver = \"disk\"\nfront = \"away\"", "the first disk of guest `away`", "of its own"),
+            (
+                "driver = \"disk\"\n[load]\nguests = [\"away\"]",
+                "guest `away` has no disk",
+                "[load]",
+            ),
+            ("driver = \"disk\"\n[load]\nblock = \"256K\"", "does not go so far", "\"128K\""),
+        ] {
+            let error = staged(campaign).expect_err(campaign);
+            assert!(error.to_string().contains(what), "{error}");
+            assert!(error.remedy().is_some_and(|text| text.contains(remedy)), "{error:?}");
+        }
+    }
+}
