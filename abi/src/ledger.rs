@@ -35,9 +35,19 @@ pub const FAULT_ACTIVATED_NS: usize = 72;
 /// u64 written by Dom0 before it changes any code: offset of the first [`patch`] entry in the
 /// pages in bits 0-31, how many there are in bits 32-63; 0 for none.
 pub const PATCHES: usize = 80;
+/// Part of an order, u32 each, written before its command. What could go wrong at first does
+/// not, so often; then it does so once, and so often again. The driver domain counts both down.
+pub const FAULT_SKIP: usize = 88;
+pub const FAULT_MORE: usize = 92;
+/// u64 linear addresses, written by a driver domain that is built with fault hooks: its heap
+/// and its stack, each from its start to its end. Bits are flipped there.
+pub const HEAP_START: usize = 96;
+pub const HEAP_END: usize = 104;
+pub const STACK_START: usize = 112;
+pub const STACK_END: usize = 120;
 
 /// u32 written by Dom0 before each life of the driver domain: one of [`on_failure`].
-pub const ON_FAILURE: usize = 88;
+pub const ON_FAILURE: usize = 40;
 
 /// What becomes of the requests of a back end that died, in the words of Linux' ublk. Those
 /// that it had taken are *outstanding*; those that the front end publishes while nobody serves

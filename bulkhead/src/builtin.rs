@@ -64,6 +64,18 @@ pub const DOMAINS: &[Builtin] = &[
         "disk-verify",
         "puts its disks under a load that verifies itself",
     ),
+    Builtin::new(
+        "front-faults",
+        "guest-frontends",
+        "front-faults",
+        "a disk front end that does wrong on order",
+    ),
+    Builtin::new(
+        "bystander",
+        "bulkhead-tests",
+        "bystander",
+        "keeps a pattern in its memory and finds out whether anybody touches it",
+    ),
     Builtin::new("echo", "bulkhead-tests", "echo", "says back what is typed on its console"),
     Builtin::new("spin", "bulkhead-tests", "spin", "burns CPU time"),
     Builtin::new("nap", "bulkhead-tests", "nap", "measures how late it wakes"),

@@ -19,6 +19,7 @@ pub mod distro;
 pub mod exec;
 pub mod images;
 pub mod initramfs;
+pub mod inject;
 pub mod kernel_image;
 pub mod kernels;
 pub mod lifecycle;

@@ -39,6 +39,8 @@ pub struct Drive {
     pub image: PathBuf,
     pub read_only: bool,
     pub interrupt: Interrupt,
+    /// What it is told to make durable may get lost with the host.
+    pub is_scratch: bool,
     /// PCI device number on bus 0.
     pub slot: u32,
 }
@@ -385,6 +387,7 @@ fn drives(setup: &Setup) -> Vec<Drive> {
             image: disk.image.clone(),
             read_only: disk.read_only,
             interrupt: disk.interrupt,
+            is_scratch: false,
             slot,
         })
         .collect()

@@ -46,7 +46,7 @@ const RUNNING: &str = "running";
 /// The request was wrong.
 const WRONG: u8 = 2;
 
-fn print_json(value: &impl serde::Serialize) {
+pub fn print_json(value: &impl serde::Serialize) {
     // Plain data with string keys: encoding it cannot fail.
     let text = serde_json::to_string_pretty(value).unwrap_or_default();
     let _ = writeln!(io::stdout(), "{text}");
@@ -54,7 +54,7 @@ fn print_json(value: &impl serde::Serialize) {
 
 /// Counts Ctrl-C (and a request to terminate) instead of dying of it. The first one is
 /// answered with `hint`.
-fn count_interrupts(hint: &'static str) -> Arc<AtomicU32> {
+pub fn count_interrupts(hint: &'static str) -> Arc<AtomicU32> {
     let count = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&count);
     let set = ctrlc::set_handler(move || {

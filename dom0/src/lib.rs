@@ -16,6 +16,7 @@ pub mod clock;
 pub mod console;
 pub mod control;
 pub mod devices;
+pub mod injection;
 pub mod lane;
 pub mod payload;
 pub mod shared;

@@ -264,7 +264,7 @@ proptest! {
         let counts = summary.counts;
         // The front end sees whatever the load sees, and before it.
         prop_assert!(
-            (counts.wrong() == 0) == (counts.corrupt == 0),
+            counts.wrong() == 0 && (counts.caught == 0) == (counts.corrupt == 0),
             "{}\n{}", summary, lines.join("\n")
         );
         if matches!(trick, Trick::Flip(_)) {

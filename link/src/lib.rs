@@ -12,6 +12,7 @@
 extern crate alloc;
 
 pub mod agent;
+pub mod injection;
 pub mod lane;
 
 use alloc::{string::String, vec::Vec};
@@ -212,6 +213,19 @@ pub enum Request {
     Restart {
         domain: String,
     },
+    /// Has a driver domain with fault hooks go wrong.
+    Inject {
+        domain: String,
+        injection: injection::Injection,
+    },
+    /// How a driver domain is, and what came of an injection; the reply is [`Reply::Signs`].
+    Signs {
+        domain: String,
+    },
+    /// Takes an injection back as far as it has had no effect yet.
+    Disarm {
+        domain: String,
+    },
     /// A part of an image, for [`Request::Update`]; parts come in order. `upload` is a number of
     /// the sender's own. One image is kept at a time: another one that begins takes its place.
     ImagePart {
@@ -288,6 +302,7 @@ pub enum Reply {
         version: u32,
     },
     List(Listing),
+    Signs(injection::Signs),
     /// What went wrong, for a person to read.
     Error(String),
     /// So many bytes of console input were taken. If that is not all, [`Event::ConsoleRoom`]
@@ -316,6 +331,8 @@ pub struct Restart {
     pub driver: String,
     pub cause: Cause,
     pub reason: String,
+    /// When it ended, by system time, ns.
+    pub ended_ns: u64,
     /// From its end until Dom0 acted.
     pub detect_ns: u64,
     /// Until nothing of the old life was left.

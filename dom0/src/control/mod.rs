@@ -5,6 +5,7 @@ use crate::{uploads::ImagePart, wishes::Wish};
 use alloc::{collections::VecDeque, format, string::String, vec::Vec};
 use bulkhead_link::{
     Decoder, Event, FromDom0, Listing, NewImage, Reply, Request, Sched, ToDom0, VERSION, encode,
+    injection::{Injection, Signs},
 };
 
 /// What requests ask for. Errors are for a person to read.
@@ -17,6 +18,12 @@ pub trait Machine {
     fn crash(&mut self, domain: &str) -> Result<(), String>;
     /// Restarts a driver domain under its guests.
     fn restart(&mut self, domain: &str) -> Result<(), String>;
+    /// Has a driver domain go wrong.
+    fn inject(&mut self, domain: &str, injection: &Injection) -> Result<(), String>;
+    /// How a driver domain is.
+    fn signs(&mut self, domain: &str) -> Result<Signs, String>;
+    /// Takes an injection back.
+    fn disarm(&mut self, domain: &str) -> Result<(), String>;
     /// Takes a part of an image in.
     fn image_part(&mut self, part: ImagePart) -> Result<(), String>;
     /// Restarts a driver domain with another image.
@@ -128,6 +135,12 @@ fn answer(request: Request, machine: &mut impl Machine) -> Reply {
         Request::Kill { domain } => machine.kill(&domain),
         Request::Crash { domain } => machine.crash(&domain),
         Request::Restart { domain } => machine.restart(&domain),
+        Request::Inject { domain, injection } => machine.inject(&domain, &injection),
+        Request::Disarm { domain } => machine.disarm(&domain),
+        Request::Signs { domain } => match machine.signs(&domain) {
+            Ok(signs) => return Reply::Signs(signs),
+            Err(text) => Err(text),
+        },
         Request::ImagePart { upload, total, offset, bytes } => {
             machine.image_part(ImagePart { upload, total, offset, bytes })
         }
@@ -212,6 +225,15 @@ mod tests {
         fn restart(&mut self, domain: &str) -> Result<(), String> {
             self.note("restart", domain)
         }
+        fn inject(&mut self, domain: &str, injection: &Injection) -> Result<(), String> {
+            self.note(&format!("{injection:?}"), domain)
+        }
+        fn signs(&mut self, domain: &str) -> Result<Signs, String> {
+            self.note("signs", domain).map(|()| Signs::default())
+        }
+        fn disarm(&mut self, domain: &str) -> Result<(), String> {
+            self.note("disarm", domain)
+        }
         fn image_part(&mut self, part: ImagePart) -> Result<(), String> {
             self.note(&format!("part {} of {}", part.bytes.len(), part.total), "")
         }
@@ -285,6 +307,9 @@ mod tests {
             Request::SetMemory { domain: name("e"), memory_kib: 7 },
             Request::SetWallClock { unix_ns: 8 },
             Request::Crash { domain: name("c") },
+            Request::Inject { domain: name("r"), injection: Injection::Kill },
+            Request::Disarm { domain: name("r") },
+            Request::Signs { domain: name("r") },
             Request::ImagePart { upload: 1, total: 9, offset: 0, bytes: vec![1, 2] },
             Request::Update { domain: name("f"), to: NewImage::Original },
         ]);
@@ -305,6 +330,9 @@ mod tests {
                 "Memory(7) e",
                 "clock 8",
                 "crash c",
+                "Kill r",
+                "disarm r",
+                "signs r",
                 "part 2 of 9 ",
                 "Original f"
             ]
@@ -314,7 +342,8 @@ mod tests {
         assert_eq!(replies[4], reply(14, Reply::Error("there is no domain \"ghost\"".into())));
         assert_eq!(replies[9], reply(19, Reply::Error("weight 0 is not within 1 to 65535".into())));
         assert_eq!(replies[10], reply(20, Reply::Done));
-        assert_eq!(replies.len(), 18);
+        assert_eq!(replies[18], reply(28, Reply::Signs(Signs::default())));
+        assert_eq!(replies.len(), 21);
     }
 
     #[test]

@@ -49,6 +49,16 @@ impl Table {
         }
         Ok(domid)
     }
+    /// Forgets how often a driver domain failed and who complained: what was done to it on
+    /// purpose is not its fault.
+    pub fn forgive(&mut self, driver: DomId) {
+        for entry in &mut self.entries {
+            if entry.domid == driver {
+                (entry.failures, entry.blames) = Default::default();
+            }
+            (entry.complaints, entry.complains_too_often) = Default::default();
+        }
+    }
 }
 
 #[cfg(test)]
@@ -79,6 +89,9 @@ mod tests {
         let told_off = |is_news| Err(NotBelieved::TooMany { is_news });
         assert_eq!(table.complain(guest, "disk", 4), told_off(true));
         assert_eq!(table.complain(guest, "disk", 5), told_off(false));
+        let mut forgiving = table.clone();
+        forgiving.forgive(DomId::new(1));
+        assert_eq!(forgiving.complain(guest, "disk", 6), Ok(DomId::new(1)));
         assert_eq!(table.complain(guest, "disk", 11 * S), Ok(DomId::new(1)));
         assert_eq!(table.by_name("disk").map(|d| d.state), Some(State::Running));
     }

@@ -108,7 +108,7 @@ pub enum Verdict {
 }
 
 /// All domains since the start, but for the control domain.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Table {
     entries: Vec<Entry>,
 }

@@ -41,6 +41,21 @@ pub fn arm(ledger: Shared<'static>) {
     unsafe { trap::set_hook(Some(on_trap)) };
 }
 
+/// Linear addresses of the heap, as far as it has grown.
+pub fn heap() -> core::ops::Range<u64> {
+    crate::heap::range()
+}
+
+/// Linear addresses of the stack above whoever asks.
+#[inline(never)]
+pub fn stack() -> core::ops::Range<u64> {
+    unsafe extern "C" {
+        static __stack_top: u8;
+    }
+    let here = 0_u64;
+    (&raw const here) as u64..(&raw const __stack_top) as u64
+}
+
 fn prepare() {
     let va = WINDOW.0.get() as u64;
     let pfn = bulkhead_abi::Pfn::new((va - VIRT_BASE) / PAGE_SIZE as u64);

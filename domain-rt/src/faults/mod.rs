@@ -23,7 +23,7 @@ pub use ways::{dereference_null, exhaust_heap, hang, overflow_stack};
 #[cfg(all(feature = "faults", target_os = "none"))]
 mod machine;
 #[cfg(all(feature = "faults", target_os = "none"))]
-pub use machine::{arm, write_text};
+pub use machine::{arm, heap, stack, write_text};
 
 #[cfg(all(feature = "faults", target_os = "none"))]
 mod stepper;

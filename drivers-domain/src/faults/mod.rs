@@ -75,6 +75,7 @@ pub fn listen(ledger: &LedgerPages, boot: &Boot) {
     PAGES.call_once(|| Pages(pages.shared()));
     faults::arm(pages.shared());
     step::listen();
+    tell_memory(pages);
     log::warn!("faults: this domain does wrong on order");
     if let Some(name) = boot.option("fault") {
         let arguments = boot.option("fault-argument").unwrap_or("0");
@@ -86,6 +87,16 @@ pub fn listen(ledger: &LedgerPages, boot: &Boot) {
 /// Numbers with commas between them; what is none counts as 0.
 fn numbers(list: &str) -> Vec<u64> {
     list.split(',').map(|word| word.parse().unwrap_or(0)).collect()
+}
+
+/// Says where heap and stack are. Of the stack only what a task has above it counts: what is
+/// below comes and goes.
+fn tell_memory(pages: &LedgerPages) {
+    let (heap, stack) = (faults::heap(), faults::stack());
+    pages.store_wide(at::HEAP_START, heap.start);
+    pages.store_wide(at::HEAP_END, heap.end);
+    pages.store_wide(at::STACK_START, stack.start);
+    pages.store_wide(at::STACK_END, stack.end);
 }
 
 fn order_later(name: String, arguments: Vec<u64>, after_ms: u64) {
@@ -121,6 +132,9 @@ fn give_next() {
     let (Some(pages), Some(argument)) = (PAGES.get(), rest.1.pop_front()) else { return };
     for offset in [at::FAULT_ACTIVATED_NS, at::step::PATH, at::step::MARK, at::step::DEATHS] {
         pages.store_wide(offset, 0);
+    }
+    for offset in [at::FAULT_SKIP, at::FAULT_MORE] {
+        pages.store(offset, 0);
     }
     pages.store_wide(at::FAULT_ARGUMENT, argument);
     pages.store_wide(at::FAULT_ARMED_NS, now());

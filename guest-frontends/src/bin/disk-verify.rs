@@ -4,13 +4,15 @@
 //! line for each disk that programs can read; then it powers off, or ends as crashed if
 //! anything was wrong.
 //!
-//! The line `end` on its console ends the load early.
+//! What is typed on its console it does: `check N` has every block read, `renew N` written
+//! and read, and N told then; `end` has the load come to its end.
 //!
 //! Options on the command line: `seed=N` (1), `depth=N` requests in flight (16), `size=N`
 //! most blocks of 4 KiB in one (8), `least=N` fewest (1), `mix=WRITES:READS:FLUSHES` in percent (49:49:2),
 //! `blocks=N` of each disk (all), `fill=0` (do not write all of it first), `rounds=N` and
 //! `seconds=N` (no end), `status=MS` (1000), `patience=SECONDS` for a silent disk at the
-//! end (30), `integrity=1` (the front end keeps checksums, too).
+//! end (30), `integrity=1` (the front end keeps checksums, too), `pace=MS` of rest before each
+//! round (0).
 #![no_std]
 #![no_main]
 
@@ -22,14 +24,13 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::Cell;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, Ordering};
 use domain_rt::abi::Ns;
 use domain_rt::exec::{self, block_on};
 use domain_rt::{Boot, Shutdown, console, println, shutdown, time, xenstore};
 use guest_frontends::blkfront::queue::Violation;
 use guest_frontends::blkfront::{self, Disk, Options};
 use guest_frontends::rt::Domain;
-use guest_frontends::verify::{self, Host, Plan};
+use guest_frontends::verify::{self, Host, Plan, Wish};
 
 domain_rt::entry!(main);
 
@@ -50,12 +51,14 @@ fn run(boot: &'static Boot) -> Result<(), String> {
     let plan = Plan::parse(|name| boot.option(name))?;
     let store = xenstore::connect(boot).ok_or("there is no xenstore")?;
     let domain = Rc::new(Domain::new(store));
-    exec::spawn(hear()).detach();
-    block_on(async move { on_all_disks(domain, plan).await })
+    let wishes = Rc::new(Wishes::default());
+    let heard = wishes.clone();
+    exec::spawn(async move { heard.listen().await }).detach();
+    block_on(async move { on_all_disks(domain, plan, wishes).await })
 }
 
 /// Runs the plan on every disk that can be written, at the same time.
-async fn on_all_disks(domain: Rc<Domain>, plan: Plan) -> Result<(), String> {
+async fn on_all_disks(domain: Rc<Domain>, plan: Plan, wishes: Rc<Wishes>) -> Result<(), String> {
     let names = blkfront::disks(&*domain).await.map_err(|error| format!("{error}"))?;
     let failed = Rc::new(Cell::new(0_u32));
     let mut tasks = Vec::new();
@@ -67,8 +70,9 @@ async fn on_all_disks(domain: Rc<Domain>, plan: Plan) -> Result<(), String> {
             continue;
         }
         let (domain, failed) = (domain.clone(), failed.clone());
+        let wishes = wishes.clone();
         tasks.push(exec::spawn(async move {
-            if let Err(what) = on_disk(&domain, device, disk, &name, number, &plan).await {
+            if let Err(what) = on_disk(&domain, device, disk, &name, number, &plan, wishes).await {
                 println!("disk-verify: {name}: {what}");
                 failed.set(failed.get() + 1);
             }
@@ -110,8 +114,9 @@ async fn on_disk(
     name: &str,
     number: u32,
     plan: &Plan,
+    wishes: Rc<Wishes>,
 ) -> Result<(), String> {
-    let guest = Guest { domain, device };
+    let guest = Guest { domain, device, wishes, heard: Cell::new(0) };
     let summary = verify::run(&mut disk, name, number, plan, &guest).await;
     let summary = summary.map_err(|error| format!("{error}"))?;
     println!("disk-verify: done {summary}");
@@ -131,24 +136,36 @@ async fn close(domain: &Rc<Domain>, device: u32, disk: Disk<Domain>) {
     }
 }
 
-/// The line `end` was typed.
-static IS_TO_END: AtomicBool = AtomicBool::new(false);
+/// Longest line that is listened to.
+const LINE_BYTES: usize = 64;
 
-/// Reads what is typed.
-async fn hear() {
-    let (mut line, mut bytes) = (Vec::new(), [0; 64]);
-    while let Some(count) = console::read(&mut bytes).await {
-        for &byte in bytes.iter().take(count) {
-            match byte {
-                b'\r' | b'\n' if core::mem::take(&mut line) == b"end" => {
-                    IS_TO_END.store(true, Ordering::Relaxed);
+/// What was typed last, and how many wishes there were until then.
+#[derive(Default)]
+struct Wishes(Cell<(u64, Option<Wish>)>);
+
+impl Wishes {
+    async fn listen(&self) {
+        let (mut line, mut bytes) = (String::new(), [0; 64]);
+        while let Some(count) = console::read(&mut bytes).await {
+            for &byte in bytes.iter().take(count) {
+                match byte {
+                    b'\r' | b'\n' => self.hear(&core::mem::take(&mut line)),
+                    _ if line.len() < LINE_BYTES => line.push(char::from(byte)),
+                    _ => {}
                 }
-                b'\r' | b'\n' => {}
-                // A line that is longer is none that is known.
-                _ if line.len() < 16 => line.push(byte),
-                _ => {}
             }
         }
+    }
+
+    fn hear(&self, line: &str) {
+        let (verb, number) = line.split_once(' ').unwrap_or((line, ""));
+        let wish = match (verb, number.parse()) {
+            ("check", Ok(number)) => Wish::Check(number),
+            ("renew", Ok(number)) => Wish::Renew(number),
+            ("end", _) => Wish::End,
+            _ => return println!("disk-verify: `check N`, `renew N` and `end` are listened to"),
+        };
+        self.0.set((self.0.get().0 + 1, Some(wish)));
     }
 }
 
@@ -156,6 +173,9 @@ async fn hear() {
 struct Guest<'a> {
     domain: &'a Domain,
     device: u32,
+    wishes: Rc<Wishes>,
+    /// Wishes that were told.
+    heard: Cell<u64>,
 }
 
 impl Host<Domain> for Guest<'_> {
@@ -168,8 +188,9 @@ impl Host<Domain> for Guest<'_> {
     fn say(&self, line: fmt::Arguments<'_>) {
         println!("disk-verify: {line}");
     }
-    fn is_to_end(&self) -> bool {
-        IS_TO_END.load(Ordering::Relaxed)
+    fn wish(&self) -> Option<Wish> {
+        let (count, wish) = self.wishes.0.get();
+        (self.heard.replace(count) != count).then_some(wish).flatten()
     }
     async fn recover(&self, disk: &mut Disk<Domain>, violation: &Violation) -> bool {
         let recovered = blkfront::recover(self.domain, self.device, disk, violation).await;

@@ -28,6 +28,8 @@ pub struct Plan {
     pub time_ns: u64,
     /// Between lines of status, ns.
     pub status_ns: u64,
+    /// Rest before each round, ns.
+    pub pace_ns: u64,
     /// At the end, how long to wait for a disk that does not answer, ns.
     pub patience_ns: u64,
     /// The front end keeps a checksum of every block.
@@ -47,6 +49,7 @@ impl Default for Plan {
             rounds: u64::MAX,
             time_ns: u64::MAX,
             status_ns: 1_000_000_000,
+            pace_ns: 0,
             patience_ns: 30_000_000_000,
             integrity: false,
         }
@@ -87,6 +90,7 @@ impl Plan {
             rounds: number("rounds", 0, u64::MAX, default.rounds)?,
             time_ns: ns("seconds", 1_000_000_000, 0, default.time_ns)?,
             status_ns: ns("status", 1_000_000, 1, default.status_ns)?,
+            pace_ns: ns("pace", 1_000_000, 0, default.pace_ns)?,
             patience_ns: ns("patience", 1_000_000_000, 1, default.patience_ns)?,
             integrity: switch("integrity", default.integrity)?,
         })
@@ -129,7 +133,7 @@ mod tests {
     fn every_word_means_what_it_says() {
         assert_eq!(parse(""), Ok(Plan::default()));
         let line = "seed=9 depth=4 size=2 least=2 mix=70:29:1 blocks=64 fill=off rounds=3 seconds=5 \
-                    status=100 patience=2 integrity=1";
+                    status=100 pace=7 patience=2 integrity=1";
         let expected = Plan {
             seed: 9,
             depth: 4,
@@ -141,6 +145,7 @@ mod tests {
             rounds: 3,
             time_ns: 5_000_000_000,
             status_ns: 100_000_000,
+            pace_ns: 7_000_000,
             patience_ns: 2_000_000_000,
             integrity: true,
         };

@@ -11,7 +11,7 @@ use alloc::{
     vec::Vec,
 };
 use bulkhead_abi::{
-    DomId, Errno, Mfn, Ns, Port, VcpuId,
+    DomId, Errno, Mfn, Ns, Pfn, Port, VcpuId,
     control::{CREATE_DRIVER, CreateDomain, DeviceRef, MachineInfo, SetGrant},
     grant,
     shared_info::SharedInfo,
@@ -197,7 +197,9 @@ impl Construction<'_> {
         step(apply_sched(self.domid, &self.spec.sched), "setting its share of the CPU")?;
         let rings = self.rings(store, store_port, console, console_port)?;
         if self.spec.kind == Kind::Driver {
-            self.world.borrow_mut().frames.insert(self.domid, mfns);
+            let mut world = self.world.borrow_mut();
+            world.hands.note(self.domid, Pfn::new(plan.layout.p2m.start));
+            world.frames.insert(self.domid, mfns);
         }
         let facts = DomainFacts {
             domid: self.domid,

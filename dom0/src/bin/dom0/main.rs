@@ -10,6 +10,7 @@ extern crate alloc;
 mod agent;
 mod build;
 mod foreign;
+mod inject;
 mod lane;
 mod link;
 mod quarantine;

@@ -9,7 +9,10 @@ use bulkhead_abi::{
     DomId,
     control::{DomainInfo, MachineInfo, SchedParams, SetMaxPages},
 };
-use bulkhead_link::{Cause, DomainReport, Kind, Listing, MachineReport, NewImage, Sched, State};
+use bulkhead_link::{
+    Cause, DomainReport, Kind, Listing, MachineReport, NewImage, Sched, State,
+    injection::{Injection, Signs},
+};
 use dom0::{
     builder::Plan,
     control::{Machine, has_ended, no_such_domain},
@@ -136,6 +139,18 @@ impl Machine for World {
         };
         entry.update = update;
         self.restart_with(domid, state, &reason)
+    }
+
+    fn inject(&mut self, domain: &str, injection: &Injection) -> Result<(), String> {
+        self.do_wrong(domain, injection).map_err(|why| format!("{domain}: {why}"))
+    }
+
+    fn signs(&mut self, domain: &str) -> Result<Signs, String> {
+        self.signs_of(domain).map_err(|why| format!("{domain}: {why}"))
+    }
+
+    fn disarm(&mut self, domain: &str) -> Result<(), String> {
+        self.take_back(domain).map_err(|why| format!("{domain}: {why}"))
     }
 
     fn ask(&mut self, domain: &str, wish: Wish) -> Result<(), String> {

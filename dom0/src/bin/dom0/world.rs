@@ -4,6 +4,7 @@
 use crate::{
     agent::Agent,
     foreign::ForeignPage,
+    inject::{ENTRIES, Hands, patches_at},
     restart::Restarts,
     revive::{Case, Cases},
 };
@@ -68,6 +69,8 @@ pub struct World {
     /// Memory that driver domains were given, by pfn.
     pub frames: BTreeMap<DomId, Vec<u64>>,
     pub agents: BTreeMap<DomId, Agent>,
+    /// For faults that are injected.
+    pub hands: Hands,
     ledgers: BTreeMap<String, Ledger>,
     wake_link: Sender<()>,
 }
@@ -126,6 +129,7 @@ impl World {
             services: BTreeMap::new(),
             frames: BTreeMap::new(),
             agents: BTreeMap::new(),
+            hands: Hands::default(),
             ledgers: BTreeMap::new(),
             wake_link,
         }))
@@ -328,7 +332,8 @@ impl World {
         slots: usize,
         orders: u32,
     ) -> Result<(), String> {
-        let pages = (ledger::UNIT * (slots + 1)).div_ceil(PAGE_SIZE).max(1);
+        let bytes = ledger::UNIT * (slots + 1) + ENTRIES * ledger::patch::BYTES;
+        let pages = bytes.div_ceil(PAGE_SIZE);
         let pages = mem::alloc_pages(pages).ok_or("the control domain has no memory left")?;
         let mut grefs = Vec::new();
         for index in 0..pages.count() {
@@ -356,7 +361,8 @@ impl World {
     fn take_slot(&mut self, driver: &str) -> Option<usize> {
         let ledger = self.ledgers.get_mut(driver)?;
         let slot = ledger.next_slot;
-        if slot >= ledger::slots(ledger.pages.bytes() / PAGE_SIZE) {
+        // What is behind the slots is for armed changes.
+        if ledger::slot(slot + 1) > patches_at(ledger.pages) {
             return None;
         }
         ledger.next_slot += 1;
@@ -487,6 +493,7 @@ impl World {
         self.frames.remove(&domid);
         self.services.remove(&domid);
         self.agents.remove(&domid);
+        self.hands.forget(domid);
         self.store.release(domid);
         self.unwatch(domid);
         if is_guest && let Err(error) = devices::remove_domain(&mut self.store, domid) {
@@ -523,6 +530,11 @@ impl World {
     /// How often a driver domain's heart has beaten, by its own word.
     pub fn beats(&self, driver: &str) -> u64 {
         self.ledgers.get(driver).map_or(0, |l| l.pages.read_u64(ledger::HEARTBEAT_OFFSET))
+    }
+
+    /// The ledger of a driver domain.
+    pub fn ledger_pages(&self, driver: &str) -> Option<Shared<'static>> {
+        self.ledgers.get(driver).map(|ledger| ledger.pages)
     }
 
     /// When a driver domain's life reached a milestone, by its own word; `None` before.
