@@ -116,6 +116,9 @@ struct Demo {
     /// Prints one JSON object at the end, and nothing else, on the standard output.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(clap::Args)]
 struct Inject {
     /// The campaign file.
     file: PathBuf,

@@ -163,6 +163,7 @@ mod tests {
 
     fn restart(cause: Cause, blackout_ms: u64) -> Restart {
         Restart {
+            ended_ns: 0,
             driver: "disk".into(),
             cause,
             reason: String::new(),

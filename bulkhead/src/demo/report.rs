@@ -387,6 +387,7 @@ fn death(restart: &bulkhead_link::Restart) -> Option<outcome::Restart> {
     let cause = match restart.cause {
         bulkhead_link::Cause::Crash => Cause::Crash,
         bulkhead_link::Cause::Hang => Cause::Hang,
+        bulkhead_link::Cause::Violation => Cause::Violation,
         bulkhead_link::Cause::Request => return None,
     };
     Some(outcome::Restart {

@@ -23,9 +23,6 @@ const MOST_VIOLATIONS: u64 = 1000;
 /// At most so many complaints are written out; the rest is counted.
 const MOST_LINES: u32 = 100;
 
-/// A new connection may take so long before it is begun again.
-const RECOVERY_NS: u64 = 2_000_000_000;
-
 /// What a run needs of the guest it is in.
 pub trait Host<P: Platform> {
     /// A clock that never goes back, ns.

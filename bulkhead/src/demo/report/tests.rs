@@ -21,6 +21,7 @@ fn options() -> Options {
 
 fn restart() -> Told {
     Told {
+        ended_ns: 0,
         driver: "disk".into(),
         cause: Why::Crash,
         reason: "it was crashed on request".into(),
