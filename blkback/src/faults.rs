@@ -36,17 +36,28 @@ impl<M: RingMemory> LedgerOrders<M> {
     fn wide(&self, offset: usize) -> u64 {
         u64::from(self.memory.load(offset)) | u64::from(self.memory.load(offset + 4)) << 32
     }
+
+    /// Counts a word down; whether there was anything to count.
+    fn count_down(&self, offset: usize) -> bool {
+        let left = self.memory.load(offset).checked_sub(1);
+        if let Some(left) = left {
+            self.memory.store(offset, left);
+        }
+        left.is_some()
+    }
 }
 
 impl<M: RingMemory> Orders for LedgerOrders<M> {
     fn take(&self, fault: u64) -> Option<u64> {
         let is_given = fault != 0 && self.wide(at::FAULT_COMMAND) == fault;
-        if !is_given || self.wide(at::FAULT_ACTIVATED_NS) != 0 {
+        if !is_given || self.count_down(at::FAULT_SKIP) {
             return None;
         }
-        let argument = self.wide(at::FAULT_ARGUMENT);
-        self.memory.store_wide(at::FAULT_ACTIVATED_NS, self.now().max(1));
-        Some(argument)
+        let is_first = self.wide(at::FAULT_ACTIVATED_NS) == 0;
+        if is_first {
+            self.memory.store_wide(at::FAULT_ACTIVATED_NS, self.now().max(1));
+        }
+        (is_first || self.count_down(at::FAULT_MORE)).then(|| self.wide(at::FAULT_ARGUMENT))
     }
 
     fn now(&self) -> u64 {

@@ -1,9 +1,12 @@
-//! What must outlive a back end, for one ring: the redo record and the counters.
+//! What must outlive a back end, for one ring: the redo record, how far it has come, and
+//! the counters.
 //!
 //! A response is written over a request. A back end that dies between that and the
 //! advance of the producer leaves a slot that is neither; so the response is put into
 //! the record first, and whoever comes next finds it there. A record counts if its
-//! index is the ring's next response; any other one is spent.
+//! index is the ring's next response; any other one is spent. Where the ring and these
+//! notes disagree, the notes are right: what stands in the ring may be a mistake of the one
+//! that died, or the front end's doing.
 
 use bulkhead_abi::ledger as at;
 use ring_proto::RingMemory;
@@ -34,6 +37,15 @@ pub struct Counters {
     pub errors: u64,
 }
 
+/// How far a back end has come with a ring: free-running indices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursors {
+    /// After the last response published, or the last but one: it is noted after each.
+    pub answered: u32,
+    /// After the last request taken, noted before anything is done about it.
+    pub taken: u32,
+}
+
 /// Memory that survives the death of the back end.
 pub trait Ledger {
     /// The record, if there is one.
@@ -43,6 +55,12 @@ pub trait Ledger {
     fn set_redo(&mut self, redo: &Redo);
     /// Removes the record: the ring starts anew.
     fn clear_redo(&mut self);
+    /// How far it has come.
+    fn cursors(&self) -> Cursors;
+    /// Notes the index after the last response published.
+    fn set_answered(&mut self, index: u32);
+    /// Notes the index after the last request taken.
+    fn set_taken(&mut self, index: u32);
     /// The totals.
     fn counters(&self) -> Counters;
     /// Replaces the totals.
@@ -110,6 +128,18 @@ impl<M: RingMemory> Ledger for SharedLedger<M> {
         self.set_word(at::REDO_VALID, 0);
     }
 
+    fn cursors(&self) -> Cursors {
+        Cursors { answered: self.word(at::ANSWERED), taken: self.word(at::TAKEN) }
+    }
+
+    fn set_answered(&mut self, index: u32) {
+        self.set_word(at::ANSWERED, index);
+    }
+
+    fn set_taken(&mut self, index: u32) {
+        self.set_word(at::TAKEN, index);
+    }
+
     fn counters(&self) -> Counters {
         Counters {
             read_bytes: self.wide(at::READ_BYTES),
@@ -139,9 +169,13 @@ mod tests {
         let mut last = SharedLedger::new(pages.as_slice(), 30).unwrap();
         let redo = Redo { index: u32::MAX, id: u64::MAX - 1, operation: 0xff, status: -2 };
         let counters = Counters { read_bytes: 1 << 40, written_bytes: 2, requests: 3, errors: 4 };
+        let cursors = Cursors { answered: u32::MAX - 5, taken: 6 };
         first.set_redo(&redo);
         first.set_counters(&counters);
+        first.set_answered(cursors.answered);
+        first.set_taken(cursors.taken);
         assert_eq!((first.redo(), first.counters()), (Some(redo), counters));
+        assert_eq!((first.cursors(), last.cursors()), (cursors, Cursors::default()));
         assert_eq!((last.redo(), last.counters()), (None, Counters::default()));
         last.set_redo(&redo);
         first.clear_redo();

@@ -9,7 +9,8 @@
 //! - Every request gets exactly one response, and responses come in the order of the
 //!   requests, each published by itself, its redo record written first ([`ledger`]). So a
 //!   back end that dies at any point can be followed by another one that goes on where
-//!   the ring says ([`Vbd::resume`]).
+//!   it was ([`Vbd::resume`]); what becomes of requests that were taken is a choice
+//!   ([`OnFailure`]).
 //! - A request that makes no sense gets an error; a ring that makes no sense ends the
 //!   service of that front end, with a reason. Neither disturbs the others.
 //! - Front ends are served in turn, a bounded number of requests at a time.
@@ -25,14 +26,16 @@ pub mod guest;
 pub mod ledger;
 mod range;
 mod server;
+mod takeover;
 mod vbd;
 
 pub use device::{BlockDevice, Completion, DeviceError, DeviceFacts, Job, Token};
 pub use guest::{GrantRefused, GuestMemory, Notifier};
-pub use ledger::{Counters, Ledger, Redo, SharedLedger};
+pub use ledger::{Counters, Cursors, Ledger, Redo, SharedLedger};
 pub use range::{OutOfRange, Range, RangeError};
 pub use ring_proto::blkif::{Direction, Segment};
 pub use server::{Ended, Server, Step, VbdId};
+pub use takeover::OnFailure;
 pub use vbd::{EndReason, MAX_INDIRECT_SEGMENTS, Parts, Vbd};
 
 /// The kinds of thing that one service is made of.

@@ -1,9 +1,10 @@
 //! One virtual disk: the ring of a front end, the requests that are under way, and
 //! their answers in order. Knows one front end and nothing of the others.
 
+use crate::takeover::{Refusals, next_response};
 use crate::{
-    BlockDevice, BufferOf, Completion, Counters, GuestMemory, Job, Ledger, Notifier, Platform,
-    Range, Redo, Token,
+    BlockDevice, BufferOf, Completion, Counters, GuestMemory, Job, Ledger, Notifier, OnFailure,
+    Platform, Range, Redo, Token,
 };
 use alloc::collections::VecDeque;
 use core::fmt;
@@ -79,6 +80,8 @@ pub struct Vbd<P: Platform> {
     waiting: usize,
     /// The job of the last entry, when the device could not take it yet.
     held: Option<Job<BufferOf<P>>>,
+    /// Requests that are not run.
+    refusals: Refusals,
     /// A notification that is owed whatever the ring says.
     owes_event: bool,
     end: Option<EndReason>,
@@ -88,6 +91,8 @@ impl<P: Platform> Vbd<P> {
     /// Starts on a ring that its front end has just set up.
     pub fn new(mut parts: Parts<P>) -> Result<Self, TooSmall> {
         parts.ledger.clear_redo();
+        parts.ledger.set_answered(0);
+        parts.ledger.set_taken(0);
         let Parts { ring, memory, ledger, notifier, range } = parts;
         let ring = BackRing::new(ring)?;
         Ok(Self::start(ring, memory, ledger, notifier, range))
@@ -97,12 +102,25 @@ impl<P: Platform> Vbd<P> {
     /// response it may have been about to publish, then takes every request without a
     /// response again. The front end notices nothing.
     pub fn resume(parts: Parts<P>) -> Result<Self, TooSmall> {
-        let Parts { ring, memory, ledger, notifier, range } = parts;
-        let ring = BackRing::resume(ring)?;
+        let Parts { ring, memory, mut ledger, notifier, range } = parts;
+        let published = BackRing::<Blk, _>::published(&ring)?;
+        let next = next_response(published, ledger.redo(), ledger.cursors());
+        // The dead one may not have come to noting it, and the record goes when it is replaced.
+        ledger.set_answered(next);
+        let ring = BackRing::resume_at(ring, next)?;
         let mut vbd = Self::start(ring, memory, ledger, notifier, range);
         vbd.owes_event = true;
         vbd.redo();
         Ok(vbd)
+    }
+
+    /// Decides on the requests that have no response yet: all are run, unless this is called
+    /// first. Of a ring that makes no sense, none.
+    #[must_use]
+    pub fn treating(mut self, policy: OnFailure) -> Self {
+        let pending = self.ring.pending().unwrap_or_default();
+        self.refusals = policy.refusals(self.ledger.cursors(), self.ring.rsp_prod(), pending);
+        self
     }
 
     fn start(
@@ -123,6 +141,7 @@ impl<P: Platform> Vbd<P> {
             entries: VecDeque::new(),
             waiting: 0,
             held: None,
+            refusals: Refusals::None,
             owes_event: false,
             end: None,
         }
@@ -202,6 +221,13 @@ impl<P: Platform> Vbd<P> {
             }
         };
         pulled.progress = true;
+        // Those that are refused may be behind ones that were taken before: not to be noted.
+        if self.refusals.refuse_next() {
+            let (id, echo, status) = (raw.id, raw.echo(), Some(Status::Error));
+            self.entries.push_back(Entry { id, echo, moved: Moved::Nothing, status });
+            return true;
+        }
+        self.ledger.set_taken(self.ring.rsp_prod().wrapping_add(self.ring.owed()));
         let (moved, next) = match self.prepare(&raw, facts) {
             Ok((moved, job)) => (moved, Ok(job)),
             Err(status) => (Moved::Nothing, Err(status)),
@@ -374,6 +400,7 @@ impl<P: Platform> Vbd<P> {
     fn publish(&mut self, response: &RawResponse) {
         let owed = self.ring.write(response).and_then(|()| self.ring.publish());
         debug_assert!(owed.is_ok(), "an entry stands for a request that was taken");
+        self.ledger.set_answered(self.ring.rsp_prod());
         self.ledger.published();
     }
 

@@ -118,6 +118,21 @@ fn without_orders_and_with_one_that_was_obeyed_all_is_well() {
 }
 
 #[test]
+fn an_order_lets_some_go_right_and_then_as_many_go_wrong_as_it_says() {
+    let mut b = Bench::new();
+    b.guest.ledger.store(at::FAULT_SKIP, 2);
+    b.guest.ledger.store(at::FAULT_MORE, 1);
+    b.order(fault::WRONG_ID, 100);
+    let mut ids = Vec::new();
+    for _ in 0..6 {
+        b.ask();
+        b.settle();
+        ids.extend(b.take());
+    }
+    assert_eq!(ids, [0, 1, 102, 103, 4, 5]);
+}
+
+#[test]
 fn a_duplicate_is_on_the_ring_twice_and_what_follows_comes_after_it() {
     let mut b = Bench::new();
     b.order(fault::DUPLICATE, 0);

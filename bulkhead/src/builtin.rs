@@ -35,9 +35,16 @@ pub const CORE: Builtin =
 /// The control domain.
 pub const DOM0: Builtin = Builtin::new("dom0", "dom0", "dom0", "the control domain");
 
+/// What answers with errors in place of a driver domain that is in quarantine: the driver
+/// domain of disks, which Dom0 tells to leave its devices alone.
+pub const REFUSER: Builtin = DISK;
+
+const DISK: Builtin =
+    Builtin::new("disk", "drivers-domain", "disk", "driver domain for virtio disks");
+
 /// What a driver domain or a guest may have as its kernel.
 pub const DOMAINS: &[Builtin] = &[
-    Builtin::new("disk", "drivers-domain", "disk", "driver domain for virtio disks"),
+    DISK,
     Builtin::new(
         "disk-faults",
         "drivers-domain",
@@ -56,6 +63,18 @@ pub const DOMAINS: &[Builtin] = &[
         "guest-frontends",
         "disk-verify",
         "puts its disks under a load that verifies itself",
+    ),
+    Builtin::new(
+        "front-faults",
+        "guest-frontends",
+        "front-faults",
+        "a disk front end that does wrong on order",
+    ),
+    Builtin::new(
+        "bystander",
+        "bulkhead-tests",
+        "bystander",
+        "keeps a pattern in its memory and finds out whether anybody touches it",
     ),
     Builtin::new("echo", "bulkhead-tests", "echo", "says back what is typed on its console"),
     Builtin::new("spin", "bulkhead-tests", "spin", "burns CPU time"),

@@ -121,6 +121,7 @@ fn concerns(event: &Event, guest: &str) -> bool {
         | Event::Ended { domain, .. }
         | Event::BuildFailed { domain, .. } => domain == guest,
         Event::Ready { .. }
+        | Event::Quarantined { .. }
         | Event::Restarted(_)
         | Event::Console { .. }
         | Event::ConsoleRoom { .. }

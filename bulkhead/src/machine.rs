@@ -150,7 +150,8 @@ pub fn run(
     let lane = Memory::create(&session.file(LANE))?;
     let started = Instant::now();
     let mut child = start()?;
-    let (stop, watch) = match connect(&listener, &mut child, limits, lane, &give) {
+    let take = move |m| give.send(Input::Link(m)).is_ok();
+    let (stop, watch) = match connect(&listener, &mut child, &limits.interrupts, lane, take) {
         Ok(Ok(link)) => {
             observer.process(child.id());
             observer.started(&session.control());
@@ -198,21 +199,20 @@ fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// Waits for QEMU to connect the second UART, or to leave.
-fn connect(
+/// Waits for QEMU to connect the second UART, or to leave. The listener must not block.
+/// `take` gets what Dom0 says; see [`Link::open`].
+pub(crate) fn connect(
     listener: &UnixListener,
     child: &mut Child,
-    limits: &Limits,
+    interrupts: &AtomicU32,
     lane: Memory,
-    inbox: &mpsc::Sender<Input>,
+    take: impl FnMut(Option<FromDom0>) -> bool + Send + 'static,
 ) -> io::Result<Result<Link, Stop>> {
     let deadline = Instant::now() + BOOT_LIMIT;
     loop {
         match listener.accept() {
             Ok((stream, _)) => {
                 stream.set_nonblocking(false)?;
-                let give = inbox.clone();
-                let take = move |m| give.send(Input::Link(m)).is_ok();
                 return Link::open(stream, Some(lane), take).map(Ok);
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
@@ -221,7 +221,7 @@ fn connect(
         if let Some(status) = child.try_wait()? {
             return Ok(Err(Stop::Machine(Ended::from_status(status))));
         }
-        if limits.interrupts.load(Ordering::Relaxed) > 0 {
+        if interrupts.load(Ordering::Relaxed) > 0 {
             return Ok(Err(Stop::Interrupted));
         }
         if Instant::now() > deadline {

@@ -1,6 +1,7 @@
 //! The command line of `bulkhead`: one verb, one function of the library.
 #![forbid(unsafe_code)]
 
+mod campaigns;
 mod verbs;
 
 use clap::{Parser, Subcommand};
@@ -24,6 +25,16 @@ enum Verb {
     Run(Run),
     /// Shows it: kills the driver of a Debian's disks again and again while fio verifies.
     Demo(Demo),
+    /// Runs a fault campaign against a driver domain.
+    ///
+    /// Writes log.jsonl, report.json and report.html, and prints a summary.
+    /// Exit codes: 0 the campaign ran, with no escape; 1 a fault escaped, or the machine could
+    /// not be kept running; 2 the request was wrong; 3 the core or Dom0 failed; 130 interrupted
+    /// before the first fault.
+    Inject(Inject),
+    /// Makes reports of fault campaigns from their logs.
+    #[command(subcommand)]
+    Report(Report),
     /// Tests the workspace: host tests, then set-ups in QEMU.
     Test(Test),
     /// Lists the domains of running machines.
@@ -36,8 +47,8 @@ enum Verb {
     Kill(Named),
     /// Crashes a domain where it is: the guests of a driver domain go on.
     Crash(Named),
-    /// Restarts a driver domain: its guests go on.
-    Restart(Named),
+    /// Restarts a driver domain: its guests go on. Lifts a quarantine.
+    Restart(Restart),
     /// Asks a guest's kernel to power off.
     Shutdown(Waiting),
     /// Asks a guest's kernel to reboot.
@@ -105,6 +116,61 @@ struct Demo {
     /// Prints one JSON object at the end, and nothing else, on the standard output.
     #[arg(long)]
     json: bool,
+struct Inject {
+    /// The campaign file.
+    file: PathBuf,
+    /// What the faults are drawn from, in place of what the file says.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// So many faults, in place of the goal of the file.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    faults: Option<u64>,
+    /// So many faults that are activated, in place of the goal of the file.
+    #[arg(long, value_name = "N", conflicts_with = "faults", value_parser = clap::value_parser!(u64).range(1..))]
+    activated: Option<u64>,
+    /// Every Nth fault from the Kth on: one machine's part of the campaign.
+    #[arg(long, value_name = "K/N", default_value = "0/1")]
+    shard: faults::Shard,
+    /// Runs one fault again: a line of a log, or @FILE:NUMBER. No log is written.
+    #[arg(long, value_name = "LINE")]
+    replay: Option<String>,
+    /// The folder for log and reports [default: target/campaigns/NAME of the workspace].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Goes on with the log that is in the folder.
+    #[arg(long, conflicts_with = "replay")]
+    resume: bool,
+    /// Prints the report as one JSON object, and nothing else, on the standard output.
+    #[arg(long)]
+    json: bool,
+    /// What executes the machine, in place of what the set-up says.
+    #[arg(long, value_enum)]
+    accel: Option<bulkhead::setup::Accel>,
+}
+
+#[derive(Subcommand)]
+enum Report {
+    /// Merges the logs of a campaign's shards, and writes one log with its report.
+    Merge {
+        /// JSON Lines files that `inject` wrote.
+        #[arg(required = true, value_name = "LOG")]
+        logs: Vec<PathBuf>,
+        /// The folder for the merged log, report.json and report.html.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Prints the report as one JSON object in place of the summary.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prints the summary of logs.
+    Show {
+        /// JSON Lines files that `inject` wrote.
+        #[arg(required = true, value_name = "LOG")]
+        logs: Vec<PathBuf>,
+        /// Prints the report as one JSON object in place of the summary.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(clap::Args)]
@@ -136,6 +202,31 @@ struct Named {
     /// Number of the run, if several are going on.
     #[arg(long, value_name = "ID")]
     run: Option<String>,
+}
+
+#[derive(clap::Args)]
+struct Restart {
+    /// Name of the driver domain.
+    name: String,
+    /// Number of the run, if several are going on.
+    #[arg(long, value_name = "ID")]
+    run: Option<String>,
+    /// Updates it: this is its image from now on, a builtin driver domain or an ELF file.
+    #[arg(long, value_name = "KERNEL")]
+    kernel: Option<String>,
+    /// Goes back to the image of the set-up.
+    #[arg(long, conflicts_with = "kernel")]
+    original: bool,
+    /// Restarts it so many times, each time once it has answered a guest, and compares what
+    /// the machine uses before and after.
+    #[arg(long, value_name = "N", conflicts_with_all = ["kernel", "original"], value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    times: Option<u32>,
+    /// With --times: least milliseconds from one to the next.
+    #[arg(long, value_name = "MS", default_value_t = 0, requires = "times")]
+    every: u32,
+    /// With --times: prints one JSON object.
+    #[arg(long, requires = "times")]
+    json: bool,
 }
 
 #[derive(clap::Args)]
@@ -256,6 +347,8 @@ fn main() -> ExitCode {
     let code = match Cli::parse().verb {
         Verb::Run(args) => verbs::run(args),
         Verb::Demo(args) => verbs::demo(&args),
+        Verb::Inject(args) => campaigns::inject(args),
+        Verb::Report(args) => campaigns::report(&args),
         Verb::Test(args) => verbs::test(args),
         Verb::List(args) => verbs::list(&args),
         Verb::Console(args) => verbs::console(&args),

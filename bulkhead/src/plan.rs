@@ -11,7 +11,7 @@ use crate::{
     linux, qemu,
     setup::{Domain, Guest, GuestDisk, Interrupt, Kernel, MOST_PINS, Setup, SetupError, Size},
 };
-use bulkhead_link::{self as link, DomainSpec, Kind, Manifest, OnReboot};
+use bulkhead_link::{self as link, Care, DomainSpec, Kind, Manifest, OnFailure, OnReboot};
 use dom0::builder::BuildError;
 use std::{
     fs,
@@ -39,6 +39,8 @@ pub struct Drive {
     pub image: PathBuf,
     pub read_only: bool,
     pub interrupt: Interrupt,
+    /// What it is told to make durable may get lost with the host.
+    pub is_scratch: bool,
     /// PCI device number on bus 0.
     pub slot: u32,
 }
@@ -192,6 +194,7 @@ impl Parts<'_> {
         for (index, driver) in setup.drivers.iter().enumerate() {
             let mut spec = self.domain(driver, Kind::Driver, false, files)?;
             spec.devices = devices(setup, index);
+            spec.care = self.care(setup.care[index], files)?;
             specs.push(spec);
         }
         for guest in &setup.guests {
@@ -229,8 +232,20 @@ impl Parts<'_> {
             devices: Vec::new(),
             disks: Vec::new(),
             on_reboot: OnReboot::default(),
+            care: Care::default(),
             agent: false,
         })
+    }
+
+    /// Sees to it that a driver domain whose guests are to fail has somebody to refuse them.
+    fn care(&self, care: Care, files: &mut Files) -> Result<Care, SetupError> {
+        if care.on_failure != OnFailure::Fail {
+            return Ok(care);
+        }
+        let path = program(self.built, &builtin::REFUSER)?;
+        let contents = || read(path).map(Rc::new);
+        let refuser = files.add(&path.display().to_string(), contents)?;
+        Ok(Care { refuser: Some(refuser), ..care })
     }
 
     /// The number of a domain's kernel among the files, checked.
@@ -372,6 +387,7 @@ fn drives(setup: &Setup) -> Vec<Drive> {
             image: disk.image.clone(),
             read_only: disk.read_only,
             interrupt: disk.interrupt,
+            is_scratch: false,
             slot,
         })
         .collect()

@@ -129,6 +129,15 @@ impl Task {
         }
     }
 
+    /// As [`Task::phase`], for what changes too often for a log: that gets the latest.
+    pub fn note(&self, text: String) {
+        match &self.view {
+            View::Nothing => {}
+            View::Bar(bar) => bar.set_message(text),
+            View::Lines(lines) => locked(lines).phase = text,
+        }
+    }
+
     /// A reader that advances this work by what is read through it.
     pub fn reading<'a>(&'a self, from: impl Read + 'a) -> impl Read + 'a {
         Counted { from, task: self }

@@ -146,6 +146,7 @@ fn blockdev(drive: &Drive) -> String {
         "node-name": format!("disk{}", drive.slot),
         "read-only": drive.read_only,
         "discard": "unmap",
+        "cache": { "no-flush": drive.is_scratch },
         "file": file,
     })
     .to_string()
@@ -248,6 +249,7 @@ mod tests {
             image: "/tmp/a,b \"c\".img".into(),
             read_only: true,
             interrupt: Interrupt::Pin,
+            is_scratch: true,
             slot: 4,
         }];
         let options = Options {
@@ -268,6 +270,7 @@ mod tests {
         let block: serde_json::Value = serde_json::from_str(after("-blockdev")).expect("JSON");
         assert_eq!(block["file"]["filename"], "/tmp/a,b \"c\".img");
         assert_eq!(block["read-only"], true);
+        assert_eq!(block["cache"]["no-flush"], true);
         assert_eq!(after("-icount"), "shift=0,sleep=off");
         assert!(after("-object").ends_with(",mem-path=/run/a,,b/lane"), "{line:?}");
         let device = line.iter().find(|a| a.starts_with("virtio-blk-pci,")).expect("a disk");

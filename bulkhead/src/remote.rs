@@ -31,6 +31,8 @@ pub enum RemoteError {
     UnknownRun { wrong: String, hint: String },
     #[error("there is no domain `{wrong}`; {hint}")]
     UnknownDomain { wrong: String, hint: String },
+    #[error("`{image}` cannot be the image of a driver domain: {why}")]
+    BadImage { image: String, why: String },
     #[error("Dom0 refused: {0}")]
     Refused(String),
     #[error("{0}")]
@@ -96,10 +98,11 @@ pub fn list(run: Option<&str>) -> Result<Vec<RunListing>> {
 pub fn tables(runs: &[RunListing]) -> String {
     let table = |run: &RunListing| {
         format!(
-            "run {} of {}\n{}",
+            "run {} of {}\n{}{}",
             run.info.id,
             run.info.setup,
-            report::table(&run.domains, &run.disks)
+            report::table(&run.domains, &run.disks),
+            report::quarantines(&run.domains)
         )
     };
     runs.iter().map(table).collect::<Vec<_>>().join("\n")

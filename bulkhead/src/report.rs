@@ -45,6 +45,12 @@ pub struct Domain {
     pub virtual_ns: u64,
     pub weight: u32,
     pub restarts: u32,
+    /// The image that it was updated to, if it was.
+    pub updated: Option<String>,
+    /// In quarantine: what the requests of its guests come to, `wait` or `fail`.
+    pub requests: Option<&'static str>,
+    /// What lifts its quarantine.
+    pub remedy: Option<String>,
     /// The last lines on its console, if it ended other than by powering off.
     pub last_lines: Vec<String>,
 }
@@ -84,6 +90,7 @@ impl From<&bulkhead_link::Restart> for Restart {
             cause: match restart.cause {
                 Cause::Crash => "crash",
                 Cause::Hang => "hang",
+                Cause::Violation => "violation",
                 Cause::Request => "request",
             },
             reason: restart.reason.clone(),
@@ -125,10 +132,16 @@ pub struct Core {
     pub system_time_ns: u64,
     pub longest_stay_ns: u64,
     pub switches: u64,
+    /// Mappings of granted frames, of all domains.
+    pub grants: u64,
+    /// Event channels in use, of all domains.
+    pub ports: u64,
+    pub dom0_heap_bytes: u64,
 }
 
 impl From<&DomainReport> for Domain {
     fn from(domain: &DomainReport) -> Self {
+        let is_quarantined = domain.state == State::Quarantined;
         Self {
             name: domain.name.clone(),
             domid: (domain.domid != u16::MAX).then_some(domain.domid),
@@ -141,6 +154,9 @@ impl From<&DomainReport> for Domain {
             virtual_ns: domain.virtual_ns,
             weight: domain.weight,
             restarts: domain.restarts,
+            updated: domain.updated.clone(),
+            requests: is_quarantined.then_some(if domain.refuses { "fail" } else { "wait" }),
+            remedy: is_quarantined.then(|| remedy(domain)),
             last_lines: domain.last_lines.clone(),
         }
     }
@@ -170,6 +186,9 @@ impl From<&MachineReport> for Core {
             system_time_ns: machine.system_time_ns,
             longest_stay_ns: machine.longest_stay_ns,
             switches: machine.switches,
+            grants: machine.grants,
+            ports: machine.ports,
+            dom0_heap_bytes: machine.dom0_heap_bytes,
         }
     }
 }
@@ -238,6 +257,39 @@ pub fn table(domains: &[Domain], disks: &[Disk]) -> String {
     text
 }
 
+/// What lifts the quarantine of a driver domain.
+fn remedy(domain: &DomainReport) -> String {
+    match domain.updated {
+        Some(_) => format!("bulkhead restart {} --original", domain.name),
+        None => format!("bulkhead restart {}", domain.name),
+    }
+}
+
+/// A quarantine that has just begun, for a person.
+pub fn quarantine_line(domain: &str, reason: &str, refuses: bool) -> String {
+    let guests = match refuses {
+        true => "its guests' requests are answered with errors",
+        false => "its guests wait",
+    };
+    let reason = reason.trim_end_matches([':', '.']);
+    format!("quarantined: {reason}. Until `bulkhead restart {domain}` {guests}")
+}
+
+/// Which driver domains are in quarantine, why, and what lifts it; empty if there is none.
+pub fn quarantines(domains: &[Domain]) -> String {
+    let mut text = String::new();
+    for d in domains {
+        if let (Some(remedy), Some(requests)) = (&d.remedy, d.requests) {
+            let _ = writeln!(
+                text,
+                "{} is in quarantine: {}\n  requests of its guests {requests}; `{remedy}` lifts it",
+                d.name, d.reason
+            );
+        }
+    }
+    text
+}
+
 /// What the domains that did not end well said last, for a person; empty if there is none.
 pub fn last_words(domains: &[Domain]) -> String {
     let mut text = String::new();
@@ -255,6 +307,37 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_quarantine_says_which_why_what_it_means_and_how_to_lift_it() {
+        let mut domain = DomainReport {
+            name: "disk".into(),
+            domid: 1,
+            kind: Kind::Driver,
+            state: State::Quarantined,
+            exit: Some(bulkhead_link::Exit::Crash),
+            reason: "it failed 11 times within 10 s; last: page fault".into(),
+            memory_kib: 1,
+            cpu_ns: 2,
+            virtual_ns: 3,
+            weight: 256,
+            restarts: 10,
+            updated: None,
+            refuses: true,
+            last_lines: Vec::new(),
+        };
+        let told = quarantines(&[(&domain).into()]);
+        for part in ["disk is in", "11 times", "guests fail", "`bulkhead restart disk` lifts it"] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+        (domain.refuses, domain.updated) = (false, Some("new.elf".into()));
+        let told = quarantines(&[(&domain).into()]);
+        assert!(told.contains("guests wait; `bulkhead restart disk --original`"), "{told}");
+        let json = serde_json::to_value(Domain::from(&domain)).expect("encodes");
+        assert_eq!(json["remedy"], "bulkhead restart disk --original");
+        domain.state = State::Running;
+        assert_eq!(quarantines(&[(&domain).into()]), "");
+    }
+
+    #[test]
     fn the_names_in_the_json_are_those_of_the_contract() {
         let domain = DomainReport {
             name: "g".into(),
@@ -268,6 +351,8 @@ mod tests {
             virtual_ns: 3,
             weight: 256,
             restarts: 0,
+            updated: None,
+            refuses: false,
             last_lines: vec!["bye".into()],
         };
         let disk = DiskReport {
@@ -316,6 +401,9 @@ mod tests {
             ["guest", "device", "driver", "read_bytes", "written_bytes", "requests", "errors"]
         {
             assert!(!json["disks"][0][key].is_null(), "{key}");
+        }
+        for key in ["updated", "requests", "remedy"] {
+            assert!(json["domains"][0].get(key).is_some_and(serde_json::Value::is_null), "{key}");
         }
         assert_eq!(json["domains"][0]["exit"], "poweroff");
         assert!(json["nets"].is_array() && json["restarts"].is_array());

@@ -1,10 +1,11 @@
 //! `bulkhead run`: from a set-up file to a verdict.
 
 use crate::{
-    accel, artifacts,
+    accel,
+    artifacts::{self, Built},
     builtin::{self, Builtin},
     distro::Job,
-    images,
+    images::{self, Image},
     kernels::Kernels,
     machine::{self, CORE_LOG, Finished, LANE, LINK, Limits, Observer, QEMU_LOG},
     needs::{self, Need},
@@ -15,6 +16,7 @@ use crate::{
     setup::{Accel, Domain, Kernel, Setup, SetupError},
     watch::{Outcome, Stop, Watch},
 };
+use bulkhead_link::OnFailure;
 use std::{fs, path::PathBuf, sync::atomic::Ordering};
 
 /// Lines of the core's output that are shown when it faulted.
@@ -54,38 +56,10 @@ pub fn run_setup(
     options: &Options,
     observer: &mut dyn Observer,
 ) -> Result<Report, SetupError> {
-    // What the user can put right comes before minutes of building.
-    let mut kernels = Kernels::default();
-    plan::check_early(setup, &mut kernels)?;
-    images::check_early(setup)?;
-    ensure(setup, &kernels, observer)?;
-    let fetched = with_job(options, observer, |job| kernels.fetch(setup, job));
-    if is_interrupted(options) {
+    let Some(prepared) = prepare(setup, options, observer)? else {
         return Ok(not_started(Outcome::Interrupted));
-    }
-    fetched?;
-    plan::check_early(setup, &mut kernels)?;
-    let images = with_job(options, observer, |job| images::prepare(setup, job));
-    if is_interrupted(options) {
-        return Ok(not_started(Outcome::Interrupted));
-    }
-    let images = images?;
-    observer.say("building the core and the domains");
-    let mut built = artifacts::build(&programs(setup), options.show_build);
-    if built.is_ok() && kernels.want_initramfs(setup) {
-        let tools = artifacts::build_guest_tools(options.show_build);
-        built = built.and_then(|all| Ok(all.with(tools?)));
-    }
-    if is_interrupted(options) {
-        return Ok(not_started(Outcome::Interrupted));
-    }
-    let built = built.map_err(SetupError::plain)?;
-    kernels.make_ramdisks(setup, &built)?;
-    let plan = Plan::new(setup, &built, &images, &kernels, !options.icount)?;
-    // Its largest parts are in the archive now.
-    drop(kernels);
-    let kvm =
-        accel::use_kvm(options.accel.unwrap_or(setup.machine.accel), options.icount, &plan.core)?;
+    };
+    let Prepared { plan, kvm, images, .. } = prepared;
     observer.say(&format!(
         "starting a machine of {} on {}: {} domains, {} disks",
         plan.memory,
@@ -97,6 +71,77 @@ pub fn run_setup(
     // Images stay locked until the machine is gone.
     drop(images);
     judge(&finished, &plan, kvm)
+}
+
+/// All that a machine is started from.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub plan: Plan,
+    pub kvm: bool,
+    /// Locked for as long as this lives.
+    pub images: Vec<Image>,
+    pub built: Built,
+}
+
+/// Checks, fetches, makes and builds what a set-up needs; `None` if the user stopped it.
+pub(crate) fn prepare(
+    setup: &Setup,
+    options: &Options,
+    observer: &mut dyn Observer,
+) -> Result<Option<Prepared>, SetupError> {
+    // What the user can put right comes before minutes of building.
+    let mut kernels = Kernels::default();
+    plan::check_early(setup, &mut kernels)?;
+    images::check_early(setup)?;
+    ensure(setup, &kernels, observer)?;
+    let fetched = with_job(options, observer, |job| kernels.fetch(setup, job));
+    if is_interrupted(options) {
+        return Ok(None);
+    }
+    fetched?;
+    plan::check_early(setup, &mut kernels)?;
+    let images = with_job(options, observer, |job| images::prepare(setup, job));
+    if is_interrupted(options) {
+        return Ok(None);
+    }
+    let images = images?;
+    observer.say("building the core and the domains");
+    let mut built = artifacts::build(&programs(setup), options.show_build);
+    if built.is_ok() && kernels.want_initramfs(setup) {
+        let tools = artifacts::build_guest_tools(options.show_build);
+        built = built.and_then(|all| Ok(all.with(tools?)));
+    }
+    if is_interrupted(options) {
+        return Ok(None);
+    }
+    let built = built.map_err(SetupError::plain)?;
+    kernels.make_ramdisks(setup, &built)?;
+    // The largest parts of the kernels are in the archive then.
+    let plan = Plan::new(setup, &built, &images, &kernels, !options.icount)?;
+    let kvm =
+        accel::use_kvm(options.accel.unwrap_or(setup.machine.accel), options.icount, &plan.core)?;
+    Ok(Some(Prepared { plan, kvm, images, built }))
+}
+
+/// Makes the images of a set-up that are missing and may be made, and lets go of them; false if
+/// the user stopped it.
+pub(crate) fn make_images(
+    setup: &Setup,
+    options: &Options,
+    observer: &mut dyn Observer,
+) -> Result<bool, SetupError> {
+    images::check_early(setup)?;
+    if !setup.disks.iter().all(|disk| disk.image.exists()) {
+        ensure(setup, &Kernels::default(), observer)?;
+    }
+    // Several campaigns may copy the same images at the same time.
+    let mut readers = setup.clone();
+    readers.disks.iter_mut().for_each(|disk| disk.read_only = true);
+    let made = with_job(options, observer, |job| images::prepare(&readers, job));
+    if is_interrupted(options) {
+        return Ok(false);
+    }
+    made.map(|_| true)
 }
 
 fn is_interrupted(options: &Options) -> bool {
@@ -134,6 +179,9 @@ fn ensure(setup: &Setup, kernels: &Kernels, observer: &mut dyn Observer) -> Resu
 /// The core, Dom0, and each builtin kernel of the set-up once.
 fn programs(setup: &Setup) -> Vec<&'static Builtin> {
     let mut programs = vec![&builtin::CORE, &builtin::DOM0];
+    if setup.care.iter().any(|care| care.on_failure == OnFailure::Fail) {
+        programs.push(&builtin::REFUSER);
+    }
     let guests = setup.guests.iter().map(|g| &g.domain);
     for Domain { kernel, .. } in setup.drivers.iter().chain(guests) {
         if let Kernel::Builtin(program) = kernel

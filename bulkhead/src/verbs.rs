@@ -4,7 +4,9 @@ mod demo;
 
 pub use demo::demo;
 
-use crate::{Boot, Doctor, Exec, List, MemSet, Named, Pack, Run, Size, Sysrq, Test, Waiting};
+use crate::{
+    Boot, Doctor, Exec, List, MemSet, Named, Pack, Restart, Run, Size, Sysrq, Test, Waiting,
+};
 use bulkhead::{
     accel,
     archive::{self, Dom0},
@@ -17,10 +19,12 @@ use bulkhead::{
     qemu::Ended,
     remote::{self, RemoteError},
     report,
+    restarts::{self, Wanted},
     run::{self, Options},
     setup::{Accel, SetupError},
     size, solo,
     terminal::{Guests, Terminal},
+    update,
     watch::exit_word,
 };
 use bulkhead_link::{
@@ -42,7 +46,7 @@ const RUNNING: &str = "running";
 /// The request was wrong.
 const WRONG: u8 = 2;
 
-fn print_json(value: &impl serde::Serialize) {
+pub fn print_json(value: &impl serde::Serialize) {
     // Plain data with string keys: encoding it cannot fail.
     let text = serde_json::to_string_pretty(value).unwrap_or_default();
     let _ = writeln!(io::stdout(), "{text}");
@@ -50,7 +54,7 @@ fn print_json(value: &impl serde::Serialize) {
 
 /// Counts Ctrl-C (and a request to terminate) instead of dying of it. The first one is
 /// answered with `hint`.
-fn count_interrupts(hint: &'static str) -> Arc<AtomicU32> {
+pub fn count_interrupts(hint: &'static str) -> Arc<AtomicU32> {
     let count = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&count);
     let set = ctrlc::set_handler(move || {
@@ -96,6 +100,9 @@ impl Observer for Show {
                 let why = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
                 self.terminal.ended(domain);
                 self.terminal.note(domain, &format!("ended: {}{why}", exit_word(*exit)));
+            }
+            Event::Quarantined { domain, reason, refuses } => {
+                self.terminal.note(domain, &report::quarantine_line(domain, reason, *refuses));
             }
             Event::ConsoleRoom { .. } | Event::Agent { .. } => {}
             Event::Restarted(restart) => {
@@ -177,6 +184,7 @@ fn conclude(report: &report::Report, as_json: bool) {
     } else {
         eprint!("{}", report::table(&report.domains, &report.disks));
         eprint!("{}", report::last_words(&report.domains));
+        eprint!("{}", report::quarantines(&report.domains));
     }
     if !report.reason.is_empty() {
         eprintln!("{}", report.reason);
@@ -315,8 +323,45 @@ pub fn crash(args: &Named) -> u8 {
     remotely(remote::crash(args.run.as_deref(), &args.name))
 }
 
-pub fn restart(args: &Named) -> u8 {
-    remotely(remote::restart(args.run.as_deref(), &args.name))
+pub fn restart(args: &Restart) -> u8 {
+    let run = args.run.as_deref();
+    match (&args.kernel, args.times) {
+        (Some(kernel), _) => {
+            let (show, progress) = (io::stderr().is_terminal(), Progress::on_stderr());
+            remotely(update::update(run, &args.name, kernel, show, &progress))
+        }
+        (None, _) if args.original => remotely(update::to_original(run, &args.name)),
+        (None, Some(times)) => restart_many(args, times),
+        (None, None) => remotely(remote::restart(run, &args.name)),
+    }
+}
+
+/// The exit code after Ctrl-C.
+const INTERRUPTED: u8 = 130;
+
+fn restart_many(args: &Restart, times: u32) -> u8 {
+    let every = Duration::from_millis(args.every.into());
+    let interrupts = count_interrupts("no further restarts; what they left is looked at");
+    let done = restarts::restart_many(
+        args.run.as_deref(),
+        &args.name,
+        Wanted { times, every },
+        &Progress::on_stderr(),
+        &interrupts,
+    );
+    let summary = match done {
+        Ok(summary) => summary,
+        Err(error) => return remotely(Err(error)),
+    };
+    match args.json {
+        true => print_json(&summary),
+        false => print!("{}", summary.text()),
+    }
+    match (summary.leaks.is_empty(), summary.interrupted) {
+        (false, _) => 1,
+        (true, true) => INTERRUPTED,
+        (true, false) => 0,
+    }
 }
 
 pub fn shutdown(args: &Waiting) -> u8 {

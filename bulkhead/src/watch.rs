@@ -12,6 +12,8 @@ use std::{
 
 /// How long guests may wait for a driver domain that died before the run is given up.
 pub const DRIVER_GRACE: Duration = Duration::from_secs(10);
+/// The same for one that is in quarantine: somebody may lift it.
+pub const QUARANTINE_GRACE: Duration = Duration::from_secs(30);
 
 /// How a run ended; `--json` calls it `outcome`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -74,6 +76,9 @@ pub struct Known {
     pub exit: Option<Exit>,
     pub reason: String,
     pub build_failed: bool,
+    /// Of a driver domain in quarantine: its guests' requests are answered with errors.
+    pub refuses: bool,
+    is_quarantined: bool,
     ended_at: Option<Duration>,
 }
 
@@ -101,6 +106,8 @@ impl Watch {
             exit: None,
             reason: String::new(),
             build_failed: false,
+            refuses: false,
+            is_quarantined: false,
             ended_at: None,
         };
         Self {
@@ -146,6 +153,7 @@ impl Watch {
                     known.step.clone_from(step);
                     // A domain that was restarted tells its steps again.
                     (known.exit, known.ended_at) = (None, None);
+                    (known.is_quarantined, known.refuses) = (false, false);
                 }
             }
             // The end of what still ran when the machine was told to stop is no news.
@@ -160,6 +168,13 @@ impl Watch {
                 if let Some(known) = self.find(domain) {
                     (known.build_failed, known.ended_at) = (true, Some(now));
                     known.reason.clone_from(reason);
+                }
+            }
+            Event::Quarantined { domain, reason, refuses } => {
+                if let Some(known) = self.find(domain) {
+                    (known.exit, known.ended_at) = (Some(Exit::Crash), Some(now));
+                    known.reason.clone_from(reason);
+                    (known.is_quarantined, known.refuses) = (true, *refuses);
                 }
             }
             Event::Restarted(restart) => self.restarts.push(restart.clone()),
@@ -222,7 +237,11 @@ impl Watch {
     fn dead_driver_of(&self, guest: &Known, now: Duration) -> Option<String> {
         let is_dead = |driver: &&Known| {
             let used = guest.spec.disks.iter().any(|d| d.driver == driver.spec.name);
-            used && driver.ended_at.is_some_and(|at| now.saturating_sub(at) > DRIVER_GRACE)
+            let grace = if driver.is_quarantined { QUARANTINE_GRACE } else { DRIVER_GRACE };
+            // Guests that get errors are not stuck.
+            let is_silent = !driver.refuses;
+            let is_late = driver.ended_at.is_some_and(|at| now.saturating_sub(at) > grace);
+            used && is_silent && is_late
         };
         self.of(Kind::Driver).find(is_dead).map(|d| d.spec.name.clone())
     }
@@ -254,6 +273,7 @@ impl Watch {
             let name = &d.spec.name;
             match (d.build_failed, d.exit) {
                 (true, _) => Some(format!("{name} could not be built: {}", d.reason)),
+                _ if d.is_quarantined => Some(format!("{name} is in quarantine: {}", d.reason)),
                 (_, Some(Exit::PowerOff)) | (_, None) => None,
                 (_, Some(exit)) => {
                     Some(format!("{name} ended by {}: {}", exit_word(exit), d.reason))
@@ -283,6 +303,7 @@ impl Known {
             domid: u16::MAX,
             kind: self.spec.kind,
             state: match (self.build_failed, self.exit) {
+                _ if self.is_quarantined => State::Quarantined,
                 (true, _) | (_, Some(Exit::Crash)) => State::Crashed,
                 (_, Some(_)) => State::Stopped,
                 (_, None) => State::Running,
@@ -294,6 +315,8 @@ impl Known {
             virtual_ns: 0,
             weight: self.spec.sched.weight,
             restarts: 0,
+            updated: None,
+            refuses: self.refuses,
             last_lines: Vec::new(),
         }
     }
@@ -336,6 +359,7 @@ mod tests {
             devices: Vec::new(),
             disks: if driver.is_empty() { Vec::new() } else { vec![disk] },
             on_reboot: Default::default(),
+            care: Default::default(),
             agent: false,
         }
     }
@@ -391,6 +415,29 @@ mod tests {
         let back = Event::Progress { domain: "disk".into(), step: "running".into() };
         watch.take(&FromDom0::Event(back), late);
         assert_eq!(watch.stop(late), None);
+    }
+
+    #[test]
+    fn a_quarantine_stops_a_run_later_and_only_if_guests_wait_and_nobody_lifts_it() {
+        let quarantined = |refuses| {
+            let (domain, reason) = ("disk".into(), "why".into());
+            FromDom0::Event(Event::Quarantined { domain, reason, refuses })
+        };
+        let mut watch = watch();
+        watch.take(&ended("b", Exit::PowerOff), T);
+        watch.take(&quarantined(false), T);
+        let late = T + QUARANTINE_GRACE + T;
+        assert_eq!(watch.stop(T + DRIVER_GRACE + T), None);
+        let stuck = Stop::Stuck { guest: "a".into(), driver: "disk".into() };
+        assert_eq!(watch.stop(late), Some(stuck.clone()));
+        assert_eq!(watch.judge(&stuck), Outcome::DriverQuarantined);
+        assert!(watch.complaints().contains(&"disk is in quarantine: why".into()));
+        watch.take(&quarantined(true), T);
+        assert_eq!(watch.stop(late), None, "errors are answers");
+        watch.take(&quarantined(false), T);
+        let lifted = Event::Progress { domain: "disk".into(), step: "running".into() };
+        watch.take(&FromDom0::Event(lifted), T);
+        assert_eq!((watch.stop(late), watch.reports()[0].state), (None, State::Running));
     }
 
     #[test]

@@ -291,6 +291,28 @@ pub fn add_ledger(store: &mut Store, driver: DomId, grefs: &[Gref]) -> Result<()
     store.write(&format!("{folder}/pages"), &format!("{}", grefs.len()))
 }
 
+/// Where the front end with this folder says what its back end did wrong.
+pub fn complaint_node(front: &str) -> String {
+    format!("{front}/bulkhead/violation")
+}
+
+/// Most characters of a complaint that are kept.
+const COMPLAINT_CHARS: usize = 120;
+
+/// Takes what a front end says that its back end did wrong; none if it says nothing. It is a
+/// stranger's word: cut, and of printable characters.
+pub fn take_complaint(store: &mut Store, front: &str) -> Option<String> {
+    let node = complaint_node(front);
+    let said = store.read(&node).ok()?;
+    // Gone means taken: the guest may complain again.
+    store.remove(&node).ok()?;
+    let said = String::from_utf8_lossy(&said);
+    let printable = said.chars().map(|c| if c.is_ascii_graphic() { c } else { ' ' });
+    let said: String = printable.take(COMPLAINT_CHARS).collect();
+    let said = said.trim();
+    (!said.is_empty()).then(|| said.into())
+}
+
 /// Whether a front end says that it is connected to its back end.
 pub fn is_connected(store: &Store, front: &str) -> bool {
     let connected = Some(u64::from(xs_wire::XENBUS_CONNECTED));
@@ -458,6 +480,23 @@ mod tests {
         remove_back_ends(&mut store, guest).unwrap();
         assert_eq!(agent_wish(&store, guest), AgentWish::Wait);
         assert!(store.read(&back).is_err());
+    }
+
+    #[test]
+    fn a_complaint_is_taken_once_cut_and_made_printable() {
+        let (mut store, _) = built();
+        let front = "/local/domain/2/device/vbd/51712";
+        assert_eq!(take_complaint(&mut store, front), None);
+        let node = complaint_node(front);
+        assert!(store.may(DomId::new(2), front, Access::WRITE), "the guest can make it");
+        store.write(&node, "an \u{1b}[31mid\n").unwrap();
+        assert_eq!(take_complaint(&mut store, front).as_deref(), Some("an  [31mid"));
+        assert_eq!(take_complaint(&mut store, front), None);
+        store.write(&node, " ").unwrap();
+        assert_eq!(take_complaint(&mut store, front), None);
+        assert!(store.read(&node).is_err());
+        store.write(&node, &"x".repeat(4000)).unwrap();
+        assert_eq!(take_complaint(&mut store, front).map(|said| said.len()), Some(120));
     }
 
     #[test]

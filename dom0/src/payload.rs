@@ -81,6 +81,7 @@ mod tests {
             devices: Vec::new(),
             disks: Vec::new(),
             on_reboot: Default::default(),
+            care: Default::default(),
             agent: false,
         };
         let mut driver = spec("disk", Kind::Driver);

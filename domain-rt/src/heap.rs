@@ -1,5 +1,28 @@
 //! The global allocator: `talc` over runs of frames from [`crate::mem`].
 
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Linear addresses of its lowest and behind its highest byte.
+static START: AtomicU64 = AtomicU64::new(u64::MAX);
+static END: AtomicU64 = AtomicU64::new(0);
+
+/// From the lowest byte of the heap to behind the highest; there may be gaps. Empty before the
+/// first allocation.
+#[cfg_attr(not(feature = "faults"), allow(dead_code, reason = "for fault injection only"))]
+pub fn range() -> Range<u64> {
+    START.load(Relaxed)..END.load(Relaxed)
+}
+
+#[cfg_attr(not(target_os = "none"), allow(dead_code, reason = "of the machine's allocator"))]
+fn note(start: u64, bytes: u64) {
+    START.fetch_min(start, Relaxed);
+    END.fetch_max(start + bytes, Relaxed);
+}
+
+#[cfg(target_os = "none")]
+pub use machine::used_bytes;
+
 #[cfg(target_os = "none")]
 mod machine {
     use bulkhead_abi::PAGE_SIZE;
@@ -24,6 +47,7 @@ mod machine {
                 .map(|at| (at, wanted.max(GROW_FRAMES)))
                 .or_else(|| crate::mem::take_frames(wanted).map(|at| (at, wanted)))
                 .ok_or(())?;
+            super::note(start as u64, (count * PAGE_SIZE) as u64);
             // SAFETY: the frames are mapped, ours alone, and never released.
             unsafe { talc.claim(start, count * PAGE_SIZE) }.map(drop).ok_or(())
         }
@@ -31,4 +55,9 @@ mod machine {
 
     #[global_allocator]
     static HEAP: talc::TalcLock<spin::Mutex<()>, Frames> = talc::TalcLock::new(Frames);
+
+    /// Bytes that are allocated.
+    pub fn used_bytes() -> usize {
+        HEAP.lock().counters().allocated_bytes
+    }
 }

@@ -34,7 +34,7 @@ pub mod exec;
 #[cfg(any(test, feature = "faults"))]
 pub mod faults;
 pub mod grant;
-mod heap;
+pub mod heap;
 pub mod hypercall;
 pub mod io;
 pub mod mem;

@@ -1,9 +1,9 @@
 //! The parts of a service as they are. With the feature `faults` other ones of the same
 //! names take their place, which do wrong on order.
 
+use crate::drive::Drive;
 use crate::ledger::LedgerPages;
 use crate::platform::{Bell, MappedRing};
-use crate::virtio::VirtioBlk;
 use alloc::borrow::Cow;
 use async_channel::{Receiver, RecvError};
 use bulkhead_abi::Maddr;
@@ -11,7 +11,7 @@ use domain_rt::Boot;
 
 pub type Ring = MappedRing;
 pub type Notifier = Bell;
-pub type Device = VirtioBlk;
+pub type Device = Drive;
 
 pub(crate) fn ring(ring: MappedRing) -> Ring {
     ring
@@ -21,7 +21,7 @@ pub(crate) fn notifier(bell: Bell) -> Notifier {
     bell
 }
 
-pub(crate) fn device(device: VirtioBlk) -> Device {
+pub(crate) fn device(device: Drive) -> Device {
     device
 }
 

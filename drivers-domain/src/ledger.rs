@@ -5,7 +5,7 @@
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use blkback::{Counters, Ledger, Redo, SharedLedger};
+use blkback::{Counters, Cursors, Ledger, OnFailure, Redo, SharedLedger};
 use bulkhead_abi::{DomId, Gref, PAGE_SIZE, ledger as at};
 use core::time::Duration;
 use domain_rt::grant::{self, GrantMapping};
@@ -59,6 +59,11 @@ impl LedgerPages {
         }
     }
 
+    /// What Dom0 has ordered for the requests of the life before this one.
+    pub fn on_failure(&self) -> OnFailure {
+        OnFailure::from_raw(self.shared().load_u32(at::ON_FAILURE))
+    }
+
     /// Notes that all devices are up.
     pub fn devices_are_up(&self) {
         self.store_wide(at::DEVICE_NS, time::now().get());
@@ -67,10 +72,9 @@ impl LedgerPages {
     /// Counts up for ever, so that the supervisor sees that tasks still run.
     pub async fn beat(self) {
         let interval = Duration::from_nanos(at::HEARTBEAT_NS / 2);
-        let mut beats = self.shared().load_u64(at::HEARTBEAT_OFFSET);
         loop {
-            beats = beats.wrapping_add(1);
-            self.shared().store_u64(at::HEARTBEAT_OFFSET, beats);
+            let beats = self.shared().load_u64(at::HEARTBEAT_OFFSET);
+            self.shared().store_u64(at::HEARTBEAT_OFFSET, beats.wrapping_add(1));
             time::sleep(interval).await;
         }
     }
@@ -139,6 +143,15 @@ impl Ledger for RingLedger {
     }
     fn clear_redo(&mut self) {
         self.slot.clear_redo();
+    }
+    fn cursors(&self) -> Cursors {
+        self.slot.cursors()
+    }
+    fn set_answered(&mut self, index: u32) {
+        self.slot.set_answered(index);
+    }
+    fn set_taken(&mut self, index: u32) {
+        self.slot.set_taken(index);
     }
     fn counters(&self) -> Counters {
         self.slot.counters()

@@ -9,6 +9,7 @@
 //! - [`dma`]: the memory that devices reach; the only `unsafe` of this crate, with
 //!   [`virtio`].
 //! - [`virtio`]: the virtio block device.
+//! - [`drive`]: that device, or none.
 //! - [`platform`]: `blkback`'s traits on `domain-rt`.
 //! - [`ledger`]: the pages that outlive this domain.
 //! - [`service`]: one task per device, one per virtual disk.
@@ -22,6 +23,7 @@ extern crate alloc;
 
 pub mod disk;
 pub mod dma;
+pub mod drive;
 #[cfg(feature = "faults")]
 pub mod faults;
 #[cfg(not(feature = "faults"))]

@@ -214,8 +214,8 @@ impl Outcome {
         }
     }
 
-    /// Whether it leaves something behind that restarting the driver domain does not mend.
-    pub const fn spoils_the_machine(self) -> bool {
+    /// Whether it is what no system should have.
+    pub const fn is_failure(self) -> bool {
         !matches!(
             self,
             Self::NotActivated | Self::Benign | Self::RecoveredInvisible | Self::RecoveredVisible

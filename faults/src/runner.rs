@@ -1,8 +1,8 @@
 //! Runs a campaign: injects one fault after the other into a machine, classifies what
 //! comes of each, and writes it down at once.
 //!
-//! One fault at a time. Before the next one the driver domain is pristine again; after
-//! an outcome that restarting it does not mend, the whole machine is.
+//! One fault at a time. Before the next one the driver domain is pristine again; after an
+//! escape, or where that does not succeed, the whole machine is.
 
 use crate::campaign::{Campaign, Deadlines, Goal};
 use crate::error::CampaignError;
@@ -287,7 +287,8 @@ impl<'a, M: Machine> Runner<'a, M> {
         };
         let record = self.record(number, fault, injected_us, seen);
         self.write(&record, out)?;
-        self.is_up = !record.outcome.spoils_the_machine() && self.machine.heal().unwrap_or(false);
+        // Nobody knows what an escape leaves behind.
+        self.is_up = record.outcome != Outcome::Escape && self.machine.heal().unwrap_or(false);
         Ok(record)
     }
 

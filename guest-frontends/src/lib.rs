@@ -8,6 +8,7 @@
 //!   afterwards: [`pattern`];
 //! - writing that and reading it back: [`check`];
 //! - a load that verifies itself, endless if wanted: `verify` (feature `checks`);
+//! - a platform whose front ends do wrong on order: `misuse` (feature `checks`);
 //! - every file of an ext4 disk with its SHA-256: `listing` (feature `checks`);
 //! - the traits of [`platform`] on Bulkhead's runtime: `rt` (feature `domain-rt`).
 #![no_std]
@@ -20,6 +21,8 @@ pub mod check;
 mod checksum;
 #[cfg(feature = "checks")]
 pub mod listing;
+#[cfg(feature = "checks")]
+pub mod misuse;
 pub mod pattern;
 pub mod platform;
 #[cfg(feature = "domain-rt")]

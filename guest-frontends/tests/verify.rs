@@ -3,16 +3,19 @@
 
 mod common;
 
-use common::{GuestPlatform, Trick, connect, platform, world};
+use common::{FRONT, GuestPlatform, NUMBER, Trick, connect, platform, world};
 use futures_lite::future::block_on;
-use guest_frontends::blkfront::{Disk, Options};
+use guest_frontends::blkfront::queue::Violation;
+use guest_frontends::blkfront::{self, Disk, Options};
 use guest_frontends::verify::audit::{Audit, AuditError, audit};
 use guest_frontends::verify::table::{Kind, Wrong};
 use guest_frontends::verify::{self, Counts, Host, Plan, Summary};
 use proptest::prelude::*;
+use ring_proto::{RingMemory, layout};
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::fmt;
+use std::rc::Rc;
 
 /// 40 blocks, of which 39 are for data.
 const SECTORS: usize = 320;
@@ -24,9 +27,11 @@ struct Fake {
     lines: RefCell<Vec<String>>,
     /// Played at this line of status.
     on_status: RefCell<Option<Box<dyn FnOnce()>>>,
+    /// Where a disk is recovered.
+    platform: Option<Rc<GuestPlatform>>,
 }
 
-impl Host for Fake {
+impl Host<GuestPlatform> for Fake {
     fn now(&self) -> u64 {
         self.now.set(self.now.get() + 1000);
         self.now.get()
@@ -42,6 +47,10 @@ impl Host for Fake {
             act();
         }
         self.lines.borrow_mut().push(line);
+    }
+    async fn recover(&self, disk: &mut Disk<GuestPlatform>, violation: &Violation) -> bool {
+        let Some(platform) = &self.platform else { return false };
+        blkfront::recover(&**platform, NUMBER, disk, violation).await.is_ok()
     }
 }
 
@@ -104,6 +113,51 @@ fn a_disk_that_works_is_never_accused_and_leaves_a_table_that_fits_its_image() {
         let found = judge(&platform.guest.0.image.borrow()).unwrap();
         assert_eq!((found.seed, found.disk, found.blocks, found.unknown), (seed, 1, 39, 0));
         assert_eq!((Some(found.digest), found.wrong), (summary.digest, vec![]));
+    }
+}
+
+/// A run in which the back end publishes `skew` responses too many, once, and which is
+/// recovered or not.
+fn with_spoilt_producer(seed: u64, skew: u32, recovers: bool) -> (Summary, Rc<GuestPlatform>) {
+    let platform = Rc::new(platform(world(SECTORS)));
+    let mut disk = connect(&platform, options(false));
+    let world = platform.guest.0.clone();
+    let spoil = move || {
+        let ring = world.ring.borrow();
+        let ring = ring.as_ref().unwrap();
+        ring.store(layout::RSP_PROD, ring.load(layout::RSP_PROD).wrapping_add(skew));
+    };
+    let host = Fake {
+        on_status: RefCell::new(Some(Box::new(spoil))),
+        platform: recovers.then(|| platform.clone()),
+        ..Fake::default()
+    };
+    (run(&mut disk, &plan(seed), &host), platform)
+}
+
+#[test]
+fn a_violation_ends_a_run_that_cannot_be_recovered() {
+    let (summary, _) = with_spoilt_producer(1, 1 << 30, false);
+    let Counts { violations, reconnects, .. } = summary.counts;
+    assert_eq!((violations, reconnects, summary.digest), (1, 0, None));
+    assert!(!summary.counts.is_all_well());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn what_a_back_end_that_breaks_the_protocol_has_not_answered_is_asked_for_again(
+        seed: u64, skew in prop_oneof![1_u32..7, Just(1 << 30)],
+    ) {
+        let (summary, platform) = with_spoilt_producer(seed, skew, true);
+        let counts = summary.counts;
+        prop_assert!(counts.is_all_well() && summary.digest.is_some(), "{}", summary);
+        prop_assert_eq!((counts.violations, counts.reconnects), (1, 1));
+        let told = platform.guest.0.get(&format!("{FRONT}/bulkhead/violation"));
+        prop_assert!(told.is_some_and(|told| told.contains("rsp_prod") || told.contains("id")));
+        let found = judge(&platform.guest.0.image.borrow()).unwrap();
+        prop_assert_eq!((Some(found.digest), found.wrong), (summary.digest, vec![]));
+        prop_assert_eq!(platform.guest.0.most_at_once.get(), 6);
     }
 }
 
@@ -210,7 +264,7 @@ proptest! {
         let counts = summary.counts;
         // The front end sees whatever the load sees, and before it.
         prop_assert!(
-            (counts.wrong() == 0) == (counts.corrupt == 0),
+            counts.wrong() == 0 && (counts.caught == 0) == (counts.corrupt == 0),
             "{}\n{}", summary, lines.join("\n")
         );
         if matches!(trick, Trick::Flip(_)) {

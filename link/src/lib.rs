@@ -12,13 +12,14 @@
 extern crate alloc;
 
 pub mod agent;
+pub mod injection;
 pub mod lane;
 
 use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// Version of everything in this crate; both sides must have the same.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// How often Dom0 is told the time before it builds guests: any one message may be late.
 pub const CLOCK_TELLS: usize = 6;
@@ -74,6 +75,8 @@ pub struct DomainSpec {
     /// Virtual disks it uses (guests).
     pub disks: Vec<Disk>,
     pub on_reboot: OnReboot,
+    /// How it is looked after (drivers).
+    pub care: Care,
     /// It has a second console for an [`agent`].
     pub agent: bool,
 }
@@ -86,6 +89,46 @@ pub enum OnReboot {
     Restart,
     /// It has ended.
     Destroy,
+}
+
+/// How a driver domain is looked after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Care {
+    pub on_failure: OnFailure,
+    /// A heart that has not beaten for this long has stopped.
+    pub hang_deadline_ns: u64,
+    /// So many lives may end by themselves within `restart_window_ns`; one more, and the domain
+    /// is quarantined.
+    pub restart_limit: u32,
+    pub restart_window_ns: u64,
+    /// What answers with errors while the domain is in quarantine, by its index into
+    /// `Manifest::images`; with [`OnFailure::Fail`].
+    pub refuser: Option<u32>,
+}
+
+impl Default for Care {
+    fn default() -> Self {
+        Self {
+            on_failure: OnFailure::default(),
+            hang_deadline_ns: 100_000_000,
+            restart_limit: 10,
+            restart_window_ns: 10_000_000_000,
+            refuser: None,
+        }
+    }
+}
+
+/// What becomes of guests' requests when their driver domain dies, in the words of Linux' ublk.
+/// Requests that it had taken are outstanding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnFailure {
+    /// Outstanding requests are run again by the next life; others wait for it.
+    #[default]
+    Reissue,
+    /// Outstanding requests get an error; others wait.
+    Queue,
+    /// Outstanding requests, and all that come before there is a next life, get an error.
+    Fail,
 }
 
 /// BVT parameters; see `bulkhead_abi::control::SchedParams`.
@@ -170,6 +213,35 @@ pub enum Request {
     Restart {
         domain: String,
     },
+    /// Has a driver domain with fault hooks go wrong.
+    Inject {
+        domain: String,
+        injection: injection::Injection,
+    },
+    /// How a driver domain is, and what came of an injection; the reply is [`Reply::Signs`].
+    Signs {
+        domain: String,
+    },
+    /// Takes an injection back as far as it has had no effect yet.
+    Disarm {
+        domain: String,
+    },
+    /// A part of an image, for [`Request::Update`]; parts come in order. `upload` is a number of
+    /// the sender's own. One image is kept at a time: another one that begins takes its place.
+    ImagePart {
+        upload: u64,
+        /// Bytes of the whole image, at most [`MOST_IMAGE_BYTES`].
+        total: u64,
+        offset: u64,
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
+    /// Restarts a driver domain with another image, which is its own from then on. An image
+    /// that does not load is refused, and nothing happens.
+    Update {
+        domain: String,
+        to: NewImage,
+    },
     Pause {
         domain: String,
     },
@@ -203,6 +275,20 @@ pub enum Request {
     },
 }
 
+/// Largest image that can be sent, bytes.
+pub const MOST_IMAGE_BYTES: u64 = 16 << 20;
+/// Bytes of an image that are sent in one [`Request::ImagePart`].
+pub const IMAGE_PART_BYTES: usize = 128 << 10;
+
+/// What a driver domain is to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NewImage {
+    /// What was sent; the name is for people.
+    Sent { upload: u64, name: String },
+    /// That of the set-up.
+    Original,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromDom0 {
     Reply { number: u32, reply: Reply },
@@ -216,6 +302,7 @@ pub enum Reply {
         version: u32,
     },
     List(Listing),
+    Signs(injection::Signs),
     /// What went wrong, for a person to read.
     Error(String),
     /// So many bytes of console input were taken. If that is not all, [`Event::ConsoleRoom`]
@@ -232,6 +319,8 @@ pub enum Cause {
     Crash,
     /// Its heart did not beat.
     Hang,
+    /// It broke a protocol, said the other side.
+    Violation,
     /// Somebody asked for it.
     Request,
 }
@@ -242,6 +331,8 @@ pub struct Restart {
     pub driver: String,
     pub cause: Cause,
     pub reason: String,
+    /// When it ended, by system time, ns.
+    pub ended_ns: u64,
     /// From its end until Dom0 acted.
     pub detect_ns: u64,
     /// Until nothing of the old life was left.
@@ -280,6 +371,9 @@ pub enum Event {
         #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
+    /// A driver domain is not restarted any more. With `refuses` its guests' requests are
+    /// answered with errors until it is, otherwise they wait.
+    Quarantined { domain: String, reason: String, refuses: bool },
     /// A domain stopped.
     Ended { domain: String, exit: Exit, reason: String },
     /// A line of Dom0's own.
@@ -325,6 +419,12 @@ pub struct MachineReport {
     pub system_time_ns: u64,
     pub longest_stay_ns: u64,
     pub switches: u64,
+    /// Mappings of granted frames, of all domains.
+    pub grants: u64,
+    /// Event channels in use, of all domains.
+    pub ports: u64,
+    /// Bytes of its heap that Dom0 uses.
+    pub dom0_heap_bytes: u64,
 }
 
 /// A stopped domain stays listed, with what it used when it ended.
@@ -343,6 +443,10 @@ pub struct DomainReport {
     pub weight: u32,
     /// Times it was built again.
     pub restarts: u32,
+    /// The name of its image, if that is not the one it was started with.
+    pub updated: Option<String>,
+    /// In quarantine: its guests' requests are answered with errors.
+    pub refuses: bool,
     /// The last lines on its console, if it ended other than by powering off.
     pub last_lines: Vec<String>,
 }

@@ -37,8 +37,23 @@ impl<P: Protocol, M: RingMemory> BackRing<P, M> {
     /// The caller notifies once when it is done, since the last notification of the
     /// one before may be lost.
     pub fn resume(memory: M) -> Result<Self, TooSmall> {
+        let rsp_prod = Self::published(&memory)?;
+        Self::resume_at(memory, rsp_prod)
+    }
+
+    /// The index of the next response, as it stands in a ring that was served before.
+    pub fn published(memory: &M) -> Result<u32, TooSmall> {
+        Geometry::<P>::of(memory.bytes())?;
+        Ok(memory.load(RSP_PROD))
+    }
+
+    /// As [`BackRing::resume`], where the caller knows the index of the next response; it is
+    /// published if the ring says otherwise.
+    pub fn resume_at(memory: M, rsp_prod: u32) -> Result<Self, TooSmall> {
         let mut ring = Self::new(memory)?;
-        let rsp_prod = ring.memory.load(RSP_PROD);
+        if ring.memory.load(RSP_PROD) != rsp_prod {
+            ring.memory.store(RSP_PROD, rsp_prod);
+        }
         ring.req_cons = rsp_prod;
         ring.rsp_prod = rsp_prod;
         ring.rsp_told = rsp_prod;

@@ -45,14 +45,6 @@ fn code_is_changed_where_a_breakpoint_is_reached() {
 }
 
 #[test]
-fn a_wrong_id_is_a_violation_and_ends_the_run() {
-    let (ran, line) = ordered("wrong-id", 1000, "");
-    assert_eq!(ran.report.outcome, Outcome::GuestFailed, "{}", ran.story());
-    assert_eq!(Counts::parse(&line).violations, 1, "{line}");
-    assert!(ran.console("verify").contains("which is not in flight"), "{}", ran.story());
-}
-
-#[test]
 fn errors_of_the_device_are_errors_of_as_many_requests_and_nothing_else() {
     let (ran, line) = ordered("stuck-status", 3, "");
     let counts = Counts::parse(&line);

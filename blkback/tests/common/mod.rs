@@ -3,7 +3,7 @@
 #![allow(dead_code)] // Each test program uses its own part.
 
 use blkback::{
-    BlockDevice, Completion, Counters, DeviceError, DeviceFacts, Direction, GrantRefused,
+    BlockDevice, Completion, Counters, Cursors, DeviceError, DeviceFacts, Direction, GrantRefused,
     GuestMemory, Job, Ledger, Notifier, Parts, Platform, Range, Redo, Segment, Server,
     SharedLedger, Token,
 };
@@ -162,6 +162,8 @@ pub struct Platter {
     pub data: Rc<RefCell<Vec<u8>>>,
     pub touched: Rc<RefCell<BTreeSet<u64>>>,
     pub flushes: Rc<Cell<u32>>,
+    /// First sector of each transfer that a driver took.
+    pub submitted: Rc<RefCell<Vec<u64>>>,
 }
 
 impl Default for Platter {
@@ -170,6 +172,7 @@ impl Default for Platter {
             data: Rc::new(RefCell::new(vec![0; DISK_SECTORS as usize * 512])),
             touched: Rc::default(),
             flushes: Rc::default(),
+            submitted: Rc::default(),
         }
     }
 }
@@ -246,6 +249,11 @@ impl BlockDevice for Disk {
         if self.queue.len() == self.capacity {
             return Err(job);
         }
+        if let Job::Transfer { sector, .. } = &job
+            && self.fuel.burn()
+        {
+            self.platter.submitted.borrow_mut().push(*sector);
+        }
         self.queue.push((token, job));
         Ok(())
     }
@@ -294,6 +302,15 @@ impl Ledger for Listener {
     }
     fn clear_redo(&mut self) {
         self.slot.clear_redo();
+    }
+    fn cursors(&self) -> Cursors {
+        self.slot.cursors()
+    }
+    fn set_answered(&mut self, index: u32) {
+        self.slot.set_answered(index);
+    }
+    fn set_taken(&mut self, index: u32) {
+        self.slot.set_taken(index);
     }
     fn counters(&self) -> Counters {
         self.slot.counters()

@@ -42,6 +42,7 @@ fn guest() -> DomainSpec {
         devices: Vec::new(),
         disks: Vec::new(),
         on_reboot: Default::default(),
+        care: Default::default(),
         agent: false,
     }
 }

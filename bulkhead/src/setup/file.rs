@@ -15,7 +15,7 @@ pub(super) struct File {
     #[serde(default)]
     pub machine: Machine,
     #[serde(default)]
-    pub driver: Named<Domain>,
+    pub driver: Named<Driver>,
     #[serde(default)]
     pub disk: Named<Disk>,
     #[serde(default)]
@@ -57,10 +57,25 @@ pub enum Accel {
     Kvm,
 }
 
-/// What driver domains and guests have in common.
+/// What driver domains and guests have in common. (`flatten` would lose unknown keys and spans.)
+#[derive(Debug)]
+pub(super) struct Domain {
+    pub kernel: Spanned<String>,
+    pub ramdisk: Option<Spanned<String>>,
+    pub modules: Option<Spanned<String>>,
+    pub memory: Option<Spanned<Size>>,
+    pub cmdline: Spanned<String>,
+    pub weight: Option<Spanned<u32>>,
+    pub warp: Option<Span>,
+    pub warp_limit: Option<Span>,
+    pub unwarp: Option<Span>,
+    pub allowance: Option<Span>,
+}
+
+/// As [`Domain`], and how it is looked after.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(super) struct Domain {
+pub(super) struct Driver {
     pub kernel: Spanned<String>,
     pub ramdisk: Option<Spanned<String>>,
     pub modules: Option<Spanned<String>>,
@@ -72,6 +87,53 @@ pub(super) struct Domain {
     pub warp_limit: Option<Span>,
     pub unwarp: Option<Span>,
     pub allowance: Option<Span>,
+    pub on_failure: Option<OnFailure>,
+    pub hang_deadline: Option<Spanned<Span>>,
+    pub restart_limit: Option<Spanned<u32>>,
+    pub restart_window: Option<Spanned<Span>>,
+}
+
+impl Driver {
+    /// Its part as a domain, and the rest.
+    pub fn split(self) -> (Domain, Care) {
+        let domain = Domain {
+            kernel: self.kernel,
+            ramdisk: self.ramdisk,
+            modules: self.modules,
+            memory: self.memory,
+            cmdline: self.cmdline,
+            weight: self.weight,
+            warp: self.warp,
+            warp_limit: self.warp_limit,
+            unwarp: self.unwarp,
+            allowance: self.allowance,
+        };
+        let care = Care {
+            on_failure: self.on_failure,
+            hang_deadline: self.hang_deadline,
+            restart_limit: self.restart_limit,
+            restart_window: self.restart_window,
+        };
+        (domain, care)
+    }
+}
+
+/// How a driver domain is looked after.
+#[derive(Debug)]
+pub(super) struct Care {
+    pub on_failure: Option<OnFailure>,
+    pub hang_deadline: Option<Spanned<Span>>,
+    pub restart_limit: Option<Spanned<u32>>,
+    pub restart_window: Option<Spanned<Span>>,
+}
+
+/// What becomes of guests' requests when their driver domain dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum OnFailure {
+    Reissue,
+    Queue,
+    Fail,
 }
 
 fn no_words() -> Spanned<String> {
@@ -114,7 +176,7 @@ pub enum Make {
     Debian,
 }
 
-/// As [`Domain`], with disks. (`flatten` would lose unknown keys and spans.)
+/// As [`Domain`], with disks.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Guest {

@@ -2,6 +2,7 @@
 //! devices, and which guests use them. Reads and checks the text alone: no image is
 //! opened and nothing is made here.
 
+mod care;
 mod error;
 mod file;
 mod resolve;
@@ -14,7 +15,7 @@ pub use resolve::MOST_PINS;
 pub use units::{Size, Span};
 
 use crate::distro::Flavour;
-use bulkhead_link::{OnReboot, Sched};
+use bulkhead_link::{Care, OnReboot, Sched};
 use std::{
     ops::Range,
     path::{Path, PathBuf},
@@ -27,6 +28,8 @@ pub struct Setup {
     pub machine: Machine,
     /// Driver domains, in the order of the file.
     pub drivers: Vec<Domain>,
+    /// How each of them is looked after.
+    pub care: Vec<Care>,
     /// Devices, in the order of the file.
     pub disks: Vec<Disk>,
     /// Guests, in the order of the file.

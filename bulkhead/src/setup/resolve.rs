@@ -2,7 +2,7 @@
 //! filled in, references looked up, ranges checked against each other.
 
 use super::{
-    Disk, Domain, Guest, GuestDisk, Kernel, Machine, Setup, SetupError, Size, Source,
+    Disk, Domain, Guest, GuestDisk, Kernel, Machine, Setup, SetupError, Size, Source, care,
     error::suggest,
     file::{self, File, Interrupt},
 };
@@ -16,7 +16,7 @@ use std::{
 use toml::Spanned;
 
 /// Memory of a domain that does not say.
-const DRIVER_MEMORY: Size = Size::from_mib(32);
+const DRIVER_MEMORY: Size = Size::from_mib(8);
 const GUEST_MEMORY: Size = Size::from_mib(64);
 /// Of one with a distribution's kernel.
 const LINUX_MEMORY: Size = Size::from_mib(256);
@@ -44,9 +44,12 @@ pub(super) fn resolve(source: Source, file: File, folder: &Path) -> Result<Setup
     context.unique_names(&file)?;
     context.one_console(&file)?;
     let machine = context.machine(file.machine)?;
-    let drivers = in_order(file.driver)
-        .map(|(name, domain)| context.domain(name, domain, DRIVER_MEMORY, driver_sched()))
-        .collect::<Result<Vec<_>>>()?;
+    let (mut drivers, mut cares) = (Vec::new(), Vec::new());
+    for (name, driver) in in_order(file.driver) {
+        let (domain, care) = driver.split();
+        drivers.push(context.domain(name, domain, DRIVER_MEMORY, driver_sched())?);
+        cares.push(care::resolve(&source, &care)?);
+    }
     let mut disks = in_order(file.disk)
         .map(|(name, disk)| context.disk(&name, disk, &drivers))
         .collect::<Result<Vec<_>>>()?;
@@ -68,7 +71,7 @@ pub(super) fn resolve(source: Source, file: File, folder: &Path) -> Result<Setup
             .error(0..0, "there is no domain to run")
             .help("add a table like [guest.NAME] with kernel = \"disk-check\""));
     }
-    Ok(Setup { machine, drivers, disks, guests, source })
+    Ok(Setup { machine, drivers, care: cares, disks, guests, source })
 }
 
 fn in_order<T>(named: file::Named<T>) -> impl Iterator<Item = (Spanned<String>, T)> {

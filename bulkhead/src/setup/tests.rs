@@ -1,4 +1,5 @@
 use super::*;
+use bulkhead_link::OnFailure;
 use proptest::prelude::*;
 
 const DISK: &str = r#"
@@ -39,7 +40,7 @@ fn told(text: &str, sets: &[&str]) -> String {
 fn reads_a_whole_set_up() {
     let setup = parse(DISK, &[]).expect("is right");
     assert_eq!(setup.machine.memory.as_ref().map(|m| m.0.mib()), Some(256));
-    assert_eq!(setup.drivers[0].memory.mib(), 32);
+    assert_eq!(setup.drivers[0].memory.mib(), 8);
     assert_eq!(setup.disks[0].image, Path::new("/base/sample.ext4"));
     assert_eq!(setup.disks[1].image, Path::new("/var/scratch"));
     let reader = &setup.guests[0];
@@ -57,6 +58,41 @@ fn guests_restart_when_they_reboot_unless_told_otherwise() {
     assert_eq!(of(&["guest.reader.on-reboot=destroy"]), OnReboot::Destroy);
     assert!(told(DISK, &["guest.reader.on-reboot=never"]).contains("never"));
     assert!(told(DISK, &["driver.disk.on-reboot=restart"]).contains("unknown field"));
+}
+
+#[test]
+fn how_a_driver_domain_is_looked_after_can_be_set_within_limits() {
+    let care = |sets: &[&str]| parse(DISK, sets).expect("is right").care[0];
+    assert_eq!(care(&[]), Care::default());
+    let set = [
+        "driver.disk.on-failure=queue",
+        "driver.disk.hang-deadline=60ms",
+        "driver.disk.restart-limit=0",
+        "driver.disk.restart-window=1s",
+    ];
+    let wanted = Care {
+        on_failure: OnFailure::Queue,
+        hang_deadline_ns: 60_000_000,
+        restart_limit: 0,
+        restart_window_ns: 1_000_000_000,
+        refuser: None,
+    };
+    assert_eq!(care(&set), wanted);
+    assert_eq!(care(&["driver.disk.on-failure=fail"]).on_failure, OnFailure::Fail);
+    for (wrong, part) in [
+        ("driver.disk.on-failure=retry", "expected one of `reissue`, `queue`, `fail`"),
+        ("driver.disk.hang-deadline=59ms", "60ms to 60s"),
+        ("driver.disk.hang-deadline=61s", "`hang-deadline` is out of range"),
+        ("driver.disk.hang-deadline=100", "`100` is no time"),
+        ("driver.disk.restart-limit=1001", "0 (quarantine at the first failure)"),
+        ("driver.disk.restart-limit=-1", "u32"),
+        ("driver.disk.restart-window=0s", "100ms to 3600s"),
+        ("driver.disk.restart-windw=1s", "did you mean `restart-window`?"),
+        ("guest.reader.on-failure=fail", "unknown field"),
+    ] {
+        let told = told(DISK, &[wrong]);
+        assert!(told.contains(part), "{wrong}: {told}");
+    }
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! The control server's side of the link: requests in, replies and events out.
 //! What the requests do to domains is behind [`Machine`]; the UART is not known here.
 
-use crate::wishes::Wish;
+use crate::{uploads::ImagePart, wishes::Wish};
 use alloc::{collections::VecDeque, format, string::String, vec::Vec};
 use bulkhead_link::{
-    Decoder, Event, FromDom0, Listing, Reply, Request, Sched, ToDom0, VERSION, encode,
+    Decoder, Event, FromDom0, Listing, NewImage, Reply, Request, Sched, ToDom0, VERSION, encode,
+    injection::{Injection, Signs},
 };
 
 /// What requests ask for. Errors are for a person to read.
@@ -17,6 +18,16 @@ pub trait Machine {
     fn crash(&mut self, domain: &str) -> Result<(), String>;
     /// Restarts a driver domain under its guests.
     fn restart(&mut self, domain: &str) -> Result<(), String>;
+    /// Has a driver domain go wrong.
+    fn inject(&mut self, domain: &str, injection: &Injection) -> Result<(), String>;
+    /// How a driver domain is.
+    fn signs(&mut self, domain: &str) -> Result<Signs, String>;
+    /// Takes an injection back.
+    fn disarm(&mut self, domain: &str) -> Result<(), String>;
+    /// Takes a part of an image in.
+    fn image_part(&mut self, part: ImagePart) -> Result<(), String>;
+    /// Restarts a driver domain with another image.
+    fn update(&mut self, domain: &str, to: NewImage) -> Result<(), String>;
     /// Asks a domain's kernel for something.
     fn ask(&mut self, domain: &str, wish: Wish) -> Result<(), String>;
     /// Takes over the host's wall clock, ns since 1970.
@@ -124,6 +135,16 @@ fn answer(request: Request, machine: &mut impl Machine) -> Reply {
         Request::Kill { domain } => machine.kill(&domain),
         Request::Crash { domain } => machine.crash(&domain),
         Request::Restart { domain } => machine.restart(&domain),
+        Request::Inject { domain, injection } => machine.inject(&domain, &injection),
+        Request::Disarm { domain } => machine.disarm(&domain),
+        Request::Signs { domain } => match machine.signs(&domain) {
+            Ok(signs) => return Reply::Signs(signs),
+            Err(text) => Err(text),
+        },
+        Request::ImagePart { upload, total, offset, bytes } => {
+            machine.image_part(ImagePart { upload, total, offset, bytes })
+        }
+        Request::Update { domain, to } => machine.update(&domain, to),
         Request::PowerOff { domain } => machine.ask(&domain, Wish::PowerOff),
         Request::Reboot { domain } => machine.ask(&domain, Wish::Reboot),
         Request::Sysrq { domain, key } => machine.ask(&domain, Wish::Sysrq(key)),
@@ -204,6 +225,21 @@ mod tests {
         fn restart(&mut self, domain: &str) -> Result<(), String> {
             self.note("restart", domain)
         }
+        fn inject(&mut self, domain: &str, injection: &Injection) -> Result<(), String> {
+            self.note(&format!("{injection:?}"), domain)
+        }
+        fn signs(&mut self, domain: &str) -> Result<Signs, String> {
+            self.note("signs", domain).map(|()| Signs::default())
+        }
+        fn disarm(&mut self, domain: &str) -> Result<(), String> {
+            self.note("disarm", domain)
+        }
+        fn image_part(&mut self, part: ImagePart) -> Result<(), String> {
+            self.note(&format!("part {} of {}", part.bytes.len(), part.total), "")
+        }
+        fn update(&mut self, domain: &str, to: NewImage) -> Result<(), String> {
+            self.note(&format!("{to:?}"), domain)
+        }
         fn ask(&mut self, domain: &str, wish: Wish) -> Result<(), String> {
             self.note(&format!("{wish:?}"), domain)
         }
@@ -271,6 +307,11 @@ mod tests {
             Request::SetMemory { domain: name("e"), memory_kib: 7 },
             Request::SetWallClock { unix_ns: 8 },
             Request::Crash { domain: name("c") },
+            Request::Inject { domain: name("r"), injection: Injection::Kill },
+            Request::Disarm { domain: name("r") },
+            Request::Signs { domain: name("r") },
+            Request::ImagePart { upload: 1, total: 9, offset: 0, bytes: vec![1, 2] },
+            Request::Update { domain: name("f"), to: NewImage::Original },
         ]);
         assert_eq!(
             calls,
@@ -288,7 +329,12 @@ mod tests {
                 "Sysrq(115) e",
                 "Memory(7) e",
                 "clock 8",
-                "crash c"
+                "crash c",
+                "Kill r",
+                "disarm r",
+                "signs r",
+                "part 2 of 9 ",
+                "Original f"
             ]
         );
         assert_eq!(replies[0], reply(10, Reply::Hello { version: VERSION }));
@@ -296,7 +342,8 @@ mod tests {
         assert_eq!(replies[4], reply(14, Reply::Error("there is no domain \"ghost\"".into())));
         assert_eq!(replies[9], reply(19, Reply::Error("weight 0 is not within 1 to 65535".into())));
         assert_eq!(replies[10], reply(20, Reply::Done));
-        assert_eq!(replies.len(), 16);
+        assert_eq!(replies[18], reply(28, Reply::Signs(Signs::default())));
+        assert_eq!(replies.len(), 21);
     }
 
     #[test]

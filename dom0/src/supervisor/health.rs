@@ -1,19 +1,12 @@
-//! Whether a driver domain is well: the beat of its heart, and how many lives it has used
-//! up. All numbers are system time; nothing is done here.
+//! Whether a driver domain is well: the beat of its heart, and how often it failed of late.
+//! All numbers are system time; nothing is done here.
 
-use alloc::{collections::VecDeque, format, string::String};
+use alloc::collections::VecDeque;
 use bulkhead_abi::Ns;
 use core::time::Duration;
 
-/// A heart that has not beaten for this long has stopped.
-pub const HANG_DEADLINE: Duration = Duration::from_millis(100);
 /// How often hearts are looked at.
 pub const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// So many lives may end by themselves within [`LIVES_WITHIN_NS`].
-pub const MOST_LIVES: usize = 10;
-/// See [`MOST_LIVES`].
-pub const LIVES_WITHIN_NS: u64 = 10_000_000_000;
-
 /// The beats that were counted last, and when that number was new.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Heart {
@@ -46,24 +39,30 @@ impl Heart {
     }
 }
 
-/// The lives of a driver domain that ended by themselves of late.
+/// When something happened of late, as far back as it matters.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Lives {
-    ended_ns: VecDeque<u64>,
+pub struct Recent {
+    at_ns: VecDeque<u64>,
 }
 
-impl Lives {
-    /// Notes that a life has ended at `now_ns`. Errors: too many did of late; why, for a person
-    /// to read.
-    pub fn spend(&mut self, now_ns: u64) -> Result<(), String> {
-        let oldest = now_ns.saturating_sub(LIVES_WITHIN_NS);
-        self.ended_ns.retain(|&at| at >= oldest);
-        self.ended_ns.push_back(now_ns);
-        if self.ended_ns.len() <= MOST_LIVES {
-            return Ok(());
+/// It happened too often.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TooOften {
+    /// So many times within the window.
+    pub times: usize,
+}
+
+impl Recent {
+    /// Notes that it happened at `now_ns`. Errors: more than `most` times within `window_ns`;
+    /// this time is forgotten then.
+    pub fn note(&mut self, now_ns: u64, most: u32, window_ns: u64) -> Result<(), TooOften> {
+        let oldest = now_ns.saturating_sub(window_ns);
+        self.at_ns.retain(|&at| at >= oldest);
+        if self.at_ns.len() >= most as usize {
+            return Err(TooOften { times: self.at_ns.len() + 1 });
         }
-        let seconds = LIVES_WITHIN_NS / 1_000_000_000;
-        Err(format!("it failed {} times within {seconds} s", self.ended_ns.len()))
+        self.at_ns.push_back(now_ns);
+        Ok(())
     }
 }
 
@@ -72,6 +71,7 @@ mod tests {
     use super::*;
 
     const MS: u64 = 1_000_000;
+    const HANG_DEADLINE: Duration = Duration::from_millis(100);
 
     #[test]
     fn a_heart_that_has_never_beaten_is_not_missed() {
@@ -93,15 +93,20 @@ mod tests {
     }
 
     #[test]
-    fn lives_run_out_only_when_they_are_spent_quickly() {
-        let mut slowly = Lives::default();
+    fn what_happens_slowly_is_never_too_often_and_what_happens_quickly_is_from_the_limit_on() {
+        let window = 10_000 * MS;
+        let mut slowly = Recent::default();
         for n in 0..1000 {
-            assert_eq!(slowly.spend(n * LIVES_WITHIN_NS / 9), Ok(()));
+            assert_eq!(slowly.note(n * window / 9, 10, window), Ok(()));
         }
-        let mut quickly = Lives::default();
-        let results: [_; MOST_LIVES + 1] =
-            core::array::from_fn(|n| quickly.spend(n as u64).is_ok());
-        assert_eq!(results.iter().filter(|&&good| good).count(), MOST_LIVES);
-        assert!(!results[MOST_LIVES]);
+        let mut quickly = Recent::default();
+        for n in 0..10 {
+            assert_eq!(quickly.note(n, 10, window), Ok(()));
+        }
+        for n in 10..500 {
+            assert_eq!(quickly.note(n, 10, window), Err(TooOften { times: 11 }));
+        }
+        assert_eq!(quickly.note(window + 5, 10, window), Ok(()), "half of them are of the past");
+        assert_eq!(Recent::default().note(1, 0, window), Err(TooOften { times: 1 }));
     }
 }

@@ -1,19 +1,23 @@
 //! The list of domains: what each was made to be, how it is, and why it ended.
 //! Reads what the core and driver domains report; acting on it is the binary's.
 
+mod complaint;
 pub mod health;
 mod reboot;
 
+pub use complaint::{MOST_COMPLAINTS, NotBelieved};
 pub use reboot::{MOST_SHORT_LIVES, Reboots, SHORT_LIFE_NS};
 
 use alloc::{
     format,
+    rc::Rc,
     string::{String, ToString},
     vec::Vec,
 };
-use bulkhead_abi::{DomId, control, sched};
-use bulkhead_link::{DiskReport, DomainReport, Exit, Kind, Sched, State};
-use health::{Heart, Lives};
+use bulkhead_abi::{DomId, control, ledger::on_failure, sched};
+use bulkhead_link::{Care, DiskReport, DomainReport, Exit, Kind, OnFailure, Sched, State};
+use core::time::Duration;
+use health::{Heart, Recent, TooOften};
 
 /// A domain and its history.
 #[derive(Clone, Debug)]
@@ -40,14 +44,33 @@ pub struct Entry {
     pub restarts: u32,
     /// What it said last, if it did not end well.
     pub last_lines: Vec<String>,
-    /// Of a driver domain: the lives it has used up.
-    pub lives: Lives,
+    /// How it is looked after.
+    pub care: Care,
+    /// Of a driver domain: lives that ended by themselves.
+    pub failures: Recent,
+    /// Of a driver domain: restarts because a guest complained of it.
+    pub blames: Recent,
+    /// Of a guest: its complaints about driver domains, and that the last one came to nothing.
+    pub complaints: Recent,
+    pub complains_too_often: bool,
+    /// Of a driver domain: what it runs in place of the image of the set-up.
+    pub update: Option<Update>,
+    /// In quarantine, something else answers its guests with errors.
+    pub refuses: bool,
     /// Of a driver domain: whether its heart beats.
     pub pulse: Heart,
     /// Its next life is being made.
     pub is_reviving: bool,
     /// Of a driver domain: it dies because somebody asked for that.
     pub is_condemned: bool,
+}
+
+/// An image that was sent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Update {
+    /// How a person calls it.
+    pub name: String,
+    pub image: Rc<Vec<u8>>,
 }
 
 /// Least memory that a guest is asked to shrink to: with less no kernel of any kind runs.
@@ -78,12 +101,14 @@ pub enum Verdict {
     Destroy,
     /// A driver domain has just ended: its guests hang on it, so restart it.
     Revive,
+    /// What answered guests with errors in place of a driver domain in quarantine has ended.
+    Deserted,
     /// It asks for a reboot: give its memory back, and build it again.
     Restart,
 }
 
 /// All domains since the start, but for the control domain.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Table {
     entries: Vec<Entry>,
 }
@@ -95,6 +120,8 @@ impl Table {
         match entries.find(|e| e.name == entry.name && e.state == State::Rebooting) {
             Some(old) => {
                 (entry.restarts, entry.reboots) = (old.restarts + 1, old.reboots);
+                // A reboot gives no new right to complain.
+                entry.complaints = core::mem::take(&mut old.complaints);
                 *old = entry;
             }
             None => self.entries.push(entry),
@@ -159,7 +186,13 @@ impl Entry {
             reboots: Reboots::default(),
             restarts: 0,
             last_lines: Vec::new(),
-            lives: Lives::default(),
+            care: Care::default(),
+            failures: Recent::default(),
+            blames: Recent::default(),
+            complaints: Recent::default(),
+            complains_too_often: false,
+            update: None,
+            refuses: false,
             pulse: Heart::default(),
             is_reviving: false,
             is_condemned: false,
@@ -178,7 +211,13 @@ impl Entry {
         if info.tot_pages > 0 {
             self.memory_kib = info.tot_pages * 4;
         }
-        if self.exit.is_some() || self.is_reviving || info.state & control::STATE_SHUTDOWN == 0 {
+        if self.is_reviving || info.state & control::STATE_SHUTDOWN == 0 {
+            return Verdict::Fine;
+        }
+        if core::mem::take(&mut self.refuses) {
+            return Verdict::Deserted;
+        }
+        if self.exit.is_some() {
             return Verdict::Fine;
         }
         let (exit, mut reason) = exit_of(info, telling_line(&said));
@@ -248,6 +287,48 @@ impl Entry {
     /// Notes that it is not restarted any more, and why. It stays as it is: guests hang on it.
     pub fn quarantine(&mut self, reason: String) {
         (self.state, self.exit, self.reason) = (State::Quarantined, Some(Exit::Crash), reason);
+        self.is_reviving = false;
+        self.refuses = false;
+    }
+
+    /// How long its heart may be still.
+    pub fn hang_deadline(&self) -> Duration {
+        Duration::from_nanos(self.care.hang_deadline_ns)
+    }
+
+    /// What the next life of a driver domain is told to do with guests' requests, an
+    /// `on_failure::*` of the ledger.
+    pub fn orders(&self) -> u32 {
+        match self.care.on_failure {
+            _ if self.refuses => on_failure::REFUSE,
+            OnFailure::Reissue => on_failure::REISSUE,
+            OnFailure::Queue => on_failure::QUEUE,
+            OnFailure::Fail => on_failure::FAIL,
+        }
+    }
+
+    /// Notes that it is to have another chance.
+    pub fn absolve(&mut self) {
+        (self.exit, self.failures, self.refuses) = (None, Recent::default(), false);
+        self.reason.clear();
+    }
+
+    /// Notes that a life has ended by itself at `now_ns`, because of `reason`. Errors: too many
+    /// did of late; why, for a person to read.
+    pub fn fail(&mut self, reason: &str, now_ns: u64) -> Result<(), String> {
+        let Care { restart_limit, restart_window_ns, .. } = self.care;
+        let noted = self.failures.note(now_ns, restart_limit, restart_window_ns);
+        noted.map_err(|TooOften { times }| {
+            let within = match times {
+                1 => String::new(),
+                _ => format!(" {times} times within {}", seconds(restart_window_ns)),
+            };
+            let image = match &self.update {
+                Some(update) => format!("; its image was updated to {}", update.name),
+                None => String::new(),
+            };
+            format!("it failed{within}; last: {reason}{image}")
+        })
     }
 
     fn end(&mut self, exit: Exit, reason: String) {
@@ -273,8 +354,19 @@ impl Entry {
             virtual_ns: self.virtual_ns,
             weight: self.sched.weight,
             restarts: self.restarts,
+            updated: self.update.as_ref().map(|update| update.name.clone()),
+            refuses: self.refuses,
             last_lines: self.last_lines.clone(),
         }
+    }
+}
+
+/// A time as a person says it: "10 s", "1.5 s".
+fn seconds(ns: u64) -> String {
+    let (whole, ms) = (ns / 1_000_000_000, ns / 1_000_000 % 1000);
+    match ms {
+        0 => format!("{whole} s"),
+        _ => format!("{} s", format!("{whole}.{ms:03}").trim_end_matches('0')),
     }
 }
 
@@ -409,11 +501,41 @@ mod tests {
         assert_eq!(driver.observe(&shut_down(3, ""), Vec::new(), 0), Verdict::Revive);
         driver.quarantine("too often".into());
         assert_eq!(driver.observe(&shut_down(3, ""), Vec::new(), 0), Verdict::Fine);
+        driver.refuses = true;
+        assert_eq!(driver.observe(&shut_down(3, ""), Vec::new(), 0), Verdict::Deserted);
+        assert_eq!(driver.observe(&shut_down(3, ""), Vec::new(), 0), Verdict::Fine);
         assert!(driver.exists);
         assert_eq!(
             (driver.state, driver.report().reason),
             (State::Quarantined, "too often".into())
         );
+    }
+
+    #[test]
+    fn what_a_driver_failed_of_is_told_with_its_limits_and_its_update() {
+        let mut driver = entry(Kind::Driver);
+        driver.care =
+            Care { restart_limit: 2, restart_window_ns: 1_500_000_000, ..Care::default() };
+        assert_eq!([driver.fail("a", 1), driver.fail("b", 2)], [Ok(()), Ok(())]);
+        let told = driver.fail("page fault", 3).unwrap_err();
+        assert_eq!(told, "it failed 3 times within 1.5 s; last: page fault");
+        driver.update = Some(Update { name: "new.elf".into(), image: Rc::default() });
+        assert_eq!(driver.report().updated.as_deref(), Some("new.elf"));
+        assert!(driver.fail("x", 4).unwrap_err().ends_with("its image was updated to new.elf"));
+        driver.quarantine(told);
+        driver.absolve();
+        assert_eq!((driver.exit, &*driver.reason), (None, ""));
+        assert_eq!(driver.fail("y", 5), Ok(()));
+        driver.care.restart_limit = 0;
+        assert_eq!(
+            entry_fails_at_once(&mut driver),
+            "it failed; last: z; its image was updated to new.elf"
+        );
+    }
+
+    fn entry_fails_at_once(driver: &mut Entry) -> String {
+        driver.absolve();
+        driver.fail("z", 6).unwrap_err()
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The task of one device: moves requests as long as there are any, and sleeps.
 
+use crate::drive::Drive;
 use crate::made_of;
 use crate::platform::OnDomain;
-use crate::virtio::{Interrupt, VirtioBlk};
+use crate::virtio::Interrupt;
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use async_channel::{Receiver, Sender};
@@ -25,8 +26,8 @@ struct Inner {
 }
 
 impl Service {
-    /// Starts the task of a device, woken by its interrupt.
-    pub fn start(device: VirtioBlk, interrupt: Interrupt) -> Self {
+    /// Starts the task of a device, woken by its interrupt if it has one.
+    pub fn start(device: Drive, interrupt: Option<Interrupt>) -> Self {
         let (wake, woken) = async_channel::bounded(1);
         let service = Self {
             inner: Rc::new(Inner {
@@ -36,19 +37,21 @@ impl Service {
                 woken,
             }),
         };
-        let waker = service.clone();
-        exec::spawn(async move {
-            loop {
-                interrupt.wait().await;
-                if !made_of::misses_interrupt() {
-                    waker.wake();
-                }
-            }
-        })
-        .detach();
+        if let Some(interrupt) = interrupt {
+            exec::spawn(service.clone().listen(interrupt)).detach();
+        }
         let worker = service.clone();
         exec::spawn(async move { worker.work().await }).detach();
         service
+    }
+
+    async fn listen(self, interrupt: Interrupt) {
+        loop {
+            interrupt.wait().await;
+            if !made_of::misses_interrupt() {
+                self.wake();
+            }
+        }
     }
 
     /// What the device is.

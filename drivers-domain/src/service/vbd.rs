@@ -12,7 +12,7 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use async_channel::Receiver;
-use blkback::{EndReason, MAX_INDIRECT_SEGMENTS, Parts, Range, Vbd, VbdId};
+use blkback::{EndReason, MAX_INDIRECT_SEGMENTS, OnFailure, Parts, Range, Vbd, VbdId};
 use bulkhead_abi::xs_wire::{
     XENBUS_CLOSED, XENBUS_CLOSING, XENBUS_CONNECTED, XENBUS_INIT_WAIT, XENBUS_INITIALISED,
     XENBUS_INITIALISING,
@@ -154,7 +154,8 @@ impl Disk<'_> {
             }
         }
         let ring = wire::read_ring(&self.context.store, &self.announced.frontend);
-        let life = self.start(ring.await.map_err(text)?, Vbd::new)?;
+        let ring = ring.await.map_err(text)?;
+        let life = self.start(ring, |parts| Vbd::new(parts).map(|vbd| self.refusing(vbd)))?;
         let info = if self.range.is_writable() { 0 } else { INFO_READ_ONLY };
         let nodes = [
             ("sectors", self.range.sectors()),
@@ -169,13 +170,23 @@ impl Disk<'_> {
         Ok(Some(life))
     }
 
+    /// A disk with a new ring: there is nothing to decide on but whether it is served.
+    fn refusing(&self, vbd: Vbd<OnDomain>) -> Vbd<OnDomain> {
+        match self.context.ledger.on_failure() {
+            OnFailure::Refuse => vbd.treating(OnFailure::Refuse),
+            OnFailure::Reissue | OnFailure::Queue | OnFailure::Fail => vbd,
+        }
+    }
+
     /// Goes on with a disk that an earlier life of this domain served.
     fn take_up(&self, left: Left) -> Result<Option<Life>, Failure> {
         match left.state.map_err(text)? {
             XENBUS_INITIALISED | XENBUS_CONNECTED => {}
             _ => return Ok(None),
         }
-        let life = self.start(left.ring.map_err(text)?, Vbd::resume)?;
+        let policy = self.context.ledger.on_failure();
+        let resume = |parts| Vbd::resume(parts).map(|vbd| vbd.treating(policy));
+        let life = self.start(left.ring.map_err(text)?, resume)?;
         log::info!("{}: taken up again", self.path);
         Ok(Some(life))
     }

@@ -33,6 +33,7 @@ pub(super) struct Load {
     pub depth: Spanned<u32>,
     pub block: Spanned<String>,
     pub reads_percent: Spanned<u32>,
+    pub integrity: bool,
 }
 
 impl Default for Load {
@@ -42,6 +43,7 @@ impl Default for Load {
             depth: unplaced(16),
             block: unplaced("16K".into()),
             reads_percent: unplaced(50),
+            integrity: false,
         }
     }
 }
@@ -54,12 +56,20 @@ pub(super) struct Deadlines {
     pub spread: Spanned<Time>,
     pub activation: Spanned<Time>,
     pub window: Spanned<Time>,
+    pub settle: Spanned<Time>,
 }
 
 impl Default for Deadlines {
     fn default() -> Self {
         let ms = |ms| unplaced(Time(Us::from_ms(ms)));
-        Self { hang: ms(100), overdue: None, spread: ms(50), activation: ms(200), window: ms(500) }
+        Self {
+            hang: ms(100),
+            overdue: None,
+            spread: ms(50),
+            activation: ms(200),
+            window: ms(500),
+            settle: ms(100),
+        }
     }
 }
 

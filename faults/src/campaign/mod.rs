@@ -13,13 +13,14 @@ use crate::units::{Hash, Seed, Us};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+/// Changes when a seed comes to mean other faults.
+const PLAN_VERSION: u32 = 1;
+
 /// A campaign file, checked.
 #[derive(Clone, Debug)]
 pub struct Campaign {
     /// The file's text, for errors found later.
     pub source: Source,
-    /// What its faults depend on, beside the image: see [`Campaign::identity`].
-    identity: Hash,
     /// The set-up file that runs.
     pub setup: PathBuf,
     /// The driver domain under test.
@@ -62,6 +63,8 @@ pub struct Load {
     pub block_bytes: u32,
     /// How many in a hundred are reads.
     pub reads_percent: u32,
+    /// Their front ends keep a checksum of every block.
+    pub integrity: bool,
 }
 
 /// How long is waited for what.
@@ -75,8 +78,10 @@ pub struct Deadlines {
     pub spread: Us,
     /// A fault that is not activated in this time is taken out again.
     pub activation: Us,
-    /// What comes of a fault is watched for so long after its activation.
+    /// What comes of a fault is watched for at most so long after its activation.
     pub window: Us,
+    /// Where all has gone well for so long, nothing more is waited for.
+    pub settle: Us,
 }
 
 /// When a campaign is over before its goal.
@@ -131,8 +136,19 @@ impl Campaign {
 
     /// What must agree for two logs to be of one campaign: the seed, the models and the
     /// places. Deadlines, limits and the goal may differ: fault `n` is the same.
-    pub const fn identity(&self) -> Hash {
-        self.identity
+    pub fn identity(&self) -> Hash {
+        let places = &self.places;
+        let (only, except, executed) = (&places.only, &places.except, places.executed.is_some());
+        let which = (PLAN_VERSION, self.seed, &self.models, &places.areas);
+        // Integrity changes no fault, but what comes of each: such logs do not mix.
+        let all = (
+            which,
+            (only, except, executed),
+            &self.driver,
+            self.deadlines.spread,
+            self.load.integrity,
+        );
+        Hash::of(&serde_json::to_vec(&all).expect("names and numbers can be written"))
     }
 }
 

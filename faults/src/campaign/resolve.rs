@@ -5,16 +5,13 @@ use super::{Campaign, Deadlines, Goal, Limits, Load, Places};
 use crate::error::{CampaignError, Source, suggest};
 use crate::image::Area;
 use crate::model::{Family, Model, Victim};
-use crate::units::{Hash, Seed, Us};
+use crate::units::{Seed, Us};
 use std::collections::BTreeMap;
 use std::path::Path;
 use toml::Spanned;
 
 /// Most that a weight can be.
 const MOST_WEIGHT: i64 = 1_000_000;
-
-/// Changes when a seed comes to mean other faults.
-const PLAN_VERSION: u32 = 1;
 
 pub(super) fn resolve(
     source: Source,
@@ -27,7 +24,6 @@ pub(super) fn resolve(
     let deadlines = deadlines(&source, &file.deadlines)?;
     let places = places(file.places, folder);
     Ok(Campaign {
-        identity: identity(seed, &models, &places, &file.driver, deadlines.spread),
         setup: folder.join(file.setup),
         driver: file.driver,
         front: file.front,
@@ -40,19 +36,6 @@ pub(super) fn resolve(
         places,
         source,
     })
-}
-
-fn identity(
-    seed: Seed,
-    models: &BTreeMap<Model, u32>,
-    places: &Places,
-    driver: &str,
-    spread: Us,
-) -> Hash {
-    let areas = &places.areas;
-    let (only, except, executed) = (&places.only, &places.except, places.executed.is_some());
-    let all = (PLAN_VERSION, seed, models, areas, (only, except, executed), driver, spread);
-    Hash::of(&serde_json::to_vec(&all).expect("names and numbers can be written"))
 }
 
 fn seed(source: &Source, seed: &Spanned<i64>) -> Result<Seed, CampaignError> {
@@ -157,6 +140,7 @@ fn load(source: &Source, load: file::Load) -> Result<Load, CampaignError> {
         depth: within(&load.depth, 1024, 1)?,
         reads_percent: within(&load.reads_percent, 100, 0)?,
         block_bytes: block(source, &load.block)?,
+        integrity: load.integrity,
         guests: load.guests,
     })
 }
@@ -200,7 +184,8 @@ fn deadlines(source: &Source, file: &file::Deadlines) -> Result<Deadlines, Campa
             .help("give `window` more time than `overdue` (2.5 times `hang` if not written)"));
     }
     let (spread, activation) = (us(&file.spread)?, us(&file.activation)?);
-    Ok(Deadlines { hang, overdue, spread, activation, window })
+    let settle = us(&file.settle)?;
+    Ok(Deadlines { hang, overdue, spread, activation, window, settle })
 }
 
 fn limits(source: &Source, file: &file::Limits) -> Result<Limits, CampaignError> {

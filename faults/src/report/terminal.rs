@@ -225,7 +225,7 @@ pub fn progress(progress: &Progress, width: usize) -> String {
     if let Some(rest) = progress.remaining().filter(|_| progress.done < progress.goal) {
         let _ = write!(text, "  {} left", roughly(rest));
     }
-    let bad: Vec<_> = progress.outcomes.iter().filter(|(o, _)| o.spoils_the_machine()).collect();
+    let bad: Vec<_> = progress.outcomes.iter().filter(|(o, _)| o.is_failure()).collect();
     for (outcome, count) in bad.into_iter().rev() {
         let _ = write!(text, "  {count} {}", outcome.name());
     }

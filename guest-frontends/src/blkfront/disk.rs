@@ -143,6 +143,16 @@ impl Busy {
     fn new(kind: Kind, sector: u64, bytes: usize) -> Self {
         Self { sector, bytes, sums: None, is_good_read: false, kind }
     }
+
+    /// What is asked for, with its data in `pages`.
+    fn request<P: Pages>(&self, pages: &P) -> Option<Request> {
+        let direction = match self.kind {
+            Kind::Read => Direction::Read,
+            Kind::Write => Direction::Write,
+            Kind::Flush => return Some(Request::Flush),
+        };
+        request(pages, direction, self.sector, self.bytes)
+    }
 }
 
 impl Kind {
@@ -178,6 +188,31 @@ impl<P: Platform> Disk<P> {
         let by_tag = alloc::vec![0; queue.slots()];
         let slots = slots.into_iter().map(|pages| Slot { pages, busy: None });
         Self { queue, channel, facts, slots: slots.collect(), by_tag, integrity }
+    }
+
+    /// Goes on with another ring, on which nothing is in flight yet: everything that is not
+    /// answered is asked for again, from the same pages.
+    ///
+    /// # Errors
+    /// The ring is not as large. Nothing has changed then.
+    pub(super) fn renew(
+        &mut self,
+        mut queue: Queue<P::Pages>,
+        channel: P::Channel,
+    ) -> Result<(), DiskError> {
+        let again = |tag: Tag| {
+            let slot = self.slots.get(*self.by_tag.get(tag.place())?)?;
+            slot.busy.as_ref()?.request(&slot.pages)
+        };
+        queue.inherit(&self.queue, again).map_err(|_| DiskError::Full)?;
+        (self.queue, self.channel) = (queue, channel);
+        self.kick();
+        Ok(())
+    }
+
+    /// Pages of its ring.
+    pub(super) fn ring_pages(&self) -> usize {
+        self.queue.ring_bytes() / PAGE_BYTES
     }
 
     /// What it is.

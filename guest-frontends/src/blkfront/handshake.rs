@@ -4,7 +4,7 @@
 
 use super::disk::{Disk, Facts, PAGE_BYTES};
 use super::integrity::Integrity;
-use super::queue::Queue;
+use super::queue::{Queue, Violation};
 use crate::platform::{Channel, NoRoom, Pages, Peer, Platform, Store, StoreFailed, Watch};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -55,6 +55,8 @@ pub enum ConnectError {
     NoRoom,
     /// The back end closed instead of connecting.
     Refused,
+    /// It is not the same disk any more, or the back end takes less than before.
+    Changed,
 }
 
 impl fmt::Display for ConnectError {
@@ -64,6 +66,7 @@ impl fmt::Display for ConnectError {
             Self::BadNode(path) => write!(f, "xenstore: {path} is missing or makes no sense"),
             Self::NoRoom => f.write_str("out of memory, grants or event channels"),
             Self::Refused => f.write_str("the back end refused"),
+            Self::Changed => f.write_str("the back end offers another disk than before"),
         }
     }
 }
@@ -112,16 +115,7 @@ pub async fn connect<P: Platform>(
 ) -> Result<Disk<P>, ConnectError> {
     let nodes = Nodes::find(platform.store(), number).await?;
     nodes.wait_for(|state| matches!(state, INIT_WAIT | CONNECTED)).await?;
-
-    let order: u32 = nodes.offer("max-ring-page-order", 0).await?;
-    let order = order.min(options.ring_page_order).min(4);
-    let ring = platform.share(nodes.peer, 1 << order)?;
-    let channel = platform.open_channel(nodes.peer)?;
-    let ring_refs: Vec<u32> = ring.grefs().iter().map(|gref| gref.get()).collect();
-    let queue = Queue::new(ring, number as u16).map_err(|_| NoRoom)?;
-    nodes.announce(&ring_refs, channel.port()).await?;
-    nodes.wait_for(|state| state == CONNECTED).await?;
-
+    let (queue, channel) = set_up_ring(platform, &nodes, number, options.ring_page_order).await?;
     let facts = nodes.facts(&options, queue.slots()).await?;
     let pages = facts.max_bytes / PAGE_BYTES + 1;
     let slots: Result<Vec<_>, _> =
@@ -134,6 +128,62 @@ pub async fn connect<P: Platform>(
     Ok(Disk::new(queue, channel, facts, slots?, integrity))
 }
 
+/// Shares a ring of at most 2^`order` pages, and waits until the back end serves it.
+async fn set_up_ring<P: Platform>(
+    platform: &P,
+    nodes: &Nodes<'_, P::Store>,
+    number: u32,
+    order: u32,
+) -> Result<(Queue<P::Pages>, P::Channel), ConnectError> {
+    let offered: u32 = nodes.offer("max-ring-page-order", 0).await?;
+    let ring = platform.share(nodes.peer, 1 << offered.min(order).min(4))?;
+    let channel = platform.open_channel(nodes.peer)?;
+    let ring_refs: Vec<u32> = ring.grefs().iter().map(|gref| gref.get()).collect();
+    let queue = Queue::new(ring, number as u16).map_err(|_| NoRoom)?;
+    nodes.announce(&ring_refs, channel.port()).await?;
+    nodes.wait_for(|state| state == CONNECTED).await?;
+    Ok((queue, channel))
+}
+
+/// After a violation: says so in xenstore, where Bulkhead's Dom0 hears it and restarts the
+/// driver domain; closes the connection, and makes a new one on which everything that is not
+/// answered is asked for again. Nothing is lost, and tickets stay good. A request may be done
+/// twice. Dropping this before it is done leaves the disk as it is, to be recovered again.
+///
+/// # Errors
+/// There is no new connection, or the disk behind it is another one.
+pub async fn recover<P: Platform>(
+    platform: &P,
+    number: u32,
+    disk: &mut Disk<P>,
+    violation: &Violation,
+) -> Result<(), ConnectError> {
+    let nodes = Nodes::find(platform.store(), number).await?;
+    // A life of the back end that begins because of what is said must not take the ring up:
+    // requests in it may be damaged.
+    nodes.set_state(CLOSING).await?;
+    nodes.set("bulkhead/violation", violation).await?;
+    // The old ring is not looked at any more once the back end has closed, and what it was
+    // doing is done: only then may the same pages be used again.
+    nodes.close().await?;
+    nodes.set_state(INITIALISING).await?;
+    nodes.wait_for_offer().await?;
+    let facts = disk.facts();
+    let order = disk.ring_pages().ilog2();
+    let (queue, channel) = set_up_ring(platform, &nodes, number, order).await?;
+    let options = Options {
+        ring_page_order: order,
+        segments: facts.max_bytes / PAGE_BYTES,
+        in_flight: facts.max_in_flight,
+        integrity: false,
+    };
+    if nodes.facts(&options, queue.slots()).await? != facts {
+        return Err(ConnectError::Changed);
+    }
+    nodes.set_state(CONNECTED).await?;
+    disk.renew(queue, channel).map_err(|_| ConnectError::Changed)
+}
+
 /// Closes a disk in good order: the back end agrees, we say that we are done, and it lets go
 /// of every page at the latest then. What is in flight may or may not happen.
 pub async fn close<P: Platform>(
@@ -141,11 +191,7 @@ pub async fn close<P: Platform>(
     number: u32,
     disk: Disk<P>,
 ) -> Result<(), ConnectError> {
-    let nodes = Nodes::find(platform.store(), number).await?;
-    nodes.set_state(CLOSING).await?;
-    nodes.wait_for(|state| state == CLOSING || state == CLOSED).await?;
-    nodes.set_state(CLOSED).await?;
-    nodes.wait_for(|state| state == CLOSED).await?;
+    Nodes::find(platform.store(), number).await?.close().await?;
     drop(disk);
     Ok(())
 }
@@ -166,6 +212,14 @@ impl<'a, S: Store> Nodes<'a, S> {
         Ok(Self { store, front, back, peer })
     }
 
+    /// Closes the connection; the back end has let go of every page then.
+    async fn close(&self) -> Result<(), ConnectError> {
+        self.set_state(CLOSING).await?;
+        self.wait_for(|state| state == CLOSING || state == CLOSED).await?;
+        self.set_state(CLOSED).await?;
+        self.wait_for(|state| state == CLOSED).await
+    }
+
     /// Waits for a state of the back end, which may also give up.
     async fn wait_for(&self, wanted: impl Fn(u32) -> bool) -> Result<(), ConnectError> {
         let path = format!("{}/state", self.back);
@@ -177,6 +231,19 @@ impl<'a, S: Store> Nodes<'a, S> {
                 Some(state) if wanted(state) => return Ok(()),
                 Some(CLOSED) => return Err(ConnectError::Refused),
                 Some(_) | None => {}
+            }
+        }
+    }
+
+    /// Waits until a back end that has closed begins anew.
+    async fn wait_for_offer(&self) -> Result<(), ConnectError> {
+        let path = format!("{}/state", self.back);
+        let mut watch = self.store.watch(&path).await?;
+        loop {
+            watch.next().await;
+            let state = self.store.read(&path).await?;
+            if state.and_then(|state| state.parse().ok()) == Some(INIT_WAIT) {
+                return Ok(());
             }
         }
     }
@@ -227,7 +294,6 @@ impl<'a, S: Store> Nodes<'a, S> {
     }
 
     async fn set_state(&self, state: u32) -> Result<(), ConnectError> {
-        debug_assert!(state > INITIALISING);
         self.set("state", &state).await
     }
 }

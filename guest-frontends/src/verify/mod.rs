@@ -20,5 +20,5 @@ pub mod summary;
 pub mod table;
 
 pub use plan::Plan;
-pub use run::{Host, run};
+pub use run::{Host, Wish, run};
 pub use summary::{Counts, Summary};

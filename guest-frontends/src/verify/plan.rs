@@ -14,6 +14,8 @@ pub struct Plan {
     pub depth: usize,
     /// Most blocks of a request.
     pub size: u64,
+    /// Fewest blocks of a request of the mixed load.
+    pub least: u64,
     /// How the requests are divided.
     pub mix: Mix,
     /// Only so many blocks of the disk; all that are not for the table if there are fewer.
@@ -26,6 +28,8 @@ pub struct Plan {
     pub time_ns: u64,
     /// Between lines of status, ns.
     pub status_ns: u64,
+    /// Rest before each round, ns.
+    pub pace_ns: u64,
     /// At the end, how long to wait for a disk that does not answer, ns.
     pub patience_ns: u64,
     /// The front end keeps a checksum of every block.
@@ -38,12 +42,14 @@ impl Default for Plan {
             seed: 1,
             depth: 16,
             size: 8,
+            least: 1,
             mix: Mix::default(),
             blocks: u64::MAX,
             fill: true,
             rounds: u64::MAX,
             time_ns: u64::MAX,
             status_ns: 1_000_000_000,
+            pace_ns: 0,
             patience_ns: 30_000_000_000,
             integrity: false,
         }
@@ -72,16 +78,19 @@ impl Plan {
             Some("0" | "off") => Ok(false),
             Some(other) => Err(format!("{name}={other}: 1 or 0 is meant")),
         };
+        let size = number("size", 1, 32, default.size)?;
         Ok(Self {
             seed: number("seed", 0, u64::MAX, default.seed)?,
             depth: number("depth", 1, 128, default.depth as u64)? as usize,
-            size: number("size", 1, 32, default.size)?,
+            size,
+            least: number("least", 1, size, default.least)?,
             mix: option("mix").map_or(Ok(default.mix), mix)?,
             blocks: number("blocks", 1, u64::MAX, default.blocks)?,
             fill: switch("fill", default.fill)?,
             rounds: number("rounds", 0, u64::MAX, default.rounds)?,
             time_ns: ns("seconds", 1_000_000_000, 0, default.time_ns)?,
             status_ns: ns("status", 1_000_000, 1, default.status_ns)?,
+            pace_ns: ns("pace", 1_000_000, 0, default.pace_ns)?,
             patience_ns: ns("patience", 1_000_000_000, 1, default.patience_ns)?,
             integrity: switch("integrity", default.integrity)?,
         })
@@ -123,18 +132,20 @@ mod tests {
     #[test]
     fn every_word_means_what_it_says() {
         assert_eq!(parse(""), Ok(Plan::default()));
-        let line = "seed=9 depth=4 size=2 mix=70:29:1 blocks=64 fill=off rounds=3 seconds=5 \
-                    status=100 patience=2 integrity=1";
+        let line = "seed=9 depth=4 size=2 least=2 mix=70:29:1 blocks=64 fill=off rounds=3 seconds=5 \
+                    status=100 pace=7 patience=2 integrity=1";
         let expected = Plan {
             seed: 9,
             depth: 4,
             size: 2,
+            least: 2,
             mix: Mix { writes: 70, reads: 29 },
             blocks: 64,
             fill: false,
             rounds: 3,
             time_ns: 5_000_000_000,
             status_ns: 100_000_000,
+            pace_ns: 7_000_000,
             patience_ns: 2_000_000_000,
             integrity: true,
         };
@@ -147,6 +158,7 @@ mod tests {
             ("seed=x", "a number"),
             ("depth=0", "from 1 to 128"),
             ("size=33", "from 1 to 32"),
+            ("least=9", "from 1 to 8"),
             ("mix=50:50", "make 100"),
             ("mix=50:50:1", "make 100"),
             ("mix=50:50:0:0", "make 100"),

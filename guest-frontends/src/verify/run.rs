@@ -8,6 +8,7 @@ use super::load::{Action, Extent, Load, Stage};
 use super::plan::Plan;
 use super::summary::{Counts, Summary};
 use super::table::Table;
+use crate::blkfront::queue::Violation;
 use crate::blkfront::{Disk, DiskError, Done, Facts};
 use crate::platform::Platform;
 use alloc::string::String;
@@ -17,17 +18,43 @@ use core::fmt;
 use core::future::Future;
 use futures_lite::future::or;
 
+/// A back end that breaks the protocol more often is given up.
+const MOST_VIOLATIONS: u64 = 1000;
 /// At most so many complaints are written out; the rest is counted.
 const MOST_LINES: u32 = 100;
 
+/// A new connection may take so long before it is begun again.
+const RECOVERY_NS: u64 = 2_000_000_000;
+
 /// What a run needs of the guest it is in.
-pub trait Host {
+pub trait Host<P: Platform> {
     /// A clock that never goes back, ns.
     fn now(&self) -> u64;
     /// Waits until the clock says so.
     fn sleep_until(&self, deadline: u64) -> impl Future<Output = ()>;
     /// Prints a line.
     fn say(&self, line: fmt::Arguments<'_>);
+    /// What somebody wants done beside the plan; each wish is told once.
+    fn wish(&self) -> Option<Wish> {
+        None
+    }
+    /// The back end broke the protocol: makes a new connection ([`crate::blkfront::recover`]).
+    /// False if there is none.
+    fn recover(&self, _disk: &mut Disk<P>, _violation: &Violation) -> impl Future<Output = bool> {
+        core::future::ready(false)
+    }
+}
+
+/// Something that a run is to do beside its plan. It says `wish=NUMBER done` with the status
+/// once it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Read every block.
+    Check(u64),
+    /// Write every block, then read it.
+    Renew(u64),
+    /// Come to the end of the plan.
+    End,
 }
 
 /// Why a run did not begin.
@@ -71,7 +98,7 @@ pub async fn run<P: Platform>(
     name: &str,
     number: u32,
     plan: &Plan,
-    host: &impl Host,
+    host: &impl Host<P>,
 ) -> Result<Summary, CannotRun> {
     let mut run = Run::new(disk, name, number, *plan, host)?;
     let stopped = run.all_stages().await;
@@ -107,11 +134,13 @@ struct Run<'a, P: Platform, H> {
     start: u64,
     next_status: u64,
     lines: u32,
+    /// What is to be done when all that is in flight is answered.
+    wish: Option<Wish>,
     /// The last stage: it goes on when the time is over.
     is_last: bool,
 }
 
-impl<'a, P: Platform, H: Host> Run<'a, P, H> {
+impl<'a, P: Platform, H: Host<P>> Run<'a, P, H> {
     fn new(
         disk: &'a mut Disk<P>,
         name: &str,
@@ -137,7 +166,7 @@ impl<'a, P: Platform, H: Host> Run<'a, P, H> {
             plan,
             host,
             table,
-            load: Load::new(seed, plan.mix, blocks, most),
+            load: Load::new(seed, plan.mix, blocks, plan.least..=most),
             in_flight: Vec::new(),
             counts: Counts::default(),
             gaps: Gaps::default(),
@@ -145,6 +174,7 @@ impl<'a, P: Platform, H: Host> Run<'a, P, H> {
             start,
             next_status: start.saturating_add(plan.status_ns),
             lines: 0,
+            wish: None,
             is_last: false,
         })
     }
@@ -157,8 +187,14 @@ impl<'a, P: Platform, H: Host> Run<'a, P, H> {
             if self.is_over() {
                 break;
             }
+            if let Some(wish) = self.wish.take() {
+                self.grant(wish).await?;
+            }
+            if self.plan.pace_ns > 0 {
+                self.rest().await;
+            }
             self.stage(Stage::Mixed(self.table.blocks())).await?;
-            if !self.is_over() {
+            if !self.is_over() && self.wish.is_none() {
                 self.stage(Stage::ReadBack).await?;
             }
         }
@@ -167,16 +203,50 @@ impl<'a, P: Platform, H: Host> Run<'a, P, H> {
         self.stage(Stage::ReadBack).await
     }
 
+    async fn rest(&mut self) {
+        let end = self.host.now().saturating_add(self.plan.pace_ns);
+        self.host.sleep_until(end).await;
+        if self.host.now() >= self.next_status {
+            self.say_status();
+        }
+    }
+
+    async fn grant(&mut self, wish: Wish) -> Result<(), Stop> {
+        let number = match wish {
+            Wish::Check(number) => number,
+            Wish::Renew(number) => {
+                self.stage(Stage::Fill).await?;
+                number
+            }
+            Wish::End => return Ok(()),
+        };
+        self.stage(Stage::ReadBack).await?;
+        self.say_status();
+        self.host.say(format_args!("wish={number} done disk={}", self.name));
+        Ok(())
+    }
+
     /// Whether the time for new load is over.
     fn is_over(&self) -> bool {
-        !self.is_last && self.host.now().saturating_sub(self.start) >= self.plan.time_ns
+        let time_is_over = || self.host.now().saturating_sub(self.start) >= self.plan.time_ns;
+        !self.is_last && (self.is_to_end() || time_is_over())
+    }
+
+    /// Whether somebody has asked for the end: no new load then, as when the time is over.
+    fn is_to_end(&self) -> bool {
+        self.wish == Some(Wish::End)
     }
 
     /// Asks for all that a stage asks for, and waits until it is answered.
     async fn stage(&mut self, stage: Stage) -> Result<(), Stop> {
         self.load.begin(stage);
         loop {
-            self.ask_for_more();
+            self.wish = self.wish.or_else(|| self.host.wish());
+            // Every block is to be in the same state for a wish; random requests can wait.
+            let gives_way = self.wish.is_some() && matches!(stage, Stage::Mixed(_));
+            if !gives_way {
+                self.ask_for_more();
+            }
             if self.disk.in_flight() == 0 {
                 return Ok(());
             }
@@ -247,11 +317,35 @@ impl<'a, P: Platform, H: Host> Run<'a, P, H> {
             }
             match done {
                 Some(Ok(done)) => return Ok(done),
-                Some(Err(error)) => {
-                    self.counts.violations += 1;
-                    self.complain(format_args!("{error}"));
-                    return Err(Stop::Violation);
+                Some(Err(error)) => self.recover(error).await?,
+                None => self.lose_patience()?,
+            }
+        }
+    }
+
+    /// Goes on after a violation, if that can be.
+    async fn recover(&mut self, error: DiskError) -> Result<(), Stop> {
+        self.counts.violations += 1;
+        self.complain(format_args!("{error}"));
+        let DiskError::Violation(violation) = error else { return Err(Stop::Violation) };
+        if self.counts.violations > MOST_VIOLATIONS {
+            return Err(Stop::Violation);
+        }
+        loop {
+            let host = self.host;
+            // Not cut short by a line of status: what is begun again is told again.
+            let deadline = host.now().saturating_add(self.plan.patience_ns);
+            let recovery = async { Some(host.recover(self.disk, &violation).await) };
+            let silence = async {
+                host.sleep_until(deadline).await;
+                None
+            };
+            match or(recovery, silence).await {
+                Some(true) => {
+                    self.counts.reconnects += 1;
+                    return Ok(());
                 }
+                Some(false) => return Err(Stop::Violation),
                 None => self.lose_patience()?,
             }
         }
@@ -260,7 +354,8 @@ impl<'a, P: Platform, H: Host> Run<'a, P, H> {
     /// Gives up on a disk that does not answer, if the run is to come to its end.
     fn lose_patience(&mut self) -> Result<(), Stop> {
         let silent = self.gaps.current(self.host.now());
-        let is_endless = self.plan.rounds == u64::MAX && self.plan.time_ns == u64::MAX;
+        let is_endless =
+            self.plan.rounds == u64::MAX && self.plan.time_ns == u64::MAX && !self.is_to_end();
         if silent < self.plan.patience_ns || is_endless && !self.is_last {
             return Ok(());
         }
@@ -309,16 +404,20 @@ impl<'a, P: Platform, H: Host> Run<'a, P, H> {
         if answer.is_ok() {
             self.counts.bytes += bytes(extent) as u64;
             for (block, bytes) in extent.blocks().zip(into.as_chunks().0) {
-                self.judge(block, bytes);
+                self.judge(block, bytes, checked.is_err());
             }
         }
         self.note(action, answer.and(checked));
         self.buffer = data;
     }
 
-    fn judge(&mut self, block: u64, bytes: &[u8; BLOCK_BYTES]) {
+    /// Nobody takes for right what the front end has refused.
+    fn judge(&mut self, block: u64, bytes: &[u8; BLOCK_BYTES], is_refused: bool) {
         if let Err(wrong) = self.table.check(block, block::read(bytes)) {
-            self.counts.count(&wrong.kind);
+            match is_refused {
+                true => self.counts.caught += 1,
+                false => self.counts.count(&wrong.kind),
+            }
             self.complain(format_args!("{wrong}"));
         }
     }
@@ -348,13 +447,14 @@ impl<'a, P: Platform, H: Host> Run<'a, P, H> {
         self.next_status = now.saturating_add(self.plan.status_ns);
         let counts = &self.counts;
         self.host.say(format_args!(
-            "status disk={} t_ms={} ops={} bytes={} errors={} wrong={} longest_gap_us={} gap_us={}",
+            "status disk={} t_ms={} now_us={} ops={} bytes={} wrong={}{} longest_gap_us={} gap_us={}",
             self.name,
             now.saturating_sub(self.start) / 1_000_000,
+            now / 1000,
             counts.ops,
             counts.bytes,
-            counts.errors + counts.violations,
-            counts.wrong() + counts.corrupt,
+            counts.wrong(),
+            counts.troubles(),
             self.gaps.longest_us(now),
             self.gaps.current(now) / 1000,
         ));

@@ -64,8 +64,12 @@ counters! {
     damaged,
     /// Reads that the front end refused by its own checksums.
     corrupt,
-    /// Responses that break the protocol; the first one ends the run.
+    /// Blocks in them that held what they must not; they do not count above.
+    caught,
+    /// Times the back end broke the protocol.
     violations,
+    /// New connections after that; without one the run has ended.
+    reconnects,
     /// Requests that were not answered when patience was at its end.
     stalled,
 }
@@ -97,14 +101,42 @@ impl Counts {
         *counter += 1;
     }
 
-    /// Blocks that held what they must not.
+    /// What a user may complain about, as words of a line: what did not happen is left out.
+    pub fn troubles(&self) -> impl fmt::Display {
+        struct Troubles(Counts);
+        impl fmt::Display for Troubles {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let counts = &self.0;
+                let all = [
+                    ("errors", counts.errors),
+                    ("lost", counts.lost),
+                    ("stale", counts.stale),
+                    ("torn", counts.torn),
+                    ("misdirected", counts.misdirected),
+                    ("unexpected", counts.unexpected),
+                    ("damaged", counts.damaged),
+                    ("corrupt", counts.corrupt),
+                    ("caught", counts.caught),
+                    ("violations", counts.violations),
+                    ("reconnects", counts.reconnects),
+                    ("stalled", counts.stalled),
+                ];
+                let happened = all.into_iter().filter(|(_, count)| *count > 0);
+                happened.into_iter().try_for_each(|(name, count)| write!(f, " {name}={count}"))
+            }
+        }
+        Troubles(*self)
+    }
+
+    /// Blocks that held what they must not, and were given to whoever read them.
     pub fn wrong(&self) -> u64 {
         self.lost + self.stale + self.torn + self.misdirected + self.unexpected + self.damaged
     }
 
     /// Whether a user has anything to complain about.
     pub fn is_all_well(&self) -> bool {
-        let failures = self.errors + self.corrupt + self.violations + self.stalled;
+        let lost = self.violations.saturating_sub(self.reconnects);
+        let failures = self.errors + self.corrupt + lost + self.stalled;
         self.wrong() + failures == 0
     }
 }
@@ -171,6 +203,7 @@ mod tests {
         assert!(line.starts_with("disk=xvdb blocks=9 ops=7 writes=0 "), "{line}");
         assert!(line.ends_with("elapsed_ms=5 digest=00000000000000ab"), "{line}");
         assert_eq!(Counts::parse(&line), counts);
+        assert_eq!(counts.troubles().to_string(), " lost=1 stalled=3");
         assert_eq!(counts.wrong(), 1);
         assert!(!counts.is_all_well());
     }

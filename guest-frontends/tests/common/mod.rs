@@ -50,6 +50,8 @@ pub struct World {
     pub events_sent: Cell<u32>,
     pub server: RefCell<Option<Server<Back>>>,
     pub vbd: Cell<Option<blkback::VbdId>>,
+    /// The shared ring as the back end has it.
+    pub ring: RefCell<Option<Run>>,
     pub image: Rc<RefCell<Vec<u8>>>,
     pub most_at_once: Rc<Cell<usize>>,
     pub tricks: Rc<RefCell<Tricks>>,
@@ -88,10 +90,13 @@ impl World {
             (Some(5), Some(6)) => {
                 if let (Some(server), Some(id)) = (&mut *self.server.borrow_mut(), self.vbd.get()) {
                     server.close(id);
-                    assert!(server.take_ended().is_some());
+                    while server.take_ended().is_none() {
+                        let _ = server.step();
+                    }
                 }
                 self.set(&format!("{BACK}/state"), 6);
             }
+            (Some(6), Some(1)) => self.set(&format!("{BACK}/state"), 2),
             _ => {}
         }
     }
@@ -108,6 +113,7 @@ impl World {
         assert_eq!(self.get(&format!("{FRONT}/protocol")).as_deref(), Some("x86_64-abi"));
         let granted = self.granted.borrow();
         let ring = Run(grefs.iter().map(|g| granted[g].clone()).collect());
+        *self.ring.borrow_mut() = Some(ring.clone());
         let disk = MemoryDisk {
             image: self.image.clone(),
             read_only: self.read_only,

@@ -11,7 +11,7 @@ use alloc::{
     vec::Vec,
 };
 use bulkhead_abi::{
-    DomId, Errno, Mfn, Ns, Port, VcpuId,
+    DomId, Errno, Mfn, Ns, Pfn, Port, VcpuId,
     control::{CREATE_DRIVER, CreateDomain, DeviceRef, MachineInfo, SetGrant},
     grant,
     shared_info::SharedInfo,
@@ -197,7 +197,9 @@ impl Construction<'_> {
         step(apply_sched(self.domid, &self.spec.sched), "setting its share of the CPU")?;
         let rings = self.rings(store, store_port, console, console_port)?;
         if self.spec.kind == Kind::Driver {
-            self.world.borrow_mut().frames.insert(self.domid, mfns);
+            let mut world = self.world.borrow_mut();
+            world.hands.note(self.domid, Pfn::new(plan.layout.p2m.start));
+            world.frames.insert(self.domid, mfns);
         }
         let facts = DomainFacts {
             domid: self.domid,
@@ -293,11 +295,12 @@ impl Construction<'_> {
         let mut world = self.world.borrow_mut();
         let spec = self.spec;
         devices::add_domain(&mut world.store, facts).map_err(|e| e.to_string())?;
+        let mut entry = Entry::new(&spec.name, spec.kind, self.domid, spec.memory_kib, spec.sched);
+        entry.care = spec.care;
         if spec.kind == Kind::Driver {
             let slots = self.payload.disks_of(&spec.name);
-            world.add_ledger(&spec.name, self.domid, slots)?;
+            world.add_ledger(&spec.name, self.domid, slots, entry.orders())?;
         }
-        let mut entry = Entry::new(&spec.name, spec.kind, self.domid, spec.memory_kib, spec.sched);
         entry.started_ns = time::now().get();
         entry.reboots = Reboots::new(spec.on_reboot);
         let mut fronts = Vec::new();

@@ -10,11 +10,14 @@ extern crate alloc;
 mod agent;
 mod build;
 mod foreign;
+mod inject;
 mod lane;
 mod link;
+mod quarantine;
 mod requests;
 mod restart;
 mod revive;
+mod violation;
 mod world;
 
 use alloc::{rc::Rc, string::String};

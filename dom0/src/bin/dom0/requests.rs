@@ -5,14 +5,22 @@ use crate::{
     world::{World, domain_info, virtual_time},
 };
 use alloc::{format, string::String, vec::Vec};
-use bulkhead_abi::{DomId, control::MachineInfo, control::SchedParams, control::SetMaxPages};
-use bulkhead_link::{Cause, DomainReport, Kind, Listing, MachineReport, Sched, State};
+use bulkhead_abi::{
+    DomId,
+    control::{DomainInfo, MachineInfo, SchedParams, SetMaxPages},
+};
+use bulkhead_link::{
+    Cause, DomainReport, Kind, Listing, MachineReport, NewImage, Sched, State,
+    injection::{Injection, Signs},
+};
 use dom0::{
+    builder::Plan,
     control::{Machine, has_ended, no_such_domain},
-    supervisor::disk_report,
+    supervisor::{Update, disk_report},
+    uploads::ImagePart,
     wishes::{self, Wish},
 };
-use domain_rt::{control, time};
+use domain_rt::{control, heap, time};
 
 impl World {
     /// The id of a domain that is there.
@@ -26,6 +34,31 @@ impl World {
             }
             false => Err(has_ended(name)),
         }
+    }
+
+    /// The id of a driver domain that can be restarted now.
+    fn restartable(&mut self, domain: &str) -> Result<(DomId, State), String> {
+        let (domid, state) = self.living(domain)?;
+        let entry = self.table.by_domid(domid).ok_or_else(|| has_ended(domain))?;
+        if entry.kind != Kind::Driver {
+            return Err(format!("{domain} is a guest; `bulkhead reboot {domain}` reboots it"));
+        }
+        match entry.is_reviving {
+            true => Err(format!("{domain} is being restarted already")),
+            false => Ok((domid, state)),
+        }
+    }
+
+    /// Restarts a driver domain because somebody asked for it.
+    fn restart_with(&mut self, domid: DomId, state: State, reason: &str) -> Result<(), String> {
+        if state == State::Quarantined
+            && let Some(entry) = self.table.by_domid(domid)
+        {
+            entry.absolve();
+        }
+        let (cause, reason) = (Cause::Request, reason.into());
+        self.revive(Case { domid, cause, reason, ended: time::now() });
+        Ok(())
     }
 
     /// Lets a guest own as much memory as it is told to have: no less, or its balloon would not
@@ -76,20 +109,48 @@ impl Machine for World {
     }
 
     fn restart(&mut self, domain: &str) -> Result<(), String> {
-        let (domid, state) = self.living(domain)?;
+        let (domid, state) = self.restartable(domain)?;
+        self.restart_with(domid, state, "on request")
+    }
+
+    fn image_part(&mut self, part: ImagePart) -> Result<(), String> {
+        self.uploads.take(part)
+    }
+
+    fn update(&mut self, domain: &str, to: NewImage) -> Result<(), String> {
+        let (domid, state) = self.restartable(domain)?;
+        let update = match to {
+            NewImage::Original => None,
+            NewImage::Sent { upload, name } => Some((self.uploads.finish(upload)?, name)),
+        };
         let entry = self.table.by_domid(domid).ok_or_else(|| has_ended(domain))?;
-        if entry.kind != Kind::Driver {
-            return Err(format!("{domain} is a guest; `bulkhead reboot {domain}` reboots it"));
-        }
-        if entry.is_reviving {
-            return Err(format!("{domain} is being restarted already"));
-        }
-        if state == State::Quarantined {
-            (entry.exit, entry.lives) = (None, Default::default());
-        }
-        let (cause, reason) = (Cause::Request, "on request".into());
-        self.wants_revival(Case { domid, cause, reason, ended: time::now() });
-        Ok(())
+        let (reason, update) = match update {
+            None if entry.update.is_none() => {
+                return Err(format!("{domain} runs the image of the set-up already"));
+            }
+            None => ("on request, with the image of the set-up".into(), None),
+            Some((image, name)) => {
+                // What fails later fails where the old image is gone.
+                Plan::new(&image, &[], entry.most_memory_kib / 4).map_err(|error| {
+                    format!("{name} does not load: {error}. {domain} goes on as it was")
+                })?;
+                (format!("on request, with the image {name}"), Some(Update { name, image }))
+            }
+        };
+        entry.update = update;
+        self.restart_with(domid, state, &reason)
+    }
+
+    fn inject(&mut self, domain: &str, injection: &Injection) -> Result<(), String> {
+        self.do_wrong(domain, injection).map_err(|why| format!("{domain}: {why}"))
+    }
+
+    fn signs(&mut self, domain: &str) -> Result<Signs, String> {
+        self.signs_of(domain).map_err(|why| format!("{domain}: {why}"))
+    }
+
+    fn disarm(&mut self, domain: &str) -> Result<(), String> {
+        self.take_back(domain).map_err(|why| format!("{domain}: {why}"))
     }
 
     fn ask(&mut self, domain: &str, wish: Wish) -> Result<(), String> {
@@ -204,6 +265,8 @@ fn own_report() -> Option<DomainReport> {
         virtual_ns: virtual_time(DomId::DOM0).unwrap_or(0),
         weight,
         restarts: 0,
+        updated: None,
+        refuses: false,
         last_lines: Vec::new(),
     })
 }
@@ -221,5 +284,17 @@ fn machine_report() -> MachineReport {
         system_time_ns: info.system_time_ns,
         longest_stay_ns: info.longest_stay_ns,
         switches: info.switches,
+        grants: domains().map(|d| u64::from(d.maps)).sum(),
+        ports: domains().map(|d| u64::from(d.ports)).sum(),
+        dom0_heap_bytes: heap::used_bytes() as u64,
     }
+}
+
+/// All domains that the core has.
+fn domains() -> impl Iterator<Item = DomainInfo> {
+    let from = |domid| {
+        let mut info = DomainInfo { domid, ..Default::default() };
+        control::domain_info(&mut info).ok().map(|()| info)
+    };
+    core::iter::successors(from(0), move |last| from(last.domid.checked_add(1)?))
 }

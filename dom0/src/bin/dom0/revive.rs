@@ -15,12 +15,12 @@ use alloc::{
 };
 use async_channel::{Receiver, Sender};
 use bulkhead_abi::{DomId, Mfn, Ns, Pfn, control::DomainInfo, ledger};
-use bulkhead_link::{Cause, Event, Exit, Restart};
+use bulkhead_link::{Cause, Event, Restart, State};
 use core::time::Duration;
 use dom0::{
     builder::Plan,
     payload::Payload,
-    supervisor::health::{HANG_DEADLINE, LOOK_EVERY, Pulse},
+    supervisor::health::{LOOK_EVERY, Pulse},
 };
 use domain_rt::{control, exec, mem, time};
 
@@ -60,17 +60,22 @@ fn revive(world: &Handle, payload: &Payload<'static>, case: Case) -> Result<(), 
     let spec = payload.manifest.domains.iter().find(|spec| spec.name == name);
     let spec = spec.ok_or("the manifest does not have it")?;
     let nr_pages = spec.memory_kib / 4;
-    let plan = Plan::new(payload.image(spec.kernel)?, &[], nr_pages).map_err(|e| e.to_string())?;
+    let (image, refuses) = world.borrow_mut().next_image(payload, spec, domid)?;
+    let plan = Plan::new(&image, &[], nr_pages).map_err(|e| e.to_string())?;
     world.borrow_mut().part_from(domid);
     let (info, kept) = reset(world, domid, nr_pages)?;
     let torn_down = time::now();
     let shared_info = Mfn::new(info.shared_info_mfn);
     let construction = Construction { world, payload, spec, domid, shared_info };
     let running = construction.carry_out_again(&plan, nr_pages, kept)?;
+    if refuses {
+        return Ok(());
+    }
     let restart = Restart {
         driver: name.clone(),
         cause,
         reason,
+        ended_ns: ended.get(),
         detect_ns: noticed.minus(ended).get(),
         teardown_ns: torn_down.minus(noticed).get(),
         rebuild_ns: running.minus(torn_down).get(),
@@ -110,7 +115,11 @@ fn reset(
 
 /// Waits until the new life has answered a guest, and tells how it went.
 async fn follow(world: Handle, mut restart: Restart, ended: Ns, running: Ns) {
-    let lives = || world.borrow().table.by_name(&restart.driver).map(|entry| entry.restarts);
+    let lives = || {
+        let world = world.borrow();
+        let entry = world.table.by_name(&restart.driver);
+        entry.map(|entry| (entry.restarts, entry.state == State::Quarantined))
+    };
     let this_life = lives();
     let milestone = |field| world.borrow().milestone(&restart.driver, field);
     // What it says is believed only where it makes sense.
@@ -148,35 +157,37 @@ pub async fn watch_hearts(world: Handle) {
 }
 
 impl World {
-    /// Has a driver domain restarted, unless that happens too often.
+    /// Has a driver domain restarted that failed, unless that happens too often.
     pub fn wants_revival(&mut self, case: Case) {
         let now = time::now().get();
         let Some(entry) = self.table.by_domid(case.domid) else {
             return;
         };
-        let was_asked_for =
-            core::mem::take(&mut entry.is_condemned) || case.cause == Cause::Request;
-        if !was_asked_for && let Err(why) = entry.lives.spend(now) {
-            let reason = format!("{why}; last: {}", case.reason);
-            entry.quarantine(reason.clone());
-            let domain = entry.name.clone();
-            // A life that hangs is a life that computes.
-            let _ = control::pause_domain(case.domid);
-            return self.event(Event::Ended { domain, exit: Exit::Crash, reason });
+        if core::mem::take(&mut entry.is_condemned) {
+            // It was crashed on request.
+            return self.revive(case);
         }
+        match entry.fail(&case.reason, now) {
+            Ok(()) => self.revive(case),
+            Err(why) => self.quarantine(case.domid, why),
+        }
+    }
+
+    /// Has a driver domain restarted.
+    pub fn revive(&mut self, case: Case) {
+        let Some(entry) = self.table.by_domid(case.domid) else {
+            return;
+        };
         (entry.restarts, entry.is_reviving) = (entry.restarts + 1, true);
         // The receiver lives as long as this domain.
         let _ = self.cases.try_send(case);
     }
 
     fn not_revived(&mut self, domid: DomId, why: &str) {
-        let Some(entry) = self.table.by_domid(domid) else {
-            return;
-        };
-        entry.is_reviving = false;
-        entry.quarantine(format!("it could not be restarted: {why}"));
-        let (domain, reason) = (entry.name.clone(), entry.reason.clone());
-        self.event(Event::Ended { domain, exit: Exit::Crash, reason });
+        match self.table.by_domid(domid).is_some_and(|entry| entry.refuses) {
+            true => self.deserted(domid, why),
+            false => self.quarantine(domid, format!("it could not be restarted: {why}")),
+        }
     }
 
     /// Driver domains whose hearts have not beaten for the deadline, with when they last did.
@@ -187,7 +198,7 @@ impl World {
         let mut suspects = Vec::new();
         for (domid, beats) in beats {
             if let Some(entry) = self.table.by_domid(domid)
-                && let Pulse::Missed(last) = entry.pulse.feel(beats, now, HANG_DEADLINE)
+                && let Pulse::Missed(last) = entry.pulse.feel(beats, now, entry.hang_deadline())
             {
                 suspects.push((domid, last));
             }
@@ -204,9 +215,10 @@ impl World {
         let Some(entry) = self.table.by_domid(domid) else {
             return;
         };
-        if let Pulse::Missed(_) = entry.pulse.feel(beats, time::now(), HANG_DEADLINE) {
+        let deadline = entry.hang_deadline();
+        if let Pulse::Missed(_) = entry.pulse.feel(beats, time::now(), deadline) {
             entry.pulse = Default::default();
-            let reason = format!("its heart did not beat for {} ms", HANG_DEADLINE.as_millis());
+            let reason = format!("its heart did not beat for {} ms", deadline.as_millis());
             self.wants_revival(Case { domid, cause: Cause::Hang, reason, ended: last_beat });
         }
     }

@@ -4,6 +4,7 @@
 use crate::{
     agent::Agent,
     foreign::ForeignPage,
+    inject::{ENTRIES, Hands, patches_at},
     restart::Restarts,
     revive::{Case, Cases},
 };
@@ -29,6 +30,7 @@ use dom0::{
     devices,
     store::{Quota, Store, ring::Transport},
     supervisor::{Counters, DiskUse, Table, Verdict},
+    uploads::Uploads,
     wishes,
 };
 use domain_rt::{Shared, control, event::Channel, exec, grant, mem, time};
@@ -61,10 +63,14 @@ pub struct World {
     pub restarts: Restarts,
     /// Driver domains that want a new life.
     pub cases: Cases,
+    /// An image that is being sent.
+    pub uploads: Uploads,
     services: BTreeMap<DomId, Service>,
     /// Memory that driver domains were given, by pfn.
     pub frames: BTreeMap<DomId, Vec<u64>>,
     pub agents: BTreeMap<DomId, Agent>,
+    /// For faults that are injected.
+    pub hands: Hands,
     ledgers: BTreeMap<String, Ledger>,
     wake_link: Sender<()>,
 }
@@ -119,9 +125,11 @@ impl World {
             last_domid: DomId::DOM0,
             restarts,
             cases,
+            uploads: Uploads::default(),
             services: BTreeMap::new(),
             frames: BTreeMap::new(),
             agents: BTreeMap::new(),
+            hands: Hands::default(),
             ledgers: BTreeMap::new(),
             wake_link,
         }))
@@ -193,6 +201,7 @@ impl World {
                 self.log(format!(
                     "{name}: its store ring holds absurd indices ({absurd:?}); it is served no more"
                 ));
+                self.violated(domid, "its store ring holds absurd indices");
                 false
             }
         }
@@ -234,6 +243,7 @@ impl World {
         for (_, token) in self.store.events() {
             match read_token(&token) {
                 Some(Token::FrontEnd(domid, index)) => self.front_end_moved(domid, index),
+                Some(Token::Complaint(domid, index)) => self.complaint_moved(domid, index),
                 Some(Token::Shutdown(domid)) => self.shutdown_moved(domid),
                 Some(Token::BackEnds(domid)) => self.restarts.back_end_moved(domid),
                 None => self.agent_moved(&token),
@@ -265,11 +275,17 @@ impl World {
         }
     }
 
-    /// Watches a front end, to announce when it is connected.
+    /// Watches a front end, to announce when it is connected, and to hear what it says of its
+    /// back end.
     pub fn watch_front_end(&mut self, domid: DomId, index: usize, front: &str) {
-        let token = Token::FrontEnd(domid, index).to_string();
-        if let Err(error) = self.store.watch(&format!("{front}/state"), &token) {
-            self.log(format!("{front} can not be watched: {error}"));
+        let watches = [
+            (format!("{front}/state"), Token::FrontEnd(domid, index)),
+            (devices::complaint_node(front), Token::Complaint(domid, index)),
+        ];
+        for (node, token) in watches {
+            if let Err(error) = self.store.watch(&node, &token.to_string()) {
+                self.log(format!("{node} can not be watched: {error}"));
+            }
         }
     }
 
@@ -309,8 +325,15 @@ impl World {
     }
 
     /// Makes the ledger of a driver domain, for `slots` disks.
-    pub fn add_ledger(&mut self, driver: &str, domid: DomId, slots: usize) -> Result<(), String> {
-        let pages = (ledger::UNIT * (slots + 1)).div_ceil(PAGE_SIZE).max(1);
+    pub fn add_ledger(
+        &mut self,
+        driver: &str,
+        domid: DomId,
+        slots: usize,
+        orders: u32,
+    ) -> Result<(), String> {
+        let bytes = ledger::UNIT * (slots + 1) + ENTRIES * ledger::patch::BYTES;
+        let pages = bytes.div_ceil(PAGE_SIZE);
         let pages = mem::alloc_pages(pages).ok_or("the control domain has no memory left")?;
         let mut grefs = Vec::new();
         for index in 0..pages.count() {
@@ -318,6 +341,7 @@ impl World {
             grefs.push(gref.map_err(|errno| format!("its ledger can not be granted: {errno}"))?);
         }
         let pages = pages.leak();
+        pages.write_u32(ledger::ON_FAILURE, orders);
         pages.write_u64(ledger::MAGIC_OFFSET, ledger::MAGIC);
         let made = Ledger { pages, grefs, next_slot: 0 };
         devices::add_ledger(&mut self.store, domid, &made.grefs).map_err(|e| e.to_string())?;
@@ -337,7 +361,8 @@ impl World {
     fn take_slot(&mut self, driver: &str) -> Option<usize> {
         let ledger = self.ledgers.get_mut(driver)?;
         let slot = ledger.next_slot;
-        if slot >= ledger::slots(ledger.pages.bytes() / PAGE_SIZE) {
+        // What is behind the slots is for armed changes.
+        if ledger::slot(slot + 1) > patches_at(ledger.pages) {
             return None;
         }
         ledger.next_slot += 1;
@@ -401,6 +426,7 @@ impl World {
                 let ended = Ns::new(info.ended_ns);
                 self.wants_revival(Case { domid, cause: Cause::Crash, reason, ended });
             }
+            Verdict::Deserted => self.deserted(domid, "it has died, too"),
             Verdict::Destroy => {
                 self.tear_down(domid, is_guest);
                 self.event(ended);
@@ -467,6 +493,7 @@ impl World {
         self.frames.remove(&domid);
         self.services.remove(&domid);
         self.agents.remove(&domid);
+        self.hands.forget(domid);
         self.store.release(domid);
         self.unwatch(domid);
         if is_guest && let Err(error) = devices::remove_domain(&mut self.store, domid) {
@@ -486,6 +513,8 @@ impl World {
             if let Some(front) = front_end(domid, &disk.vdev) {
                 let token = Token::FrontEnd(domid, index).to_string();
                 self.store.unwatch(&format!("{front}/state"), &token);
+                let token = Token::Complaint(domid, index).to_string();
+                self.store.unwatch(&devices::complaint_node(&front), &token);
             }
         }
     }
@@ -501,6 +530,11 @@ impl World {
     /// How often a driver domain's heart has beaten, by its own word.
     pub fn beats(&self, driver: &str) -> u64 {
         self.ledgers.get(driver).map_or(0, |l| l.pages.read_u64(ledger::HEARTBEAT_OFFSET))
+    }
+
+    /// The ledger of a driver domain.
+    pub fn ledger_pages(&self, driver: &str) -> Option<Shared<'static>> {
+        self.ledgers.get(driver).map(|ledger| ledger.pages)
     }
 
     /// When a driver domain's life reached a milestone, by its own word; `None` before.
@@ -521,16 +555,23 @@ impl World {
     pub fn reborn(&mut self, facts: &devices::DomainFacts<'_>) -> Result<(), String> {
         devices::put_rings(&mut self.store, facts).map_err(|e| e.to_string())?;
         self.store.introduce(facts.domid);
+        let Some(entry) = self.table.by_domid(facts.domid) else {
+            return Err("it is gone from the list".into());
+        };
         if let Some(ledger) = self.ledgers.get(facts.name) {
             for field in LIFE_FIELDS {
                 ledger.pages.write_u64(field, 0);
             }
+            ledger.pages.write_u32(ledger::ON_FAILURE, entry.orders());
         }
-        if let Some(entry) = self.table.by_domid(facts.domid) {
-            entry.started_ns = time::now().get();
-            entry.pulse = Default::default();
-            entry.is_reviving = false;
-            entry.state = State::Running;
+        entry.started_ns = time::now().get();
+        entry.pulse = Default::default();
+        entry.is_reviving = false;
+        if !entry.refuses
+            && core::mem::replace(&mut entry.state, State::Running) == State::Quarantined
+        {
+            let domain = entry.name.clone();
+            self.event(Event::Progress { domain, step: "running".into() });
         }
         self.store_settled();
         Ok(())
@@ -585,6 +626,8 @@ fn wake(sender: &Sender<()>) {
 pub enum Token {
     /// The state of a guest's disk, by its place among the guest's disks.
     FrontEnd(DomId, usize),
+    /// What a guest says that the back end of that disk did wrong.
+    Complaint(DomId, usize),
     /// A guest's request to power off or to reboot.
     Shutdown(DomId),
     /// The back ends that served a guest which is to be built again.
@@ -595,6 +638,7 @@ impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::FrontEnd(domid, index) => write!(f, "front {} {index}", domid.get()),
+            Self::Complaint(domid, index) => write!(f, "complaint {} {index}", domid.get()),
             Self::Shutdown(domid) => write!(f, "shutdown {}", domid.get()),
             Self::BackEnds(domid) => write!(f, "back {}", domid.get()),
         }
@@ -607,6 +651,7 @@ fn read_token(token: &[u8]) -> Option<Token> {
     let domid = DomId::new(words.next()?.parse().ok()?);
     match what {
         "front" => Some(Token::FrontEnd(domid, words.next()?.parse().ok()?)),
+        "complaint" => Some(Token::Complaint(domid, words.next()?.parse().ok()?)),
         "shutdown" => Some(Token::Shutdown(domid)),
         "back" => Some(Token::BackEnds(domid)),
         _ => None,
@@ -614,7 +659,7 @@ fn read_token(token: &[u8]) -> Option<Token> {
 }
 
 /// The folder of a guest's disk in the store.
-fn front_end(domid: DomId, vdev: &str) -> Option<String> {
+pub fn front_end(domid: DomId, vdev: &str) -> Option<String> {
     let number = devices::vdev_number(vdev)?;
     Some(format!("/local/domain/{}/device/vbd/{number}", domid.get()))
 }
