@@ -57,10 +57,13 @@ fn a_stock_debian_does_not_notice_that_the_driver_of_its_disks_is_killed() {
         load.is_clean() && load.read_bytes > 1 << 20 && load.written_bytes > 1 << 20,
         "{story}"
     );
-    // What the driver domain says that it did is what fio says that it asked for.
-    let (asked, counted) = (load.read_bytes + load.written_bytes, report.counted_bytes);
-    let differ = counted.expect("counted").abs_diff(asked) as f64 / asked as f64;
-    assert!(differ < 0.01, "{counted:?} for {asked}\n{story}");
+    // What the driver domain says that it did is what fio says that it asked for. What was
+    // answered last before a death may be missing; udev reads besides.
+    let counted = report.counted.as_ref().expect("counted");
+    let nearly = |bytes: u64| bytes - bytes / 100;
+    assert!(counted.written_bytes <= load.written_bytes, "{counted:?}\n{story}");
+    assert!(counted.written_bytes >= nearly(load.written_bytes), "{counted:?}\n{story}");
+    assert!(counted.read_bytes >= nearly(load.read_bytes), "{counted:?}\n{story}");
     assert_eq!(report.audit.as_ref().map(|audit| audit.read_bytes), Some(64 << 20), "{story}");
     let rates: Vec<_> = report.throughput.stretches.iter().map(|s| s.bytes_per_s).collect();
     assert!(

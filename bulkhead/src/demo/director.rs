@@ -15,7 +15,8 @@ use crate::{
     remote::RemoteError,
     wire::Client,
 };
-use bulkhead_link::{Cause, Listing, Reply, Request, Restart};
+use bulkhead_link::{Cause, DiskReport, Listing, Reply, Request, Restart};
+use serde::Serialize;
 use std::{
     path::PathBuf,
     sync::{
@@ -73,8 +74,8 @@ pub struct Seen {
     pub restarts: Vec<Restart>,
     pub series: Series,
     pub load: Option<Job>,
-    /// Bytes that the driver domain counted for it.
-    pub counted: Option<u64>,
+    /// What the driver domain counted on the data disk meanwhile.
+    pub counted: Option<Counted>,
     pub audit: Option<Job>,
     pub dmesg: Option<Dmesg>,
 }
@@ -125,7 +126,7 @@ impl Director {
     /// Kills under load.
     fn disturb(&mut self) -> Result<(), Failed> {
         let mut client = Client::connect(&self.socket)?;
-        let before = self.look(&mut client)?;
+        let before = counters(&mut client)?;
         let load = self.start(fio::load(WARM_UP + self.schedule.length() + SLACK));
         let measured = self.measure(&mut client, &load);
         self.draw(None);
@@ -137,14 +138,14 @@ impl Director {
             return Err(failed);
         }
         self.seen.load = Some(join(load)?);
-        self.seen.counted = self.look(&mut client)?.checked_sub(before);
+        self.seen.counted = counters(&mut client)?.since(before);
         Ok(())
     }
 
     fn measure(&mut self, client: &mut Client, load: &Load) -> Result<(), Failed> {
         let began = Instant::now();
-        let idle = self.look(client)?;
-        while self.look(client)? < idle + (1 << 20) {
+        let idle = counters(client)?.total();
+        while counters(client)?.total() < idle.saturating_add(1 << 20) {
             self.check(load)?;
             if began.elapsed() > COMMAND_LIMIT {
                 return Err(Failed::Told("the load does not begin".into()));
@@ -208,19 +209,11 @@ impl Director {
         self.seen.restarts.iter().filter(|restart| restart.cause == Cause::Crash).count()
     }
 
-    /// Bytes that the data disk has moved.
-    fn look(&self, client: &mut Client) -> Result<u64, Failed> {
-        let listing = list(client)?;
-        let mut disks = listing.disks.iter();
-        let disk = disks.find(|disk| disk.guest == GUEST && disk.device == DATA);
-        Ok(disk.map_or(0, |disk| disk.read_bytes.saturating_add(disk.written_bytes)))
-    }
-
-    /// The same with when it was so: between the question and the answer.
+    /// Bytes that the data disk has moved, with when it was so: between the question and the answer.
     fn timed_look(&self, client: &mut Client) -> Result<(Instant, u64), Failed> {
         let asked = Instant::now();
-        let bytes = self.look(client)?;
-        Ok((asked + asked.elapsed() / 2, bytes))
+        let counted = counters(client)?;
+        Ok((asked + asked.elapsed() / 2, counted.total()))
     }
 
     fn sample(&mut self, client: &mut Client, start: Instant) -> Result<(), Failed> {
@@ -318,6 +311,37 @@ const WARNINGS: &str = "dmesg --level=emerg,alert,crit,err,warn";
 
 fn join(load: Load) -> Result<Job, Failed> {
     load.join().unwrap_or_else(|_| Err(Failed::Told("the load's thread panicked".into())))
+}
+
+/// Bytes that the data disk has moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Counted {
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+}
+
+impl Counted {
+    fn total(self) -> u64 {
+        self.read_bytes.saturating_add(self.written_bytes)
+    }
+
+    fn since(self, before: Self) -> Option<Self> {
+        Some(Self {
+            read_bytes: self.read_bytes.checked_sub(before.read_bytes)?,
+            written_bytes: self.written_bytes.checked_sub(before.written_bytes)?,
+        })
+    }
+}
+
+fn counters(client: &mut Client) -> Result<Counted, Failed> {
+    let listing = list(client)?;
+    let mut disks = listing.disks.iter();
+    let disk = disks.find(|disk| disk.guest == GUEST && disk.device == DATA);
+    let count = |disk: &DiskReport| Counted {
+        read_bytes: disk.read_bytes,
+        written_bytes: disk.written_bytes,
+    };
+    disk.map(count).ok_or_else(|| Failed::Told("the data disk is not listed".into()))
 }
 
 fn list(client: &mut Client) -> Result<Listing, Failed> {

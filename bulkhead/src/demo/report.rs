@@ -3,7 +3,7 @@
 
 use super::{
     Options,
-    director::Seen,
+    director::{Counted, Seen},
     dmesg::Dmesg,
     fio::Job,
     image::Image,
@@ -74,8 +74,9 @@ pub struct Report {
     pub step_ms: u64,
     pub step_bytes: Vec<Option<u64>>,
     pub load: Option<Job>,
-    /// Bytes that the driver domain counted for the load: should be what fio counted.
-    pub counted_bytes: Option<u64>,
+    /// What the driver domain counted for the load: written should be what fio wrote, read what
+    /// it read and what others in the guest read besides.
+    pub counted: Option<Counted>,
     pub audit: Option<Job>,
     pub dmesg: Option<Dmesg>,
     /// The data disk, read on the host.
@@ -116,7 +117,7 @@ impl Report {
             step_ms: STEP.as_millis() as u64,
             step_bytes: seen.series.steps(),
             load: seen.load,
-            counted_bytes: seen.counted,
+            counted: seen.counted,
             audit: seen.audit,
             dmesg: seen.dmesg,
             image: after.image,
