@@ -271,6 +271,7 @@ pub fn quarantine_line(domain: &str, reason: &str, refuses: bool) -> String {
         true => "its guests' requests are answered with errors",
         false => "its guests wait",
     };
+    let reason = reason.trim_end_matches([':', '.']);
     format!("quarantined: {reason}. Until `bulkhead restart {domain}` {guests}")
 }
 

@@ -5,6 +5,7 @@
 mod common;
 
 use bulkhead::{
+    artifacts, builtin,
     progress::Progress,
     remote::RunListing,
     report::Domain,
@@ -160,6 +161,12 @@ fn guests_of_a_quarantined_driver_stall_or_fail_by_policy_and_others_notice_noth
     }
 }
 
+/// Builds an image before a run waits for it.
+fn prepare(kernel: &str) {
+    let program = builtin::find(kernel).expect("a builtin");
+    artifacts::build(&[program], false).expect("built");
+}
+
 fn find<'a>(listing: &'a RunListing, name: &str) -> Option<&'a Domain> {
     listing.domains.iter().find(|d| d.name == name)
 }
@@ -188,6 +195,7 @@ fn update_to(run: &Background, kernel: &str) {
 #[test]
 fn a_driver_domain_gets_another_image_under_load_and_its_old_one_again() {
     let folder = tempfile::tempdir().expect("a folder");
+    prepare("disk-faults");
     let run = Background::start(folder.path(), &setup("kernel = \"disk\"", "seconds=12"));
     go_on(&run, 200);
     let junk = folder.path().join("junk.elf");
@@ -229,6 +237,7 @@ fn a_quarantine_is_lifted_by_a_restart_with_an_image_that_works() {
     // The set-up's own image does not look at its orders; the one that it is updated to does.
     let driver = "kernel = \"disk\"\ncmdline = \"fault=panic fault-after=1\"\nrestart-limit = 3";
     let text = setup(driver, "seconds=12").replace("patience=3", "patience=60");
+    prepare("disk-faults");
     let run = Background::start(folder.path(), &text);
     go_on(&run, 100);
     update_to(&run, "disk-faults");

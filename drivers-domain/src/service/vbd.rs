@@ -154,8 +154,8 @@ impl Disk<'_> {
             }
         }
         let ring = wire::read_ring(&self.context.store, &self.announced.frontend);
-        let make = |parts| Vbd::new(parts).map(|vbd| self.refusing(vbd));
-        let life = self.start(ring.await.map_err(text)?, make)?;
+        let ring = ring.await.map_err(text)?;
+        let life = self.start(ring, |parts| Vbd::new(parts).map(|vbd| self.refusing(vbd)))?;
         let info = if self.range.is_writable() { 0 } else { INFO_READ_ONLY };
         let nodes = [
             ("sectors", self.range.sectors()),
@@ -185,8 +185,8 @@ impl Disk<'_> {
             _ => return Ok(None),
         }
         let policy = self.context.ledger.on_failure();
-        let make = |parts| Vbd::resume(parts).map(|vbd| vbd.treating(policy));
-        let life = self.start(left.ring.map_err(text)?, make)?;
+        let resume = |parts| Vbd::resume(parts).map(|vbd| vbd.treating(policy));
+        let life = self.start(left.ring.map_err(text)?, resume)?;
         log::info!("{}: taken up again", self.path);
         Ok(Some(life))
     }

@@ -159,6 +159,9 @@ pub async fn recover<P: Platform>(
     violation: &Violation,
 ) -> Result<(), ConnectError> {
     let nodes = Nodes::find(platform.store(), number).await?;
+    // A life of the back end that begins because of what is said must not take the ring up:
+    // requests in it may be damaged.
+    nodes.set_state(CLOSING).await?;
     nodes.set("bulkhead/violation", violation).await?;
     // The old ring is not looked at any more once the back end has closed, and what it was
     // doing is done: only then may the same pages be used again.

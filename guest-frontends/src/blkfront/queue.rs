@@ -57,10 +57,23 @@ pub struct Queue<M> {
     ring: FrontRing<Blk, M>,
     ring_bytes: usize,
     handle: u16,
-    /// By tag: the operation that the response must repeat.
-    in_flight: Vec<Option<u8>>,
+    /// By tag.
+    in_flight: Vec<Option<Asked>>,
     free: Vec<Tag>,
+    /// Requests pushed so far, which makes ids that no other request ever had: a second
+    /// response to one that had this tag before is not taken for the answer.
+    pushed: u64,
 }
+
+/// What the response to a request in flight must repeat.
+#[derive(Clone, Copy)]
+struct Asked {
+    id: u64,
+    operation: u8,
+}
+
+/// Bits of an id that are the tag.
+const TAG_BITS: u32 = u16::BITS;
 
 impl<M: RingMemory> Queue<M> {
     /// Sets up a ring in memory that is shared afterwards. `handle` is the low half of
@@ -74,6 +87,7 @@ impl<M: RingMemory> Queue<M> {
             in_flight: vec![None; slots.into()],
             free: (0..slots).rev().map(Tag).collect(),
             ring_bytes,
+            pushed: 0,
             ring,
         })
     }
@@ -101,13 +115,20 @@ impl<M: RingMemory> Queue<M> {
     /// Writes a request; [`Queue::publish`] shows it.
     pub fn push(&mut self, request: &Request) -> Result<Tag, Full> {
         let tag = self.next_tag().ok_or(Full)?;
-        let raw = RawRequest::encode(tag.0.into(), self.handle, request);
-        self.ring.push(&raw).map_err(|_| Full)?;
+        self.push_as(tag, request)?;
         self.free.pop();
-        if let Some(slot) = self.in_flight.get_mut(tag.place()) {
-            *slot = Some(raw.echo());
-        }
         Ok(tag)
+    }
+
+    fn push_as(&mut self, tag: Tag, request: &Request) -> Result<(), Full> {
+        let id = self.pushed << TAG_BITS | u64::from(tag.0);
+        let raw = RawRequest::encode(id, self.handle, request);
+        self.ring.push(&raw).map_err(|_| Full)?;
+        self.pushed += 1;
+        if let Some(slot) = self.in_flight.get_mut(tag.place()) {
+            *slot = Some(Asked { id, operation: raw.echo() });
+        }
+        Ok(())
     }
 
     /// Publishes what was written. True if the back end is to be notified.
@@ -130,14 +151,13 @@ impl<M: RingMemory> Queue<M> {
         if self.slots() != other.slots() || self.in_flight() != 0 {
             return Err(Full);
         }
+        self.pushed = other.pushed;
         self.in_flight.clone_from(&other.in_flight);
         self.free.clone_from(&other.free);
-        let tags = (0..).map(Tag).zip(&self.in_flight).filter(|(_, echo)| echo.is_some());
-        for (tag, _) in tags {
+        for (tag, asked) in (0..).map(Tag).zip(&other.in_flight) {
             // What is in flight was asked for: its request is known.
-            if let Some(request) = request(tag) {
-                let raw = RawRequest::encode(tag.0.into(), self.handle, &request);
-                self.ring.push(&raw).map_err(|_| Full)?;
+            if let Some(request) = asked.and_then(|_| request(tag)) {
+                self.push_as(tag, &request)?;
             }
         }
         Ok(())
@@ -149,18 +169,18 @@ impl<M: RingMemory> Queue<M> {
             return Ok(None);
         };
         let id = response.id;
-        let place = usize::try_from(id).ok();
-        let slot = place.and_then(|place| self.in_flight.get_mut(place));
+        // The low bits are the tag.
+        let tag = Tag(id as u16);
+        let slot = self.in_flight.get_mut(tag.place());
+        let slot = slot.filter(|slot| slot.is_some_and(|asked| asked.id == id));
         let Some(slot) = slot else {
             return Err(Violation::UnknownId { id });
         };
-        let asked = slot.ok_or(Violation::UnknownId { id })?;
-        if asked != response.operation {
+        if slot.is_some_and(|asked| asked.operation != response.operation) {
             let operation = response.operation;
             return Err(Violation::WrongOperation { operation });
         }
         *slot = None;
-        let tag = Tag(id as u16);
         self.free.push(tag);
         Ok(Some((tag, Status::from_raw(response.status))))
     }
@@ -190,22 +210,42 @@ mod tests {
         memory.store(layout::RSP_PROD, index + 1);
     }
 
+    /// The id that the request in a slot of the ring has.
+    fn id(memory: &[AtomicU32], index: u32) -> u64 {
+        let at = layout::SLOTS + 112 * (index as usize % 32) + 8;
+        u64::from(memory.load(at)) | u64::from(memory.load(at + 4)) << 32
+    }
+
     #[test]
     fn refuses_a_response_to_nothing_a_second_one_and_one_to_another_operation() {
         let memory = memory();
         let mut queue = Queue::new(memory.as_slice(), 0).unwrap();
-        let tag = queue.push(&Request::Flush).unwrap();
-        let other = queue.push(&Request::Flush).unwrap();
-        queue.push(&Request::Flush).unwrap();
+        let tags: Vec<_> = (0..3).map(|_| queue.push(&Request::Flush).unwrap()).collect();
+        let ids: Vec<_> = (0..3).map(|index| id(&memory, index)).collect();
         assert!(queue.publish());
-        respond(&memory, 0, tag.place() as u64, 3);
-        assert_eq!(queue.take(), Ok(Some((tag, Status::Okay))));
-        respond(&memory, 1, tag.place() as u64, 3);
-        let id = tag.place() as u64;
-        assert_eq!(queue.take(), Err(Violation::UnknownId { id }));
-        respond(&memory, 2, other.place() as u64, 1);
+        respond(&memory, 0, ids[0], 3);
+        assert_eq!(queue.take(), Ok(Some((tags[0], Status::Okay))));
+        respond(&memory, 1, ids[0], 3);
+        assert_eq!(queue.take(), Err(Violation::UnknownId { id: ids[0] }));
+        respond(&memory, 2, ids[1], 1);
         assert_eq!(queue.take(), Err(Violation::WrongOperation { operation: 1 }));
         assert_eq!(queue.in_flight(), 2, "none of them has its answer");
+    }
+
+    #[test]
+    fn a_second_response_is_not_taken_for_that_to_a_later_request_with_the_same_tag() {
+        let memory = memory();
+        let mut queue = Queue::new(memory.as_slice(), 0).unwrap();
+        let tag = queue.push(&Request::Flush).unwrap();
+        let first = id(&memory, 0);
+        assert!(queue.publish());
+        respond(&memory, 0, first, 3);
+        assert_eq!(queue.take(), Ok(Some((tag, Status::Okay))));
+        assert_eq!(queue.push(&Request::Flush), Ok(tag));
+        let _ = queue.publish();
+        respond(&memory, 1, first, 3);
+        assert_eq!(queue.take(), Err(Violation::UnknownId { id: first }));
+        assert_eq!(queue.in_flight(), 1);
     }
 
     #[test]
@@ -213,8 +253,9 @@ mod tests {
         let (old, new, small) = (memory(), memory(), memory());
         let mut queue = Queue::new(old.as_slice(), 0).unwrap();
         let tags: Vec<_> = (0..4).map(|_| queue.push(&Request::Flush).unwrap()).collect();
+        let ids: Vec<_> = (0..4).map(|index| id(&old, index)).collect();
         assert!(queue.publish());
-        respond(&old, 0, tags[1].place() as u64, 3);
+        respond(&old, 0, ids[1], 3);
         assert_eq!(queue.take(), Ok(Some((tags[1], Status::Okay))));
         let mut other = Queue::new(&small[..512], 0).unwrap();
         assert_eq!(other.inherit(&queue, |_| Some(Request::Flush)), Err(Full));
@@ -223,8 +264,12 @@ mod tests {
         assert_eq!((next.in_flight(), next.next_tag()), (3, queue.next_tag()));
         assert!(next.publish());
         assert_eq!(new.load(layout::REQ_PROD), 3);
-        for (index, tag) in [tags[3], tags[0], tags[2]].into_iter().enumerate() {
-            respond(&new, index as u32, tag.place() as u64, 3);
+        let again: Vec<_> = (0..3).map(|index| id(&new, index)).collect();
+        assert!(again.iter().all(|id| !ids.contains(id)), "as if never asked before");
+        for (index, id) in (0..).zip(again) {
+            respond(&new, index, id, 3);
+            let tag = Tag(id as u16);
+            assert!(tags.contains(&tag));
             assert_eq!(next.take(), Ok(Some((tag, Status::Okay))));
         }
         assert_eq!(next.in_flight(), 0);

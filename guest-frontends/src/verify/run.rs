@@ -23,9 +23,6 @@ const MOST_VIOLATIONS: u64 = 1000;
 /// At most so many complaints are written out; the rest is counted.
 const MOST_LINES: u32 = 100;
 
-/// A new connection may take so long before it is begun again.
-const RECOVERY_NS: u64 = 2_000_000_000;
-
 /// What a run needs of the guest it is in.
 pub trait Host<P: Platform> {
     /// A clock that never goes back, ns.
@@ -327,24 +324,19 @@ impl<'a, P: Platform, H: Host<P>> Run<'a, P, H> {
         }
         loop {
             let host = self.host;
-            // What is broken off begins with a new complaint, so it has its time.
-            let deadline = self.next_status.max(host.now().saturating_add(RECOVERY_NS));
+            // Not cut short by a line of status: what is begun again is told again.
+            let deadline = host.now().saturating_add(self.plan.patience_ns);
             let recovery = async { Some(host.recover(self.disk, &violation).await) };
             let silence = async {
                 host.sleep_until(deadline).await;
                 None
             };
-            let done = or(recovery, silence).await;
-            if host.now() >= deadline {
-                self.say_status();
-            }
-            match done {
+            match or(recovery, silence).await {
                 Some(true) => {
                     self.counts.reconnects += 1;
                     return Ok(());
                 }
                 Some(false) => return Err(Stop::Violation),
-                // What was begun is begun again.
                 None => self.lose_patience()?,
             }
         }
