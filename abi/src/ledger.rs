@@ -47,7 +47,7 @@ pub const STACK_START: usize = 112;
 pub const STACK_END: usize = 120;
 
 /// u32 written by Dom0 before each life of the driver domain: one of [`on_failure`].
-pub const ON_FAILURE: usize = 88;
+pub const ON_FAILURE: usize = 40;
 
 /// What becomes of the requests of a back end that died, in the words of Linux' ublk. Those
 /// that it had taken are *outstanding*; those that the front end publishes while nobody serves
@@ -111,6 +111,9 @@ pub mod fault {
     pub const PANIC: u64 = 37;
     /// Reads at address 0.
     pub const NULL_DEREFERENCE: u64 = 38;
+    /// Kill: stops for good in the path of a request, at the boundary behind one instruction;
+    /// which request and where is in a [`super::step::Place`].
+    pub const STEP_KILL: u64 = 48;
 
     /// Each by its name.
     pub const NAMES: &[(&str, u64)] = &[
@@ -135,7 +138,91 @@ pub mod fault {
         ("stack-overflow", STACK_OVERFLOW),
         ("panic", PANIC),
         ("null-dereference", NULL_DEREFERENCE),
+        ("step-kill", STEP_KILL),
     ];
+}
+
+/// The argument of [`fault::STEP_KILL`], and how far it is obeyed.
+pub mod step {
+    /// Of an order that several lives obey, written by the driver domain in what is free of the
+    /// first slot, u64 each: instructions of the phases that are done;
+    pub const PATH: usize = super::slot(0) + 104;
+    /// a mark of those up to the last death in this phase, 0 for none;
+    pub const MARK: usize = super::slot(0) + 112;
+    /// deaths (bits 0-31), and those among them whose way was not that of the one before (bits
+    /// 32-63); 0 unless more are to come.
+    pub const DEATHS: usize = super::slot(0) + 120;
+
+    /// [`Place::operation`]: these as on the ring.
+    pub const READ: u8 = 0;
+    pub const WRITE: u8 = 1;
+    pub const FLUSH: u8 = 3;
+
+    /// [`Place::phase`]: from the look at the event that announces the request,
+    pub const EVENT: u8 = 0;
+    /// from its copy off the ring,
+    pub const REQUEST: u8 = 1;
+    /// from its way to the queue of the device,
+    pub const SUBMIT: u8 = 2;
+    /// from the sleep until the device is done,
+    pub const INTERRUPT: u8 = 3;
+    /// from the look at what the device did,
+    pub const COMPLETION: u8 = 4;
+    /// and from the store of the producer index until the next sleep.
+    pub const PUBLISHED: u8 = 5;
+
+    /// A place in the path of a request.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Place {
+        /// Instructions of the phase that are executed; bits 0-23, 0 stands for 1.
+        pub after: u32,
+        /// The phase; bits 24-31. Ends where the next one begins.
+        pub phase: u8,
+        /// 0: the domain dies once. Else it moves `after` on by so many for its next life as it
+        /// dies, and so on; after the last instruction of a phase comes the next phase, and
+        /// with that of the last phase the order is obeyed. Bits 32-47.
+        pub every: u16,
+        /// The request: an operation, 0 to 127. Bits 48-54.
+        pub operation: u8,
+        /// Its segments are in a page of their own. Bit 55.
+        pub is_indirect: bool,
+        /// So many segments; 0 for any number. Bits 56-63.
+        pub segments: u8,
+    }
+
+    /// Most of [`Place::after`].
+    const MOST: u32 = (1 << 24) - 1;
+
+    impl Place {
+        /// As it is written in the ledger.
+        pub const fn argument(self) -> u64 {
+            let after = if self.after < MOST { self.after } else { MOST };
+            after as u64
+                | (self.phase as u64) << 24
+                | (self.every as u64) << 32
+                | ((self.operation & 0x7f) as u64) << 48
+                | (self.is_indirect as u64) << 55
+                | (self.segments as u64) << 56
+        }
+
+        /// What an argument means.
+        pub const fn of(argument: u64) -> Self {
+            let after = argument as u32 & MOST;
+            Self {
+                after: if after == 0 { 1 } else { after },
+                phase: (argument >> 24) as u8,
+                every: (argument >> 32) as u16,
+                operation: (argument >> 48) as u8 & 0x7f,
+                is_indirect: argument >> 55 & 1 != 0,
+                segments: (argument >> 56) as u8,
+            }
+        }
+
+        /// The place of the next life's death.
+        pub const fn next(self) -> Self {
+            Self { after: self.after + self.every as u32, ..self }
+        }
+    }
 }
 
 /// An entry of the table of armed changes to the code of a driver domain. Dom0 fills it, then
@@ -191,3 +278,19 @@ pub const READ_BYTES: usize = 64;
 pub const WRITTEN_BYTES: usize = 72;
 pub const REQUESTS: usize = 80;
 pub const ERRORS: usize = 88;
+
+#[cfg(test)]
+mod tests {
+    use super::step::Place;
+
+    #[test]
+    fn a_place_is_read_as_it_was_written_and_moves_on_in_its_own_bits() {
+        for bits in [1, 0x8123_4567_89ab_cdef, u64::MAX, u64::MAX - 7] {
+            assert_eq!(Place::of(bits).argument(), bits);
+        }
+        assert_eq!(Place::of(0).after, 1);
+        let last = Place::of(u64::MAX);
+        assert_eq!(last.next().argument(), last.argument(), "the count does not spill over");
+        assert_eq!(Place::of(3 << 32).next().argument(), 3 << 32 | 4);
+    }
+}

@@ -29,3 +29,14 @@ pub struct Poll {
 crate::layout!(Poll, 24, nr_ports @ 8, timeout @ 16);
 /// Most ports one poll may name (sched.h).
 pub const POLL_MAX_PORTS: u32 = 128;
+
+/// Argument of [`SCHEDOP_REMOTE_SHUTDOWN`].
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RemoteShutdown {
+    pub domain_id: u16,
+    pub _pad: u16,
+    /// `SHUTDOWN_*`.
+    pub reason: u32,
+}
+crate::layout!(RemoteShutdown, 8, reason @ 4);

@@ -14,6 +14,7 @@ pub mod builtin;
 pub mod cache;
 pub mod check;
 pub mod console;
+pub mod demo;
 pub mod distro;
 pub mod exec;
 pub mod images;

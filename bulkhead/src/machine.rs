@@ -56,6 +56,9 @@ pub trait Observer {
         Progress::default()
     }
 
+    /// QEMU was started; this is its process.
+    fn process(&mut self, _pid: u32) {}
+
     /// The machine was started; this is the socket that other terminals use, until the run
     /// is over.
     fn started(&mut self, _socket: &Path) {}
@@ -150,6 +153,7 @@ pub fn run(
     let take = move |m| give.send(Input::Link(m)).is_ok();
     let (stop, watch) = match connect(&listener, &mut child, &limits.interrupts, lane, take) {
         Ok(Ok(link)) => {
+            observer.process(child.id());
             observer.started(&session.control());
             let mut running = Running {
                 child,

@@ -23,6 +23,8 @@ struct Cli {
 enum Verb {
     /// Runs a set-up until its guests have ended.
     Run(Run),
+    /// Shows it: kills the driver of a Debian's disks again and again while fio verifies.
+    Demo(Demo),
     /// Runs a fault campaign against a driver domain.
     ///
     /// Writes log.jsonl, report.json and report.html, and prints a summary.
@@ -43,6 +45,8 @@ enum Verb {
     Exec(Exec),
     /// Destroys a domain at once.
     Kill(Named),
+    /// Crashes a domain where it is: the guests of a driver domain go on.
+    Crash(Named),
     /// Restarts a driver domain: its guests go on. Lifts a quarantine.
     Restart(Restart),
     /// Asks a guest's kernel to power off.
@@ -90,6 +94,28 @@ struct Run {
 }
 
 #[derive(clap::Args)]
+struct Demo {
+    /// How many seconds kills are done; as many more go by undisturbed, to compare with.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    seconds: u32,
+    /// Time from kill to kill, like 500ms.
+    #[arg(long, value_name = "TIME", default_value = "1s")]
+    every: bulkhead::setup::Span,
+    /// How long it goes without kills, and then with kills, in turns.
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    stretch: bulkhead::setup::Span,
+    /// The guest's kernel.
+    #[arg(long, value_enum, default_value_t)]
+    guest: bulkhead::demo::Guest,
+    /// What executes the machine.
+    #[arg(long, value_enum, default_value_t)]
+    accel: bulkhead::setup::Accel,
+    /// Writes report.json and report.html into this folder.
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// Prints one JSON object at the end, and nothing else, on the standard output.
+    #[arg(long)]
+    json: bool,
 struct Inject {
     /// The campaign file.
     file: PathBuf,
@@ -320,6 +346,7 @@ struct Boot {
 fn main() -> ExitCode {
     let code = match Cli::parse().verb {
         Verb::Run(args) => verbs::run(args),
+        Verb::Demo(args) => verbs::demo(&args),
         Verb::Inject(args) => campaigns::inject(args),
         Verb::Report(args) => campaigns::report(&args),
         Verb::Test(args) => verbs::test(args),
@@ -327,6 +354,7 @@ fn main() -> ExitCode {
         Verb::Console(args) => verbs::console(&args),
         Verb::Exec(args) => verbs::exec(args),
         Verb::Kill(args) => verbs::kill(&args),
+        Verb::Crash(args) => verbs::crash(&args),
         Verb::Restart(args) => verbs::restart(&args),
         Verb::Shutdown(args) => verbs::shutdown(&args),
         Verb::Reboot(args) => verbs::reboot(&args),

@@ -113,11 +113,15 @@ pub fn tables(runs: &[RunListing]) -> String {
 /// # Errors
 /// If there is no such domain or Dom0 refuses.
 pub fn kill(run: Option<&str>, domain: &str) -> Result<()> {
-    let mut client = connect_for(run, domain)?;
-    match client.ask(Request::Kill { domain: domain.into() }, LIMIT)? {
-        Reply::Error(why) => Err(RemoteError::Refused(why)),
-        _ => Ok(()),
-    }
+    order(run, domain, Request::Kill { domain: domain.into() })
+}
+
+/// Crashes a domain at whatever instruction it is.
+///
+/// # Errors
+/// If there is no such domain or Dom0 refuses.
+pub fn crash(run: Option<&str>, domain: &str) -> Result<()> {
+    order(run, domain, Request::Crash { domain: domain.into() })
 }
 
 /// Restarts a driver domain under its guests.
@@ -125,8 +129,12 @@ pub fn kill(run: Option<&str>, domain: &str) -> Result<()> {
 /// # Errors
 /// If there is no such driver domain or Dom0 refuses.
 pub fn restart(run: Option<&str>, domain: &str) -> Result<()> {
-    let mut client = connect_for(run, domain)?;
-    match client.ask(Request::Restart { domain: domain.into() }, LIMIT)? {
+    order(run, domain, Request::Restart { domain: domain.into() })
+}
+
+/// Has Dom0 do something with a domain that is there.
+fn order(run: Option<&str>, domain: &str, request: Request) -> Result<()> {
+    match connect_for(run, domain)?.ask(request, LIMIT)? {
         Reply::Error(why) => Err(RemoteError::Refused(why)),
         _ => Ok(()),
     }

@@ -1,5 +1,9 @@
 //! What each verb prints, and its exit code.
 
+mod demo;
+
+pub use demo::demo;
+
 use crate::{
     Boot, Doctor, Exec, List, MemSet, Named, Pack, Restart, Run, Size, Sysrq, Test, Waiting,
 };
@@ -17,7 +21,7 @@ use bulkhead::{
     report,
     restarts::{self, Wanted},
     run::{self, Options},
-    setup::Accel,
+    setup::{Accel, SetupError},
     size, solo,
     terminal::{Guests, Terminal},
     update,
@@ -156,19 +160,22 @@ pub fn run(args: Run) -> u8 {
             conclude(&report, args.json);
             report.outcome.exit_code()
         }
-        Err(error) => {
-            if args.json {
-                let told = json!({
-                    "outcome": "bad-request",
-                    "error": error.to_string(),
-                    "help": error.remedy(),
-                });
-                print_json(&told);
-            }
-            eprintln!("{:?}", miette::Report::new(error));
-            WRONG
-        }
+        Err(error) => refuse(error, args.json),
     }
+}
+
+/// Says why a request is wrong; the exit code.
+fn refuse(error: SetupError, as_json: bool) -> u8 {
+    if as_json {
+        let told = json!({
+            "outcome": "bad-request",
+            "error": error.to_string(),
+            "help": error.remedy(),
+        });
+        print_json(&told);
+    }
+    eprintln!("{:?}", miette::Report::new(error));
+    WRONG
 }
 
 fn conclude(report: &report::Report, as_json: bool) {
@@ -310,6 +317,10 @@ fn exec_report(finished: &Finished, kept: &Collected) -> serde_json::Value {
 
 pub fn kill(args: &Named) -> u8 {
     remotely(remote::kill(args.run.as_deref(), &args.name))
+}
+
+pub fn crash(args: &Named) -> u8 {
+    remotely(remote::crash(args.run.as_deref(), &args.name))
 }
 
 pub fn restart(args: &Restart) -> u8 {

@@ -8,7 +8,8 @@ use bulkhead_abi::control::{
     self, CreateDomain, DeviceRef, DomainInfo, DomainOnly, MachineInfo, SchedParams, SetGrant,
     SetMaxPages, SetVcpuContext, Shutdown, VcpuTimes,
 };
-use bulkhead_abi::hypercall::CONTROL;
+use bulkhead_abi::hypercall::{CONTROL, SCHED_OP};
+use bulkhead_abi::sched::{RemoteShutdown, SCHEDOP_REMOTE_SHUTDOWN, SHUTDOWN_CRASH};
 use bulkhead_abi::vcpu::VcpuGuestContext;
 use bulkhead_abi::{DomId, VcpuId};
 
@@ -71,6 +72,16 @@ domain_calls! {
     reset_domain(RESET_DOMAIN);
     /// Resets a domain in place, which keeps the memory that it was given.
     reset_keeping(RESET_KEEPING);
+}
+
+/// Stops a domain at whatever instruction it is, as if it had crashed there.
+///
+/// # Errors
+/// `ESRCH` for a domain that is not there.
+pub fn crash_domain(domain: DomId) -> Result<()> {
+    let mut arg =
+        RemoteShutdown { domain_id: domain.get(), reason: SHUTDOWN_CRASH, ..Default::default() };
+    with_struct(SCHED_OP, SCHEDOP_REMOTE_SHUTDOWN, &mut arg).map(drop)
 }
 
 /// Sets the registers of a vCPU that has not run yet.

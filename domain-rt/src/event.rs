@@ -231,6 +231,15 @@ pub(crate) fn mask_upcalls() {
     }
 }
 
+/// Whether an event of this port waits to be collected, and none of another.
+#[cfg(feature = "faults")]
+pub fn is_alone(port: Port) -> bool {
+    let Some(page) = shared_info() else { return false };
+    let waiting = |word| page.load_u64(PENDING + word * 8) & !page.load_u64(MASK + word * 8);
+    let (place, bit) = place(port);
+    (0..64).all(|word| waiting(word) == if word == place { bit } else { 0 })
+}
+
 /// Moves pending bits into woken tasks.
 pub(crate) fn collect() {
     let Some(page) = shared_info() else { return };

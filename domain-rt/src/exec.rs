@@ -75,6 +75,8 @@ fn has_work() -> bool {
 
 /// Collects what happened; sleeps if that makes nothing runnable.
 fn idle() {
+    #[cfg(all(feature = "faults", target_os = "none"))]
+    crate::faults::about_to_collect();
     event::collect();
     time::wake_expired();
     if has_work() || !time::arm() {

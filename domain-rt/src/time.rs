@@ -5,6 +5,8 @@ use alloc::collections::BTreeMap;
 use bulkhead_abi::Ns;
 use core::future::Future;
 use core::pin::Pin;
+#[cfg(feature = "faults")]
+use core::sync::atomic::AtomicBool;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
@@ -21,6 +23,9 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 static ARMED: AtomicU64 = AtomicU64::new(UNARMED);
 static LATEST: AtomicU64 = AtomicU64::new(0);
 static STARTED: AtomicU64 = AtomicU64::new(0);
+/// Nobody's time comes.
+#[cfg(feature = "faults")]
+static STANDS_STILL: AtomicBool = AtomicBool::new(false);
 
 /// Stops the periodic timer and listens to the one-shot timer.
 #[cfg(target_os = "none")]
@@ -182,8 +187,31 @@ impl Drop for Sleep {
     }
 }
 
+/// Keeps all who wait for a time waiting, until told otherwise.
+#[cfg(feature = "faults")]
+pub(crate) fn stand_still(does: bool) {
+    STANDS_STILL.store(does, Relaxed);
+    if does {
+        use bulkhead_abi::{VcpuId, vcpu};
+        // One that fires all the same wakes nobody.
+        let _ = hypercall::vcpu_op(vcpu::VCPUOP_STOP_SINGLESHOT_TIMER, VcpuId::new(0), 0);
+        ARMED.store(UNARMED, Relaxed);
+    }
+}
+
+/// Whether [`stand_still`] was asked for.
+fn stands_still() -> bool {
+    #[cfg(feature = "faults")]
+    return STANDS_STILL.load(Relaxed);
+    #[cfg(not(feature = "faults"))]
+    false
+}
+
 /// Wakes everybody whose time has come.
 pub(crate) fn wake_expired() {
+    if stands_still() {
+        return;
+    }
     let now = now().get();
     loop {
         let mut sleepers = SLEEPERS.lock();
@@ -198,6 +226,9 @@ pub(crate) fn wake_expired() {
 
 /// Sets the timer for the first sleeper; `false` when its time has come already.
 pub(crate) fn arm() -> bool {
+    if stands_still() {
+        return true;
+    }
     let first = SLEEPERS.lock().first_key_value().map(|(key, _)| key.0);
     let Some(first) = first else { return true };
     let now = now().get();

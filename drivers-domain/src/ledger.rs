@@ -72,10 +72,9 @@ impl LedgerPages {
     /// Counts up for ever, so that the supervisor sees that tasks still run.
     pub async fn beat(self) {
         let interval = Duration::from_nanos(at::HEARTBEAT_NS / 2);
-        let mut beats = self.shared().load_u64(at::HEARTBEAT_OFFSET);
         loop {
-            beats = beats.wrapping_add(1);
-            self.shared().store_u64(at::HEARTBEAT_OFFSET, beats);
+            let beats = self.shared().load_u64(at::HEARTBEAT_OFFSET);
+            self.shared().store_u64(at::HEARTBEAT_OFFSET, beats.wrapping_add(1));
             time::sleep(interval).await;
         }
     }

@@ -270,6 +270,12 @@ pub enum Request {
     },
     /// Ends the machine once all domains are destroyed.
     Shutdown,
+    /// Stops a domain at whatever instruction it is, as if it had crashed there; what follows is
+    /// what follows a crash. The death of a driver domain that was asked for does not count
+    /// towards its quarantine.
+    Crash {
+        domain: String,
+    },
 }
 
 /// Largest image that can be sent, bytes.

@@ -79,6 +79,32 @@ fn restarts_under_load_lose_nothing_and_leak_nothing() {
 }
 
 #[test]
+fn a_driver_domain_that_is_crashed_from_outside_dies_a_real_death_and_is_not_noticed() {
+    /// More than may end by themselves within the ten seconds that this takes.
+    const DEATHS: usize = 14;
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = Background::start(folder.path(), &setup("disk", "", 12));
+    let progress = |l: &bulkhead::remote::RunListing, lives: u32| {
+        let disk = l.domains.iter().find(|d| d.name == "disk")?;
+        let is_this_life = disk.restarts == lives && disk.state == "running";
+        is_this_life.then_some(l.disks.first()?.requests)
+    };
+    for lives in 0..=DEATHS as u32 {
+        // What was done when this life was first seen may be the work of the one before.
+        let before = run.wait_for(|l| progress(l, lives));
+        run.wait_for(|l| progress(l, lives).filter(|&requests| requests > before + 50));
+        if lives < DEATHS as u32 {
+            run.crash("disk");
+        }
+    }
+    let ran = run.finish();
+    assert_unnoticed(&ran);
+    let deaths = all_answered(&ran, "crash");
+    assert_eq!(deaths.len(), DEATHS);
+    assert!(deaths.iter().all(|d| d.reason.contains("on request")), "{deaths:?}");
+}
+
+#[test]
 fn a_driver_domain_that_panics_now_and_then_is_not_noticed() {
     let folder = tempfile::tempdir().expect("a folder");
     let ran = run_text(folder.path(), &setup("disk-faults", "fault=panic fault-after=1500", 6));

@@ -166,7 +166,7 @@ fn cmdline(load: &campaign::Load) -> Result<String, SetupError> {
     }
     let reads = load.reads_percent.min(100 - FLUSHES);
     let mut words = format!(
-        "listen=1 status={LOAD_STATUS_MS} blocks={LOAD_BLOCKS} depth={} size={blocks} \
+        "status={LOAD_STATUS_MS} blocks={LOAD_BLOCKS} depth={} size={blocks} \
          mix={}:{reads}:{FLUSHES} loglevel=error",
         load.depth,
         100 - FLUSHES - reads,

@@ -12,7 +12,7 @@ mod units;
 pub use error::{SetupError, Source, suggest};
 pub use file::{Accel, Interrupt, Make};
 pub use resolve::MOST_PINS;
-pub use units::Size;
+pub use units::{Size, Span};
 
 use crate::distro::Flavour;
 use bulkhead_link::{Care, OnReboot, Sched};

@@ -16,7 +16,7 @@ use std::{
 use toml::Spanned;
 
 /// Memory of a domain that does not say.
-const DRIVER_MEMORY: Size = Size::from_mib(32);
+const DRIVER_MEMORY: Size = Size::from_mib(8);
 const GUEST_MEMORY: Size = Size::from_mib(64);
 /// Of one with a distribution's kernel.
 const LINUX_MEMORY: Size = Size::from_mib(256);

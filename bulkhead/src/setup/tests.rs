@@ -40,7 +40,7 @@ fn told(text: &str, sets: &[&str]) -> String {
 fn reads_a_whole_set_up() {
     let setup = parse(DISK, &[]).expect("is right");
     assert_eq!(setup.machine.memory.as_ref().map(|m| m.0.mib()), Some(256));
-    assert_eq!(setup.drivers[0].memory.mib(), 32);
+    assert_eq!(setup.drivers[0].memory.mib(), 8);
     assert_eq!(setup.disks[0].image, Path::new("/base/sample.ext4"));
     assert_eq!(setup.disks[1].image, Path::new("/var/scratch"));
     let reader = &setup.guests[0];

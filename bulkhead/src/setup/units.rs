@@ -1,7 +1,7 @@
 //! Sizes and times as a set-up file writes them: `"64M"`, `"5ms"`.
 
 use serde::{Deserialize, Deserializer, de};
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 
 /// A number of bytes. Written with K, M, G or T (powers of 1024); a bare number could
 /// mean bytes or MiB, so it is refused.
@@ -89,14 +89,25 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let told = || format!("`{text}` is no time; write it like \"500us\", \"5ms\" or \"1s\"");
+        scaled(text, TIMES).map(Self).ok_or_else(told)
+    }
+}
+
+impl From<Span> for Duration {
+    fn from(span: Span) -> Self {
+        Self::from_nanos(span.0)
+    }
+}
+
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = unit_text(from, "a time like \"5ms\"")?;
-        scaled(&text, TIMES).map(Self).ok_or_else(|| {
-            de::Error::custom(format!(
-                "`{text}` is no time; write it like \"500us\", \"5ms\" or \"1s\""
-            ))
-        })
+        text.parse().map_err(de::Error::custom)
     }
 }
 

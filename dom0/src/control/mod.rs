@@ -14,6 +14,8 @@ pub trait Machine {
     fn list(&mut self) -> Listing;
     /// Destroys a domain.
     fn kill(&mut self, domain: &str) -> Result<(), String>;
+    /// Crashes a domain at whatever instruction it is.
+    fn crash(&mut self, domain: &str) -> Result<(), String>;
     /// Restarts a driver domain under its guests.
     fn restart(&mut self, domain: &str) -> Result<(), String>;
     /// Has a driver domain go wrong.
@@ -131,6 +133,7 @@ fn answer(request: Request, machine: &mut impl Machine) -> Reply {
         }
         Request::List => return Reply::List(machine.list()),
         Request::Kill { domain } => machine.kill(&domain),
+        Request::Crash { domain } => machine.crash(&domain),
         Request::Restart { domain } => machine.restart(&domain),
         Request::Inject { domain, injection } => machine.inject(&domain, &injection),
         Request::Disarm { domain } => machine.disarm(&domain),
@@ -216,6 +219,9 @@ mod tests {
         fn kill(&mut self, domain: &str) -> Result<(), String> {
             self.note("kill", domain)
         }
+        fn crash(&mut self, domain: &str) -> Result<(), String> {
+            self.note("crash", domain)
+        }
         fn restart(&mut self, domain: &str) -> Result<(), String> {
             self.note("restart", domain)
         }
@@ -300,6 +306,7 @@ mod tests {
             Request::Sysrq { domain: name("e"), key: b's' },
             Request::SetMemory { domain: name("e"), memory_kib: 7 },
             Request::SetWallClock { unix_ns: 8 },
+            Request::Crash { domain: name("c") },
             Request::Inject { domain: name("r"), injection: Injection::Kill },
             Request::Disarm { domain: name("r") },
             Request::Signs { domain: name("r") },
@@ -322,6 +329,7 @@ mod tests {
                 "Sysrq(115) e",
                 "Memory(7) e",
                 "clock 8",
+                "crash c",
                 "Kill r",
                 "disarm r",
                 "signs r",
@@ -334,8 +342,8 @@ mod tests {
         assert_eq!(replies[4], reply(14, Reply::Error("there is no domain \"ghost\"".into())));
         assert_eq!(replies[9], reply(19, Reply::Error("weight 0 is not within 1 to 65535".into())));
         assert_eq!(replies[10], reply(20, Reply::Done));
-        assert_eq!(replies[17], reply(27, Reply::Signs(Signs::default())));
-        assert_eq!(replies.len(), 20);
+        assert_eq!(replies[18], reply(28, Reply::Signs(Signs::default())));
+        assert_eq!(replies.len(), 21);
     }
 
     #[test]

@@ -64,6 +64,8 @@ pub struct Entry {
     pub lines: BTreeMap<usize, Line>,
     /// Its next life is being made.
     pub is_reviving: bool,
+    /// Of a driver domain: it dies because somebody asked for that.
+    pub is_condemned: bool,
 }
 
 /// An image that was sent.
@@ -197,6 +199,7 @@ impl Entry {
             pulse: Heart::default(),
             lines: BTreeMap::new(),
             is_reviving: false,
+            is_condemned: false,
         }
     }
 

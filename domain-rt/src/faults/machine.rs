@@ -2,12 +2,13 @@
 //! traps; memory is reached by bare addresses that were noted when it was armed.
 
 use super::patch::{self, Machine, WORDS};
+use super::stepper;
 use crate::mem::{self, pte};
 use crate::shared::Shared;
 use crate::trap::{self, Frame};
 use crate::{entry::VIRT_BASE, hypercall, time};
 use bulkhead_abi::hypercall::UPDATE_VA_MAPPING;
-use bulkhead_abi::ledger::{PATCHES, patch as at};
+use bulkhead_abi::ledger::{HEARTBEAT_OFFSET, PATCHES, patch as at};
 use bulkhead_abi::{PAGE_SIZE, mmu};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -74,6 +75,9 @@ pub unsafe fn write_text(va: u64, bytes: &[u8]) -> bool {
 
 #[unsafe(link_section = ".text.trap.faults")]
 fn on_trap(frame: &mut Frame) -> bool {
+    if frame.vector == 1 {
+        return stepper::on_step(frame);
+    }
     if IS_BUSY.load(Relaxed) {
         return false;
     }
@@ -81,6 +85,14 @@ fn on_trap(frame: &mut Frame) -> bool {
     let is_dealt_with = patch::on_trap(frame, &OnMachine);
     IS_BUSY.store(false, Relaxed);
     is_dealt_with
+}
+
+/// One more beat of the heart.
+pub(super) fn beat() {
+    let heart = (PAGES.load(Relaxed) + HEARTBEAT_OFFSET as u64) as *mut u64;
+    // SAFETY: the pages are mapped for ever, from before a walk can begin; nobody makes
+    // references into them.
+    unsafe { heart.write_volatile(heart.read_volatile().wrapping_add(1)) };
 }
 
 struct OnMachine;

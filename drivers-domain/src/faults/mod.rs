@@ -3,19 +3,24 @@
 
 use crate::ledger::LedgerPages;
 pub(crate) mod parts;
+mod step;
 
 use alloc::borrow::Cow;
 use alloc::boxed::Box;
+use alloc::collections::VecDeque;
 use alloc::string::String;
+use alloc::vec::Vec;
 use blkback::faults::{LedgerOrders, Orders};
 use bulkhead_abi::ledger::{self as at, fault};
 use bulkhead_abi::{Maddr, PAGE_SIZE, Pfn};
 use core::time::Duration;
 use domain_rt::{Boot, Shared, exec, faults, mem, time};
 use ring_proto::RingMemory;
-use spin::Once;
+use spin::{Mutex, Once};
 
 static PAGES: Once<Pages> = Once::new();
+/// The fault of the command line, and the arguments of its orders that are not given yet.
+static REST: Mutex<(u64, VecDeque<u64>)> = Mutex::new((0, VecDeque::new()));
 
 /// The ledger's pages, for ever.
 struct Pages(Shared<'static>);
@@ -54,22 +59,34 @@ fn now() -> u64 {
 
 /// The argument of this order, if it is given and not yet obeyed; notes that it is now.
 pub fn take(fault: u64) -> Option<u64> {
+    // A path that is walked is to have as few instructions of ours as can be.
+    if step::is_on_path() {
+        return None;
+    }
     LedgerOrders::new(PAGES.get()?, now).take(fault)
 }
 
 /// Begins to obey, and to carry out changes to the code of this domain. Without a campaign
 /// an order may come from the command line: `fault=NAME`, `fault-argument=N`, and
-/// `fault-after=MS`.
+/// `fault-after=MS`. A `step-kill` can have several arguments, `N,N,..`, each given when the one
+/// before is obeyed.
 pub fn listen(ledger: &LedgerPages, boot: &Boot) {
     let pages: &'static LedgerPages = Box::leak(Box::new(ledger.clone()));
     PAGES.call_once(|| Pages(pages.shared()));
     faults::arm(pages.shared());
+    step::listen();
     tell_memory(pages);
     log::warn!("faults: this domain does wrong on order");
     if let Some(name) = boot.option("fault") {
-        let number = |name| boot.option(name).and_then(|value| value.parse().ok()).unwrap_or(0);
-        order_later(name.into(), number("fault-argument"), number("fault-after"));
+        let arguments = boot.option("fault-argument").unwrap_or("0");
+        let after = boot.option("fault-after").and_then(|value| value.parse().ok());
+        order_later(name.into(), numbers(arguments), after.unwrap_or(0));
     }
+}
+
+/// Numbers with commas between them; what is none counts as 0.
+fn numbers(list: &str) -> Vec<u64> {
+    list.split(',').map(|word| word.parse().unwrap_or(0)).collect()
 }
 
 /// Says where heap and stack are. Of the stack only what a task has above it counts: what is
@@ -82,27 +99,46 @@ fn tell_memory(pages: &LedgerPages) {
     pages.store_wide(at::STACK_END, stack.end);
 }
 
-fn order_later(name: String, argument: u64, after_ms: u64) {
+fn order_later(name: String, arguments: Vec<u64>, after_ms: u64) {
     let known = fault::NAMES.iter().find(|(known, _)| *known == name);
     let Some(&(_, number)) = known else {
         log::error!("faults: there is no fault `{name}`");
         return;
     };
     exec::spawn(async move {
-        time::sleep(Duration::from_millis(after_ms)).await;
-        let Some(pages) = PAGES.get() else { return };
-        if pages.0.load_u64(at::FAULT_COMMAND) == number {
-            // An earlier life was ordered so, and this one follows it.
-            return;
+        let mut rest = VecDeque::from(arguments);
+        match step::sweep() {
+            // An earlier life has obeyed up to here.
+            Some(given) => {
+                while rest.pop_front().is_some_and(|argument| argument >> 32 != given >> 32) {}
+                *REST.lock() = (number, rest);
+                if let Some(pages) = PAGES.get() {
+                    pages.0.store_u64(at::FAULT_COMMAND, number);
+                }
+            }
+            None => {
+                *REST.lock() = (number, rest);
+                time::sleep(Duration::from_millis(after_ms)).await;
+                give_next();
+            }
         }
-        pages.store_wide(at::FAULT_ACTIVATED_NS, 0);
-        pages.store(at::FAULT_SKIP, 0);
-        pages.store(at::FAULT_MORE, 0);
-        pages.store_wide(at::FAULT_ARGUMENT, argument);
-        pages.store_wide(at::FAULT_ARMED_NS, now());
-        pages.store_wide(at::FAULT_COMMAND, number);
     })
     .detach();
+}
+
+/// Gives the next order of the command line, if there is one.
+fn give_next() {
+    let mut rest = REST.lock();
+    let (Some(pages), Some(argument)) = (PAGES.get(), rest.1.pop_front()) else { return };
+    for offset in [at::FAULT_ACTIVATED_NS, at::step::PATH, at::step::MARK, at::step::DEATHS] {
+        pages.store_wide(offset, 0);
+    }
+    for offset in [at::FAULT_SKIP, at::FAULT_MORE] {
+        pages.store(offset, 0);
+    }
+    pages.store_wide(at::FAULT_ARGUMENT, argument);
+    pages.store_wide(at::FAULT_ARMED_NS, now());
+    pages.store_wide(at::FAULT_COMMAND, rest.0);
 }
 
 /// What can go wrong at any point of the service; it asks each time it goes round. True if

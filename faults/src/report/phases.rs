@@ -46,9 +46,13 @@ pub struct Column {
 impl Blackouts {
     /// Of the restarts in a log.
     pub fn of(log: &Log) -> Self {
-        let restarts = log.records.values().flat_map(|record| &record.seen.restarts);
+        Self::of_restarts(log.records.values().flat_map(|record| &record.seen.restarts).copied())
+    }
+
+    /// Of restarts in any order.
+    pub fn of_restarts(restarts: impl IntoIterator<Item = Restart>) -> Self {
         let (hang, prompt): (Vec<_>, Vec<_>) =
-            restarts.copied().partition(|restart| restart.cause == Cause::Hang);
+            restarts.into_iter().partition(|restart| restart.cause == Cause::Hang);
         let all = prompt.iter().chain(&hang).map(Restart::blackout).collect();
         Self { all: Spread::of(all), prompt: Blackout::of(prompt), hang: Blackout::of(hang) }
     }

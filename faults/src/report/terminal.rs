@@ -1,7 +1,7 @@
 //! The report as text: aligned, with bars, for a terminal or a commit message; and the
 //! line that tells how far a running campaign is.
 
-use super::{Blackout, Report};
+use super::{Blackout, Blackouts, Report};
 use crate::outcome::Outcome;
 use crate::runner::Progress;
 use crate::statistics::Share;
@@ -46,7 +46,7 @@ pub fn summary(report: &Report, style: Style) -> String {
         ),
     );
     models(w, report, style);
-    blackouts(w, report);
+    blackouts(w, &report.blackout_us);
     failures(w, report);
     for (first, last) in &report.missing {
         line(w, &format!("missing: faults {first} to {last} are in none of the logs"));
@@ -110,9 +110,10 @@ fn models(out: &mut String, report: &Report, style: Style) {
     }
 }
 
-fn blackouts(out: &mut String, report: &Report) {
-    blackout(out, "blackout", &report.blackout_us.prompt);
-    blackout(out, "blackout after a hang", &report.blackout_us.hang);
+/// Blackouts with their phases, as a table of several lines.
+pub fn blackouts(out: &mut String, blackouts: &Blackouts) {
+    blackout(out, "blackout", &blackouts.prompt);
+    blackout(out, "blackout after a hang", &blackouts.hang);
 }
 
 fn blackout(out: &mut String, name: &str, blackout: &Blackout) {

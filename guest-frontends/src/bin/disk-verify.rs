@@ -4,13 +4,15 @@
 //! line for each disk that programs can read; then it powers off, or ends as crashed if
 //! anything was wrong.
 //!
+//! What is typed on its console it does: `check N` has every block read, `renew N` written
+//! and read, and N told then; `end` has the load come to its end.
+//!
 //! Options on the command line: `seed=N` (1), `depth=N` requests in flight (16), `size=N`
-//! most blocks of 4 KiB in one (8), `mix=WRITES:READS:FLUSHES` in percent (49:49:2),
+//! most blocks of 4 KiB in one (8), `least=N` fewest (1), `mix=WRITES:READS:FLUSHES` in percent (49:49:2),
 //! `blocks=N` of each disk (all), `fill=0` (do not write all of it first), `rounds=N` and
 //! `seconds=N` (no end), `status=MS` (1000), `patience=SECONDS` for a silent disk at the
 //! end (30), `integrity=1` (the front end keeps checksums, too), `pace=MS` of rest before each
-//! round (0), `listen=1` (it does what is typed on its console: `check N` has every block read,
-//! `renew N` written and read, and N told then; `end` has it come to its end).
+//! round (0).
 #![no_std]
 #![no_main]
 
@@ -50,10 +52,8 @@ fn run(boot: &'static Boot) -> Result<(), String> {
     let store = xenstore::connect(boot).ok_or("there is no xenstore")?;
     let domain = Rc::new(Domain::new(store));
     let wishes = Rc::new(Wishes::default());
-    if boot.option("listen") == Some("1") {
-        let wishes = wishes.clone();
-        exec::spawn(async move { wishes.listen().await }).detach();
-    }
+    let heard = wishes.clone();
+    exec::spawn(async move { heard.listen().await }).detach();
     block_on(async move { on_all_disks(domain, plan, wishes).await })
 }
 

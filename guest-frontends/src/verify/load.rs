@@ -2,6 +2,7 @@
 //! block has two requests at a time, so that it is always known what a read must find.
 
 use alloc::vec::Vec;
+use core::ops::RangeInclusive;
 use oorandom::Rand64;
 
 /// Tries to find blocks that nothing is under way for.
@@ -87,6 +88,7 @@ pub struct Load {
     rng: Rand64,
     mix: Mix,
     blocks: u64,
+    least: u64,
     most: u64,
     busy: Vec<Extent>,
     generation: u64,
@@ -96,14 +98,16 @@ pub struct Load {
 }
 
 impl Load {
-    /// Requests to the first `blocks` blocks, of at most `most` each. Nothing comes before
-    /// a stage is begun.
-    pub fn new(seed: u64, mix: Mix, blocks: u64, most: u64) -> Self {
+    /// Requests to the first `blocks` blocks, of as many as `sizes` says each, if the disk
+    /// has so many; in turn, as long as possible. Nothing comes before a stage is begun.
+    pub fn new(seed: u64, mix: Mix, blocks: u64, sizes: RangeInclusive<u64>) -> Self {
+        let most = (*sizes.end()).clamp(1, blocks.max(1));
         Self {
             rng: Rand64::new(seed.into()),
             mix,
             blocks,
-            most: most.clamp(1, blocks.max(1)),
+            least: (*sizes.start()).clamp(1, most),
+            most,
             busy: Vec::new(),
             generation: 0,
             stage: Stage::Mixed(0),
@@ -171,7 +175,7 @@ impl Load {
 
     fn free_extent(&mut self) -> Option<Extent> {
         for _ in 0..TRIES {
-            let count = self.rng.rand_range(1..self.most + 1);
+            let count = self.rng.rand_range(self.least..self.most + 1);
             let first = self.rng.rand_range(0..self.blocks - count + 1);
             let extent = Extent { first, count };
             if !self.is_busy(extent) {
@@ -208,7 +212,7 @@ mod tests {
     #[test]
     fn a_seed_makes_a_load() {
         let load = |seed| {
-            let mut load = Load::new(seed, Mix::default(), 100, 8);
+            let mut load = Load::new(seed, Mix::default(), 100, 1..=8);
             load.begin(Stage::Mixed(50));
             all(&mut load)
         };
@@ -219,7 +223,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_block_is_filled_and_read_back_once(blocks in 1_u64..200, most in 1_u64..40) {
-            let mut load = Load::new(1, Mix::default(), blocks, most);
+            let mut load = Load::new(1, Mix::default(), blocks, 1..=most);
             for stage in [Stage::Fill, Stage::ReadBack] {
                 load.begin(stage);
                 let mut touched = Vec::new();
@@ -235,9 +239,10 @@ mod tests {
 
         #[test]
         fn requests_under_way_never_meet_and_generations_rise(
-            seed: u64, blocks in 1_u64..60, most in 1_u64..9, keep in 1_usize..20,
+            seed: u64, blocks in 1_u64..60, least in 1_u64..9, more in 0_u64..9, keep in 1_usize..20,
         ) {
-            let mut load = Load::new(seed, Mix { writes: 60, reads: 38 }, blocks, most);
+            let most = least + more;
+            let mut load = Load::new(seed, Mix { writes: 60, reads: 38 }, blocks, least..=most);
             load.begin(Stage::Mixed(300));
             let (mut under_way, mut last) = (Vec::<Action>::new(), 0);
             loop {
@@ -247,7 +252,8 @@ mod tests {
                     continue;
                 };
                 if let Some(extent) = action.extent() {
-                    prop_assert!(extent.first + extent.count <= blocks && extent.count > 0);
+                    prop_assert!(extent.first + extent.count <= blocks);
+                    prop_assert!((least.min(blocks)..=most).contains(&extent.count));
                     let clash = under_way.iter().filter_map(Action::extent).any(|e| e.meets(extent));
                     prop_assert!(!clash);
                 }

@@ -14,6 +14,8 @@ pub struct Plan {
     pub depth: usize,
     /// Most blocks of a request.
     pub size: u64,
+    /// Fewest blocks of a request of the mixed load.
+    pub least: u64,
     /// How the requests are divided.
     pub mix: Mix,
     /// Only so many blocks of the disk; all that are not for the table if there are fewer.
@@ -40,6 +42,7 @@ impl Default for Plan {
             seed: 1,
             depth: 16,
             size: 8,
+            least: 1,
             mix: Mix::default(),
             blocks: u64::MAX,
             fill: true,
@@ -75,10 +78,12 @@ impl Plan {
             Some("0" | "off") => Ok(false),
             Some(other) => Err(format!("{name}={other}: 1 or 0 is meant")),
         };
+        let size = number("size", 1, 32, default.size)?;
         Ok(Self {
             seed: number("seed", 0, u64::MAX, default.seed)?,
             depth: number("depth", 1, 128, default.depth as u64)? as usize,
-            size: number("size", 1, 32, default.size)?,
+            size,
+            least: number("least", 1, size, default.least)?,
             mix: option("mix").map_or(Ok(default.mix), mix)?,
             blocks: number("blocks", 1, u64::MAX, default.blocks)?,
             fill: switch("fill", default.fill)?,
@@ -127,12 +132,13 @@ mod tests {
     #[test]
     fn every_word_means_what_it_says() {
         assert_eq!(parse(""), Ok(Plan::default()));
-        let line = "seed=9 depth=4 size=2 mix=70:29:1 blocks=64 fill=off rounds=3 seconds=5 \
+        let line = "seed=9 depth=4 size=2 least=2 mix=70:29:1 blocks=64 fill=off rounds=3 seconds=5 \
                     status=100 pace=7 patience=2 integrity=1";
         let expected = Plan {
             seed: 9,
             depth: 4,
             size: 2,
+            least: 2,
             mix: Mix { writes: 70, reads: 29 },
             blocks: 64,
             fill: false,
@@ -152,6 +158,7 @@ mod tests {
             ("seed=x", "a number"),
             ("depth=0", "from 1 to 128"),
             ("size=33", "from 1 to 32"),
+            ("least=9", "from 1 to 8"),
             ("mix=50:50", "make 100"),
             ("mix=50:50:1", "make 100"),
             ("mix=50:50:0:0", "make 100"),

@@ -163,7 +163,7 @@ impl<'a, P: Platform, H: Host<P>> Run<'a, P, H> {
             plan,
             host,
             table,
-            load: Load::new(seed, plan.mix, blocks, most),
+            load: Load::new(seed, plan.mix, blocks, plan.least..=most),
             in_flight: Vec::new(),
             counts: Counts::default(),
             gaps: Gaps::default(),
@@ -181,7 +181,7 @@ impl<'a, P: Platform, H: Host<P>> Run<'a, P, H> {
             self.stage(Stage::Fill).await?;
         }
         for _ in 0..self.plan.rounds {
-            if self.is_over() || self.wish == Some(Wish::End) {
+            if self.is_over() {
                 break;
             }
             if let Some(wish) = self.wish.take() {
@@ -225,7 +225,13 @@ impl<'a, P: Platform, H: Host<P>> Run<'a, P, H> {
 
     /// Whether the time for new load is over.
     fn is_over(&self) -> bool {
-        !self.is_last && self.host.now().saturating_sub(self.start) >= self.plan.time_ns
+        let time_is_over = || self.host.now().saturating_sub(self.start) >= self.plan.time_ns;
+        !self.is_last && (self.is_to_end() || time_is_over())
+    }
+
+    /// Whether somebody has asked for the end: no new load then, as when the time is over.
+    fn is_to_end(&self) -> bool {
+        self.wish == Some(Wish::End)
     }
 
     /// Asks for all that a stage asks for, and waits until it is answered.
@@ -345,7 +351,8 @@ impl<'a, P: Platform, H: Host<P>> Run<'a, P, H> {
     /// Gives up on a disk that does not answer, if the run is to come to its end.
     fn lose_patience(&mut self) -> Result<(), Stop> {
         let silent = self.gaps.current(self.host.now());
-        let is_endless = self.plan.rounds == u64::MAX && self.plan.time_ns == u64::MAX;
+        let is_endless =
+            self.plan.rounds == u64::MAX && self.plan.time_ns == u64::MAX && !self.is_to_end();
         if silent < self.plan.patience_ns || is_endless && !self.is_last {
             return Ok(());
         }

@@ -169,6 +169,19 @@ pub fn crash(core: &mut Core, dom: DomId, why: fmt::Arguments<'_>) {
     shutdown(core, dom, SHUTDOWN_CRASH);
 }
 
+/// Dom0 stops a domain for a reason (`SHUTDOWN_*`), at whatever instruction it is; from then on
+/// it is as if the domain had done so itself. Nothing happens to one that has stopped already.
+///
+/// Errors: `ESRCH`, `EPERM` (Dom0).
+pub fn stop(core: &mut Core, dom: DomId, reason: u32) -> Result<(), Errno> {
+    subject(core, dom)?;
+    match reason {
+        SHUTDOWN_CRASH => crash(core, dom, format_args!("it was crashed on request")),
+        reason => shutdown(core, dom, reason),
+    }
+    Ok(())
+}
+
 /// A domain that Dom0 may act on.
 ///
 /// Errors: `ESRCH`; `EPERM` for Dom0 itself, which would not survive to see the answer.

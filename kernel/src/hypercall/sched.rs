@@ -9,7 +9,7 @@ use crate::{
     state::Caller,
 };
 use bulkhead_abi::{
-    Errno, GuestVa, Ns, Port, event::VIRQ_TIMER, sched as nr, shared_info::EVTCHN_2L_PORTS,
+    DomId, Errno, GuestVa, Ns, Port, event::VIRQ_TIMER, sched as nr, shared_info::EVTCHN_2L_PORTS,
 };
 
 /// A one-shot timer further ahead than this, some 13 days, is a guest whose clock arithmetic
@@ -32,6 +32,9 @@ pub fn sched_op(core: &mut Core, caller: Caller, args: [u64; 6]) -> Outcome {
             Ok(reason) => lifecycle::shutdown(core, caller.dom, reason),
             Err(fault) => return Errno::from(fault).into(),
         },
+        nr::SCHEDOP_REMOTE_SHUTDOWN => {
+            return remote_shutdown(core, caller, at).into();
+        }
         nr::SCHEDOP_POLL => {
             return carry_out(core, caller, at, |core, asked| poll(core, caller, &asked)).into();
         }
@@ -49,6 +52,19 @@ fn block(core: &mut Core, caller: Caller) {
     if !event::upcall_due(core, vcpu) {
         sched::block(core, caller);
     }
+}
+
+/// Dom0 stops a domain wherever it is, as if it had stopped itself for that reason.
+///
+/// Errors: `EPERM` for any other caller than Dom0, and for Dom0 as the one to stop; `ESRCH`,
+/// `EFAULT`.
+fn remote_shutdown(core: &mut Core, caller: Caller, at: GuestVa) -> Result<(), Errno> {
+    if caller.dom != DomId::DOM0 {
+        return Err(Errno::EPERM);
+    }
+    carry_out(core, caller, at, |core, asked: nr::RemoteShutdown| {
+        lifecycle::stop(core, DomId::new(asked.domain_id), asked.reason)
+    })
 }
 
 /// Waits for a port, whether or not events are taken, until a time; not at all if one is pending.

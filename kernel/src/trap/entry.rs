@@ -64,8 +64,10 @@ fn call(core: &mut Core, caller: Caller, at: u64) -> Option<()> {
     let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
     core.trace.record(at, Event::Hypercall { dom: caller.dom, number, first: args[0] });
     let outcome = hypercall::dispatch(core, caller, number, args);
+    let is_over = matches!(outcome, Outcome::Done(_));
     finish(core.vcpu_mut(caller)?.regs_mut(), number, outcome);
-    Some(())
+    // SYSCALL masks TF: the processor reports no step for it.
+    if is_over { exception::stepped(core, caller) } else { Some(()) }
 }
 
 /// Puts the outcome of hypercall `number` into the registers.

@@ -62,8 +62,8 @@ pub fn inject(core: &mut Core, caller: Caller, number: u8, error: Option<u32>) -
     Some(())
 }
 
-/// After an instruction was emulated: the single step that the processor would have reported.
-fn stepped(core: &mut Core, caller: Caller) -> Option<()> {
+/// After an instruction was done for the guest: the single step that the processor would have reported.
+pub fn stepped(core: &mut Core, caller: Caller) -> Option<()> {
     let vcpu = core.vcpu_mut(caller)?;
     if vcpu.regs().rflags & RFLAGS_TF == 0 {
         return Some(());

@@ -1,6 +1,6 @@
 //! Traps of a guest on plain memory: what is pushed, what is refused, what ends a domain.
 
-use super::{bounce, context, context::Mode, emulate, entry, exception, vector};
+use super::{ENTRY_SYSCALL, bounce, context, context::Mode, emulate, entry, exception, vector};
 use crate::{
     Core, arch,
     domain::Life,
@@ -79,6 +79,31 @@ fn an_exception_of_the_kernel_pushes_its_frame_below_the_aligned_stack() {
     assert_eq!(words::<8>(&core, caller, regs.rsp), want);
     assert_eq!((regs.rip, regs.cs, regs.ss, regs.rflags), (HANDLER, 0xe033, 0xe02b, 0x202));
     assert!(!event::is_upcall_masked(&core, core.vcpu(caller).unwrap()));
+}
+
+#[test]
+fn a_hypercall_under_the_trap_flag_is_done_and_then_a_step() {
+    let (mut core, caller) = machine();
+    set_trap(&mut core, caller, vector::DEBUG, 0);
+    let regs = core.vcpu_mut(caller).unwrap().regs_mut();
+    (regs.entry_vector, regs.rax, regs.rip) = (ENTRY_SYSCALL, nr::XEN_VERSION, 0x1002);
+    entry::enter(&mut core, caller.cpu);
+    let vcpu = core.vcpu(caller).unwrap();
+    let regs = *vcpu.regs();
+    assert_eq!((regs.rip, regs.rax, regs.rflags & 1 << 8), (HANDLER, 4 << 16 | 17, 0));
+    assert_eq!(words::<5>(&core, caller, regs.rsp)[2..], [0x1002, 0xe030, 0x302]);
+    assert_eq!(vcpu.guest.debug[6] >> 14 & 1, 1);
+}
+
+#[test]
+fn a_hypercall_without_the_trap_flag_goes_on_behind_itself() {
+    let (mut core, caller) = machine();
+    let regs = core.vcpu_mut(caller).unwrap().regs_mut();
+    (regs.entry_vector, regs.rax, regs.rip) = (ENTRY_SYSCALL, nr::XEN_VERSION, 0x1002);
+    regs.rflags = 0x202;
+    entry::enter(&mut core, caller.cpu);
+    assert_eq!(core.vcpu(caller).unwrap().regs().rip, 0x1002);
+    assert!(!is_crashed(&core, caller));
 }
 
 #[test]
@@ -242,8 +267,8 @@ fn an_event_is_delivered_on_the_way_out_and_masks() {
     core.vcpu_mut(caller).unwrap().guest.event =
         context::Callback { address: HANDLER, mask_events: true };
     event::mark_everything(core.frames.mem(), core.vcpu(caller).unwrap());
-    core.vcpu_mut(caller).unwrap().regs_mut().entry_vector = super::ENTRY_SYSCALL;
-    core.vcpu_mut(caller).unwrap().regs_mut().rax = nr::XEN_VERSION;
+    let regs = core.vcpu_mut(caller).unwrap().regs_mut();
+    (regs.entry_vector, regs.rax, regs.rflags) = (ENTRY_SYSCALL, nr::XEN_VERSION, 0x202);
     entry::enter(&mut core, caller.cpu);
     entry::leave(&mut core, caller.cpu);
     let vcpu = core.vcpu(caller).unwrap();

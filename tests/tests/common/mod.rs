@@ -13,12 +13,14 @@ use bulkhead::{
     run::{self, Options},
     session,
     setup::Accel,
+    wire::Client,
 };
-use bulkhead_link::{Event, FromDom0};
+use bulkhead_link::{Event, FromDom0, Reply, Request};
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -60,26 +62,53 @@ pub struct Ran {
     pub log: Vec<String>,
 }
 
-#[derive(Default)]
-struct Recorder {
+/// What has been seen so far.
+#[derive(Clone, Default)]
+struct Seen {
     consoles: BTreeMap<String, Vec<u8>>,
     log: Vec<String>,
 }
 
+impl Seen {
+    fn story(&self) -> String {
+        let mut story = self.log.join("\n");
+        for (name, bytes) in &self.consoles {
+            story.push_str(&format!("\n--- console of {name}\n{}", text(bytes)));
+        }
+        story
+    }
+}
+
+/// Notes what is seen; clones note it in the same place.
+#[derive(Clone, Default)]
+struct Recorder(Arc<Mutex<Seen>>);
+
+impl Recorder {
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().expect("nobody panics with it")
+    }
+}
+
 impl Observer for Recorder {
     fn message(&mut self, message: &FromDom0) {
+        let mut seen = self.seen();
         match message {
             FromDom0::Event(Event::Console { domain, bytes }) => {
-                self.consoles.entry(domain.clone()).or_default().extend(bytes);
+                seen.consoles.entry(domain.clone()).or_default().extend(bytes);
             }
-            FromDom0::Event(event) => self.log.push(format!("{event:?}")),
+            FromDom0::Event(event) => seen.log.push(format!("{event:?}")),
             FromDom0::Reply { .. } => {}
         }
     }
 
     fn say(&mut self, text: &str) {
-        self.log.push(text.to_owned());
+        self.seen().log.push(text.to_owned());
     }
+}
+
+/// Text of a console.
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).replace('\r', "")
 }
 
 /// Runs a set-up file on TCG.
@@ -108,12 +137,16 @@ fn options(file: &Path) -> Options {
 }
 
 fn run_options(options: &Options) -> Ran {
-    let mut seen = Recorder::default();
-    let report =
-        run::run(options, &mut seen).unwrap_or_else(|e| panic!("{e}\n{}", seen.log.join("\n")));
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).replace('\r', "");
-    let consoles = seen.consoles.into_iter().map(|(name, bytes)| (name, text(bytes))).collect();
-    Ran { report, consoles, log: seen.log }
+    run_recorded(options, Recorder::default())
+}
+
+fn run_recorded(options: &Options, mut recorder: Recorder) -> Ran {
+    let done = run::run(options, &mut recorder);
+    // Whoever still looks at it is to find it.
+    let seen = recorder.seen().clone();
+    let report = done.unwrap_or_else(|e| panic!("{e}\n{}", seen.log.join("\n")));
+    let consoles = seen.consoles.iter().map(|(name, bytes)| (name.clone(), text(bytes)));
+    Ran { report, consoles: consoles.collect(), log: seen.log }
 }
 
 /// Runs a set-up given as text; its relative paths start at `folder`.
@@ -127,6 +160,7 @@ pub fn run_text(folder: &Path, text: &str) -> Ran {
 pub struct Background {
     file: PathBuf,
     thread: JoinHandle<Ran>,
+    recorder: Recorder,
 }
 
 impl Background {
@@ -154,8 +188,10 @@ impl Background {
         let file = folder.join("background.toml");
         fs::write(&file, text).expect("the set-up is written");
         let options = change(options(&file));
-        let thread = thread::spawn(move || run_options(&options));
-        Self { file, thread }
+        let recorder = Recorder::default();
+        let seen = recorder.clone();
+        let thread = thread::spawn(move || run_recorded(&options, seen));
+        Self { file, thread, recorder }
     }
 
     /// The number of the run and its socket, once they are there.
@@ -218,6 +254,36 @@ impl Background {
         panic!("the run did not get there");
     }
 
+    /// Looks at the text of a domain's console until `done` takes it.
+    ///
+    /// # Panics
+    /// If the run ends before; its own limit sees to that.
+    pub fn wait_for_text<T>(&self, domain: &str, mut done: impl FnMut(&str) -> Option<T>) -> T {
+        loop {
+            let is_over = self.thread.is_finished();
+            let seen = self.recorder.seen();
+            let shown = seen.consoles.get(domain).map(|bytes| text(bytes));
+            if let Some(found) = shown.as_deref().and_then(&mut done) {
+                return found;
+            }
+            assert!(!is_over, "the run did not get there:\n{}", seen.story());
+            drop(seen);
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Types at a domain.
+    ///
+    /// # Panics
+    /// If the run is over, or does not take it.
+    pub fn type_at(&self, domain: &str, text: &str) {
+        let (_, socket) = self.found().expect("the run goes on");
+        let request = Request::ConsoleInput { domain: domain.into(), bytes: text.into() };
+        let mut client = Client::connect(&socket).expect("the run listens");
+        let reply = client.ask(request, LIMIT).expect("Dom0 replies");
+        assert_eq!(reply, Reply::Taken { bytes: text.len() as u32 });
+    }
+
     /// Destroys a domain.
     pub fn kill(&self, domain: &str) {
         let id = self.id().expect("the run goes on");
@@ -233,6 +299,12 @@ impl Background {
     pub fn restart(&self, domain: &str) {
         let id = self.id().expect("the run goes on");
         remote::restart(Some(&id), domain).expect("restarted");
+    }
+
+    /// Crashes a domain.
+    pub fn crash(&self, domain: &str) {
+        let id = self.id().expect("the run goes on");
+        remote::crash(Some(&id), domain).expect("crashed");
     }
 
     /// Waits for the end of the run.

@@ -97,6 +97,17 @@ impl Machine for World {
         Ok(())
     }
 
+    fn crash(&mut self, domain: &str) -> Result<(), String> {
+        let (domid, _) = self.living(domain)?;
+        let entry = self.table.by_domid(domid).ok_or_else(|| has_ended(domain))?;
+        if entry.is_reviving || entry.exit.is_some() {
+            return Err(format!("{domain} is dead already"));
+        }
+        entry.is_condemned = true;
+        // Its end comes as the news of any other.
+        control::crash_domain(domid).map_err(|e| format!("{domain}: {e}"))
+    }
+
     fn restart(&mut self, domain: &str) -> Result<(), String> {
         let (domid, state) = self.restartable(domain)?;
         self.restart_with(domid, state, "on request")

@@ -177,6 +177,10 @@ impl World {
         let Some(entry) = self.table.by_domid(case.domid) else {
             return;
         };
+        if core::mem::take(&mut entry.is_condemned) {
+            // It was crashed on request.
+            return self.revive(case);
+        }
         match entry.fail(&case.reason, now) {
             Ok(()) => self.revive(case),
             Err(why) => self.quarantine(case.domid, why),

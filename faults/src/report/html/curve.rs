@@ -1,7 +1,7 @@
 //! The distribution of blackouts, stacked by phase.
 
 use super::super::terminal::thousands;
-use super::super::{Blackout, Blackouts, Report, phases};
+use super::super::{Blackout, Blackouts, phases};
 use super::plot::{self, Frame, Scale};
 use crate::outcome::PHASES;
 use std::fmt::Write;
@@ -13,8 +13,8 @@ const TOP: f64 = 26.0;
 const ABOVE_P99: f64 = 1.5;
 
 /// The section, if anything was restarted.
-pub fn section(out: &mut String, report: &Report) {
-    let Blackouts { all, prompt, hang } = &report.blackout_us;
+pub fn section(out: &mut String, blackouts: &Blackouts) {
+    let Blackouts { all, prompt, hang } = blackouts;
     if all.count == 0 {
         return;
     }

@@ -3,8 +3,11 @@
 mod bars;
 mod curve;
 mod plot;
+mod sheet;
 mod table;
 mod time;
+
+pub use sheet::{Card, Sheet, sheet};
 
 use super::Report;
 use super::terminal::{interval, thousands};
@@ -28,26 +31,37 @@ pub struct About {
 pub fn page(report: &Report, about: &About) -> String {
     let mut page = String::new();
     let w = &mut page;
+    open(w, &format!("Fault campaign, seed {}", report.seed));
+    header(w, report, about);
+    cards(w, report);
+    bars::section(w, report);
+    if let Some(throughput) = &report.throughput {
+        time::section(w, throughput);
+    }
+    curve::section(w, &report.blackout_us);
+    table::failures(w, report, about);
+    table::models(w, report);
+    footer(w, report);
+    close(w);
+    page
+}
+
+/// All before what is on the page.
+fn open(out: &mut String, title: &str) {
     let _ = write!(
-        w,
+        out,
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta name=\"color-scheme\" content=\"light dark\">\n\
          <meta http-equiv=\"Content-Security-Policy\" \
          content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
-         <title>Fault campaign, seed {}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n",
-        report.seed
+         <title>{}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n",
+        text(title)
     );
-    header(w, report, about);
-    cards(w, report);
-    bars::section(w, report);
-    time::section(w, report);
-    curve::section(w, report);
-    table::failures(w, report, about);
-    table::models(w, report);
-    footer(w, report);
-    page.push_str("</main>\n</body>\n</html>\n");
-    page
+}
+
+fn close(out: &mut String) {
+    out.push_str("</main>\n</body>\n</html>\n");
 }
 
 fn header(out: &mut String, report: &Report, about: &About) {

@@ -1,27 +1,30 @@
 //! Throughput against time, with a mark at each failure.
 
+use super::super::Throughput;
 use super::super::terminal::thousands;
-use super::super::{Report, Throughput};
 use super::plot::{self, Frame, Scale};
 use crate::units::Us;
 use std::fmt::Write;
 
 const FRAME: Frame = Frame { left: 60.0, top: 26.0, width: 890.0, height: 190.0 };
 
-/// The section, if anything was sampled.
-pub fn section(out: &mut String, report: &Report) {
-    let Some(throughput) = &report.throughput else { return };
-    out.push_str("<section>\n<h2>Throughput while drivers fail</h2>\n");
-    chart(out, throughput);
-    let _ = writeln!(
-        out,
-        "<p class=\"caption\">The first {} of the longest run: what guests read and wrote, in \
-         steps of {}. Each mark above is one of {} failures that were noticed, in the colour of \
-         what came of it.</p>\n</section>",
+/// The section of a campaign.
+pub fn section(out: &mut String, throughput: &Throughput) {
+    let caption = format!(
+        "The first {} of the longest run: what guests read and wrote, in steps of {}. Each mark \
+         above is one of {} failures that were noticed, in the colour of what came of it.",
         throughput.length(),
         throughput.step_us,
         thousands(throughput.kills.len() as u64)
     );
+    captioned(out, throughput, &caption);
+}
+
+/// The section with other words below.
+pub fn captioned(out: &mut String, throughput: &Throughput, caption: &str) {
+    out.push_str("<section>\n<h2>Throughput while drivers fail</h2>\n");
+    chart(out, throughput);
+    let _ = writeln!(out, "<p class=\"caption\">{}</p>\n</section>", super::text(caption));
 }
 
 fn chart(out: &mut String, throughput: &Throughput) {

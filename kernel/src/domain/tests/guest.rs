@@ -7,7 +7,7 @@ use crate::{
     device::{self, machine::fake, pci::Sbdf},
     domain::{Life, VcpuRef, teardown::Ending},
     event,
-    hypercall::{Outcome, device::device as device_call, device::physdev_eoi},
+    hypercall::{Outcome, device::device as device_call, device::physdev_eoi, sched::sched_op},
     memory::{
         frame::{
             FrameType, Owner,
@@ -25,6 +25,7 @@ use bulkhead_abi::{
     control::{self, CreateDomain, DeviceRef, SchedParams, SetGrant, SetVcpuContext, VcpuTimes},
     device::{self as dev, Bar, Config, Describe, INTX, Irq},
     grant::GTF_PERMIT_ACCESS,
+    sched::{RemoteShutdown, SCHEDOP_REMOTE_SHUTDOWN, SHUTDOWN_CRASH, SHUTDOWN_POWEROFF},
     vcpu::{VGCF_IN_KERNEL, VcpuGuestContext},
 };
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
@@ -216,6 +217,45 @@ fn a_stopped_domain_does_not_run_and_keeps_its_memory() {
     assert_eq!(current(&mut core), None);
     assert_eq!(info(&mut core, dom).unwrap().tot_pages, 5);
     assert_eq!(core.domains.get(dom).unwrap().life, Life::Shutdown(3));
+}
+
+fn remote_shutdown(core: &mut Core, caller: Caller, dom: DomId, reason: u32) -> Outcome {
+    let asked = RemoteShutdown { domain_id: dom.get(), reason, ..Default::default() };
+    core.guest(CALLER).write(GuestVa::new(SCRATCH), &asked).unwrap();
+    sched_op(core, caller, [SCHEDOP_REMOTE_SHUTDOWN, SCRATCH, 0, 0, 0, 0])
+}
+
+#[test]
+fn dom0_crashes_a_domain_where_it_is_and_hears_of_it_as_of_any_crash() {
+    let mut core = machine();
+    let dom = create(&mut core, 1);
+    let root = tables(&mut core, dom);
+    start(&mut core, dom, root).unwrap();
+    call(&mut core, control::UNPAUSE_DOMAIN, only(dom)).0.unwrap();
+    let done = remote_shutdown(&mut core, CALLER, dom, SHUTDOWN_CRASH);
+    assert_eq!(done, Outcome::Done(0));
+    let told = info(&mut core, dom).unwrap();
+    assert_eq!((told.state, told.shutdown_reason), (control::STATE_SHUTDOWN, SHUTDOWN_CRASH));
+    assert!(told.reason.starts_with(b"it was crashed on request"));
+    let again = remote_shutdown(&mut core, CALLER, dom, SHUTDOWN_POWEROFF);
+    assert_eq!(again, Outcome::Done(0));
+    assert_eq!(info(&mut core, dom).unwrap().shutdown_reason, SHUTDOWN_CRASH);
+}
+
+#[test]
+fn nobody_but_dom0_stops_another_and_dom0_not_itself() {
+    let mut core = machine();
+    let dom = create(&mut core, 1);
+    let stranger = Caller { dom, ..CALLER };
+    for (caller, dom, why) in [
+        (CALLER, DOM0, Errno::EPERM),
+        (CALLER, DomId::new(77), Errno::ESRCH),
+        (stranger, dom, Errno::EPERM),
+    ] {
+        let done = remote_shutdown(&mut core, caller, dom, SHUTDOWN_CRASH);
+        assert_eq!(done, Outcome::from(why));
+    }
+    assert_eq!(core.domains.get(dom).unwrap().life, Life::Alive);
 }
 
 #[test]

@@ -90,6 +90,7 @@ pub async fn run(news: &mut News) {
     equal("nothing is lost over its lives", free_frames(), before);
     drop(house);
     crash(news).await;
+    crashed_from_outside(news).await;
     odd_reason(news).await;
 }
 
@@ -201,6 +202,27 @@ async fn crash(news: &mut News) {
     equal("and the reason is gone", reason, Ok(0));
     small.destroy();
     check("news of a destruction comes", news.within(LIMIT).await);
+}
+
+/// A domain that computes, and that Dom0 crashes wherever it is.
+async fn crashed_from_outside(news: &mut News) {
+    let small = Small::create(&spinner()).expect("a small domain");
+    let data = small.data();
+    small.start().expect("a sound domain");
+    check("it runs until it is crashed", is_counting(&data).await);
+    news.forget().await;
+    equal("a running domain is crashed", control::crash_domain(small.domid), Ok(()));
+    let end = news.of_the_end(small.domid).await.unwrap_or_default();
+    let state = (end.state, end.shutdown_reason);
+    equal("the news is that of a crash", state, (STATE_SHUTDOWN, SHUTDOWN_CRASH));
+    check("with the time of its end", end.ended_ns != 0);
+    check("a crashed domain stands", !is_counting(&data).await);
+    equal("once more changes nothing", control::crash_domain(small.domid), Ok(()));
+    refused("Dom0 does not crash itself", control::crash_domain(DomId::DOM0), Errno::EPERM);
+    drop(data);
+    let domid = small.domid;
+    small.destroy();
+    refused("nor what is not there", control::crash_domain(domid), Errno::ESRCH);
 }
 
 /// A reason is the domain's own word.
