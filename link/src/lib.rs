@@ -97,6 +97,8 @@ pub struct Care {
     pub on_failure: OnFailure,
     /// A heart that has not beaten for this long has stopped.
     pub hang_deadline_ns: u64,
+    /// One that has taken requests of a guest and answers none for this long has stopped, too.
+    pub answer_deadline_ns: u64,
     /// So many lives may end by themselves within `restart_window_ns`; one more, and the domain
     /// is quarantined.
     pub restart_limit: u32,
@@ -111,6 +113,7 @@ impl Default for Care {
         Self {
             on_failure: OnFailure::default(),
             hang_deadline_ns: 100_000_000,
+            answer_deadline_ns: 10_000_000_000,
             restart_limit: 10,
             restart_window_ns: 10_000_000_000,
             refuser: None,

@@ -50,7 +50,9 @@ pub struct Staged {
 pub fn stage(campaign: &Campaign, mut setup: Setup, folder: &Path) -> Result<Staged, SetupError> {
     let driver = find_driver(campaign, &setup)?;
     let program = with_faults(&mut setup.drivers[driver])?;
-    setup.care[driver].hang_deadline_ns = campaign.deadlines.hang.number() * 1000;
+    let care = &mut setup.care[driver];
+    care.hang_deadline_ns = campaign.deadlines.hang.number() * 1000;
+    care.answer_deadline_ns = campaign.deadlines.answer.number() * 1000;
     let loads = put_under_load(campaign, &mut setup, driver)?;
     put_front(campaign, &mut setup, driver)?;
     let copies = divert_images(&mut setup, folder);

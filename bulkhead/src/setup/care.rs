@@ -30,6 +30,13 @@ pub(super) fn resolve(source: &Source, written: &file::Care) -> Result<Care, Set
             usual.hang_deadline_ns,
             DEADLINES,
         )?,
+        answer_deadline_ns: time(
+            source,
+            ("answer-deadline", "100ms to 3600s; 10s is usual"),
+            written.answer_deadline.as_ref(),
+            usual.answer_deadline_ns,
+            WINDOWS,
+        )?,
         restart_limit: limit(source, written.restart_limit.as_ref(), usual.restart_limit)?,
         restart_window_ns: time(
             source,

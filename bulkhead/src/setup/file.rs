@@ -89,6 +89,7 @@ pub(super) struct Driver {
     pub allowance: Option<Span>,
     pub on_failure: Option<OnFailure>,
     pub hang_deadline: Option<Spanned<Span>>,
+    pub answer_deadline: Option<Spanned<Span>>,
     pub restart_limit: Option<Spanned<u32>>,
     pub restart_window: Option<Spanned<Span>>,
 }
@@ -111,6 +112,7 @@ impl Driver {
         let care = Care {
             on_failure: self.on_failure,
             hang_deadline: self.hang_deadline,
+            answer_deadline: self.answer_deadline,
             restart_limit: self.restart_limit,
             restart_window: self.restart_window,
         };
@@ -123,6 +125,7 @@ impl Driver {
 pub(super) struct Care {
     pub on_failure: Option<OnFailure>,
     pub hang_deadline: Option<Spanned<Span>>,
+    pub answer_deadline: Option<Spanned<Span>>,
     pub restart_limit: Option<Spanned<u32>>,
     pub restart_window: Option<Spanned<Span>>,
 }

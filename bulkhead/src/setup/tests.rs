@@ -67,12 +67,14 @@ fn how_a_driver_domain_is_looked_after_can_be_set_within_limits() {
     let set = [
         "driver.disk.on-failure=queue",
         "driver.disk.hang-deadline=60ms",
+        "driver.disk.answer-deadline=100ms",
         "driver.disk.restart-limit=0",
         "driver.disk.restart-window=1s",
     ];
     let wanted = Care {
         on_failure: OnFailure::Queue,
         hang_deadline_ns: 60_000_000,
+        answer_deadline_ns: 100_000_000,
         restart_limit: 0,
         restart_window_ns: 1_000_000_000,
         refuser: None,
@@ -83,6 +85,7 @@ fn how_a_driver_domain_is_looked_after_can_be_set_within_limits() {
         ("driver.disk.on-failure=retry", "expected one of `reissue`, `queue`, `fail`"),
         ("driver.disk.hang-deadline=59ms", "60ms to 60s"),
         ("driver.disk.hang-deadline=61s", "`hang-deadline` is out of range"),
+        ("driver.disk.answer-deadline=99ms", "`answer-deadline` is out of range"),
         ("driver.disk.hang-deadline=100", "`100` is no time"),
         ("driver.disk.restart-limit=1001", "0 (quarantine at the first failure)"),
         ("driver.disk.restart-limit=-1", "u32"),

@@ -13,7 +13,30 @@ pub struct Heart {
     last: Option<(u64, Ns)>,
 }
 
-/// What a look at a heart shows.
+/// The requests of a ring that were answered last, while others wait, and since when.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Line {
+    last: Option<(u32, Ns)>,
+}
+
+impl Line {
+    /// Looks at the indices of a ring after the last request that was answered, and after the
+    /// last one that was taken. Nobody waits where all that was taken is answered.
+    pub fn feel(&mut self, answered: u32, taken: u32, now: Ns, deadline: Duration) -> Pulse {
+        match self.last {
+            _ if answered == taken => self.last = None,
+            Some((index, since)) if index == answered => {
+                if u128::from(now.minus(since).get()) >= deadline.as_nanos() {
+                    return Pulse::Missed(since);
+                }
+            }
+            _ => self.last = Some((answered, now)),
+        }
+        Pulse::Beats
+    }
+}
+
+/// What a look at a heart, or at a line of requests, shows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
 pub enum Pulse {
@@ -72,6 +95,25 @@ mod tests {
 
     const MS: u64 = 1_000_000;
     const HANG_DEADLINE: Duration = Duration::from_millis(100);
+
+    #[test]
+    fn a_line_is_stuck_when_what_was_taken_is_not_answered_in_time() {
+        let mut line = Line::default();
+        let mut feel =
+            |answered, taken, ms| line.feel(answered, taken, Ns::new(ms * MS), HANG_DEADLINE);
+        for ms in 0..500 {
+            assert_eq!(feel(7, 7, ms), Pulse::Beats, "nobody waits");
+        }
+        for ms in 500..600 {
+            assert_eq!(feel(7, 8, ms), Pulse::Beats);
+        }
+        assert_eq!(feel(7, 9, 600), Pulse::Missed(Ns::new(500 * MS)), "more are taken");
+        assert_eq!(feel(8, 9, 601), Pulse::Beats);
+        assert_eq!(feel(8, 9, 700), Pulse::Beats);
+        assert_eq!(feel(9, 9, 701), Pulse::Beats);
+        assert_eq!(feel(9, 8, 702), Pulse::Beats, "a stranger's indices are only compared");
+        assert_eq!(feel(9, 8, 802), Pulse::Missed(Ns::new(702 * MS)));
+    }
 
     #[test]
     fn a_heart_that_has_never_beaten_is_not_missed() {

@@ -9,6 +9,7 @@ pub use complaint::{MOST_COMPLAINTS, NotBelieved};
 pub use reboot::{MOST_SHORT_LIVES, Reboots, SHORT_LIFE_NS};
 
 use alloc::{
+    collections::BTreeMap,
     format,
     rc::Rc,
     string::{String, ToString},
@@ -17,7 +18,7 @@ use alloc::{
 use bulkhead_abi::{DomId, control, ledger::on_failure, sched};
 use bulkhead_link::{Care, DiskReport, DomainReport, Exit, Kind, OnFailure, Sched, State};
 use core::time::Duration;
-use health::{Heart, Recent, TooOften};
+use health::{Heart, Line, Recent, TooOften};
 
 /// A domain and its history.
 #[derive(Clone, Debug)]
@@ -59,6 +60,8 @@ pub struct Entry {
     pub refuses: bool,
     /// Of a driver domain: whether its heart beats.
     pub pulse: Heart,
+    /// Of a driver domain: whether it answers, by the slot of its ledger.
+    pub lines: BTreeMap<usize, Line>,
     /// Its next life is being made.
     pub is_reviving: bool,
     /// Of a driver domain: it dies because somebody asked for that.
@@ -194,6 +197,7 @@ impl Entry {
             update: None,
             refuses: false,
             pulse: Heart::default(),
+            lines: BTreeMap::new(),
             is_reviving: false,
             is_condemned: false,
         }
@@ -294,6 +298,11 @@ impl Entry {
     /// How long its heart may be still.
     pub fn hang_deadline(&self) -> Duration {
         Duration::from_nanos(self.care.hang_deadline_ns)
+    }
+
+    /// How long it may leave all of a guest's requests unanswered.
+    pub fn answer_deadline(&self) -> Duration {
+        Duration::from_nanos(self.care.answer_deadline_ns)
     }
 
     /// What the next life of a driver domain is told to do with guests' requests, an

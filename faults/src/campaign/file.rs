@@ -52,6 +52,7 @@ impl Default for Load {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub(super) struct Deadlines {
     pub hang: Spanned<Time>,
+    pub answer: Spanned<Time>,
     pub overdue: Option<Spanned<Time>>,
     pub spread: Spanned<Time>,
     pub activation: Spanned<Time>,
@@ -64,6 +65,7 @@ impl Default for Deadlines {
         let ms = |ms| unplaced(Time(Us::from_ms(ms)));
         Self {
             hang: ms(100),
+            answer: ms(150),
             overdue: None,
             spread: ms(50),
             activation: ms(200),

@@ -72,6 +72,8 @@ pub struct Load {
 pub struct Deadlines {
     /// The supervisor's: a heartbeat that is older is a hang.
     pub hang: Us,
+    /// The supervisor's: requests that are not answered for longer are a hang, too.
+    pub answer: Us,
     /// The load may stand still for so long before something notices; longer is overdue.
     pub overdue: Us,
     /// A fault is injected at a random instant of this time after the load runs steadily.

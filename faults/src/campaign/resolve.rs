@@ -185,7 +185,8 @@ fn deadlines(source: &Source, file: &file::Deadlines) -> Result<Deadlines, Campa
     }
     let (spread, activation) = (us(&file.spread)?, us(&file.activation)?);
     let settle = us(&file.settle)?;
-    Ok(Deadlines { hang, overdue, spread, activation, window, settle })
+    let answer = us(&file.answer)?;
+    Ok(Deadlines { hang, answer, overdue, spread, activation, window, settle })
 }
 
 fn limits(source: &Source, file: &file::Limits) -> Result<Limits, CampaignError> {

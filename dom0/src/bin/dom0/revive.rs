@@ -5,7 +5,7 @@
 
 use crate::{
     build::Construction,
-    world::{Handle, World, domain_info},
+    world::{Handle, World, domain_info, front_end},
 };
 use alloc::{
     format,
@@ -19,8 +19,12 @@ use bulkhead_link::{Cause, Event, Restart, State};
 use core::time::Duration;
 use dom0::{
     builder::Plan,
+    devices,
     payload::Payload,
-    supervisor::health::{LOOK_EVERY, Pulse},
+    supervisor::{
+        DiskUse, Entry,
+        health::{LOOK_EVERY, Pulse},
+    },
 };
 use domain_rt::{control, exec, mem, time};
 
@@ -140,20 +144,30 @@ async fn follow(world: Handle, mut restart: Restart, ended: Ns, running: Ns) {
     world.borrow_mut().event(Event::Restarted(restart));
 }
 
-/// Looks whether the hearts of driver domains beat.
+/// Looks whether the hearts of driver domains beat, and whether they answer their guests.
 pub async fn watch_hearts(world: Handle) {
     loop {
         time::sleep(LOOK_EVERY).await;
-        let suspects = world.borrow_mut().feel_pulses();
-        if suspects.is_empty() {
+        let first = world.borrow_mut().suspects();
+        if first.is_empty() {
             continue;
         }
         // A machine that stood still as a whole lets them beat now.
         time::sleep(LOOK_EVERY).await;
-        for (domid, last_beat) in suspects {
-            world.borrow_mut().condemn(domid, last_beat);
+        for suspect in world.borrow_mut().suspects() {
+            if first.iter().any(|before| before.domid == suspect.domid) {
+                world.borrow_mut().condemn(suspect);
+            }
         }
     }
+}
+
+/// A driver domain that seems to have stopped.
+struct Suspect {
+    domid: DomId,
+    /// When it last did what it does no more.
+    since: Ns,
+    reason: String,
 }
 
 impl World {
@@ -190,36 +204,68 @@ impl World {
         }
     }
 
-    /// Driver domains whose hearts have not beaten for the deadline, with when they last did.
-    fn feel_pulses(&mut self) -> Vec<(DomId, Ns)> {
+    /// Driver domains whose hearts have not beaten, or which have not answered a guest, for the
+    /// deadline.
+    fn suspects(&mut self) -> Vec<Suspect> {
         let now = time::now();
-        let beats: Vec<_> =
-            self.drivers().map(|(domid, name)| (domid, self.beats(&name))).collect();
-        let mut suspects = Vec::new();
-        for (domid, beats) in beats {
-            if let Some(entry) = self.table.by_domid(domid)
-                && let Pulse::Missed(last) = entry.pulse.feel(beats, now, entry.hang_deadline())
-            {
-                suspects.push((domid, last));
-            }
-        }
-        suspects
+        let drivers: Vec<_> = self.drivers().collect();
+        let seem_stopped = |(domid, name): (DomId, String)| {
+            self.is_still(domid, &name, now).or_else(|| self.is_stuck(domid, &name, now))
+        };
+        drivers.into_iter().filter_map(seem_stopped).collect()
     }
 
-    /// Ends the life of a domain whose heart still does not beat.
-    fn condemn(&mut self, domid: DomId, last_beat: Ns) {
-        let found = self.drivers().find(|(id, _)| *id == domid);
-        let Some(beats) = found.map(|(_, name)| self.beats(&name)) else {
-            return;
-        };
-        let Some(entry) = self.table.by_domid(domid) else {
-            return;
-        };
+    fn is_still(&mut self, domid: DomId, name: &str, now: Ns) -> Option<Suspect> {
+        let beats = self.beats(name);
+        let entry = self.table.by_domid(domid)?;
         let deadline = entry.hang_deadline();
-        if let Pulse::Missed(_) = entry.pulse.feel(beats, time::now(), deadline) {
-            entry.pulse = Default::default();
-            let reason = format!("its heart did not beat for {} ms", deadline.as_millis());
-            self.wants_revival(Case { domid, cause: Cause::Hang, reason, ended: last_beat });
+        let Pulse::Missed(since) = entry.pulse.feel(beats, now, deadline) else { return None };
+        let reason = format!("its heart did not beat for {} ms", deadline.as_millis());
+        Some(Suspect { domid, since, reason })
+    }
+
+    fn is_stuck(&mut self, domid: DomId, name: &str, now: Ns) -> Option<Suspect> {
+        let lines = self.lines_of(name);
+        let entry = self.table.by_domid(domid)?;
+        let deadline = entry.answer_deadline();
+        let ms = deadline.as_millis();
+        let mut stuck = lines.into_iter().filter_map(|(slot, guest, [answered, taken])| {
+            let line = entry.lines.entry(slot).or_default();
+            match line.feel(answered, taken, now, deadline) {
+                Pulse::Missed(since) => {
+                    let reason = format!("it has not answered {guest} for {ms} ms");
+                    Some(Suspect { domid, since, reason })
+                }
+                Pulse::Beats => None,
+            }
+        });
+        // All are looked at, so that each is seen to go on.
+        stuck.by_ref().reduce(|first, _| first)
+    }
+
+    /// The rings of a driver domain: their slots of its ledger, whose they are, and the indices
+    /// after what it has answered and taken, by its own word.
+    fn lines_of(&self, driver: &str) -> Vec<(usize, String, [u32; 2])> {
+        let Some(pages) = self.ledger_pages(driver) else { return Vec::new() };
+        let guests = self.table.all().iter().filter(|guest| guest.exists);
+        let disks = guests.flat_map(|guest| guest.disks.iter().map(move |disk| (guest, disk)));
+        let is_used = |(guest, disk): &(&Entry, &DiskUse)| {
+            let front = front_end(guest.domid, &disk.vdev);
+            disk.driver == driver && front.is_some_and(|f| devices::is_connected(&self.store, &f))
+        };
+        let line = |(guest, disk): (&Entry, &DiskUse)| {
+            let word = |field| pages.load_u32(ledger::slot(disk.slot) + field);
+            (disk.slot, guest.name.clone(), [ledger::ANSWERED, ledger::TAKEN].map(word))
+        };
+        disks.filter(is_used).map(line).collect()
+    }
+
+    /// Ends the life of a domain that still does not what it should.
+    fn condemn(&mut self, suspect: Suspect) {
+        let Suspect { domid, since, reason } = suspect;
+        if let Some(entry) = self.table.by_domid(domid).filter(|entry| !entry.is_reviving) {
+            (entry.pulse, entry.lines) = Default::default();
+            self.wants_revival(Case { domid, cause: Cause::Hang, reason, ended: since });
         }
     }
 }

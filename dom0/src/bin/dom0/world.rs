@@ -565,7 +565,7 @@ impl World {
             ledger.pages.write_u32(ledger::ON_FAILURE, entry.orders());
         }
         entry.started_ns = time::now().get();
-        entry.pulse = Default::default();
+        (entry.pulse, entry.lines) = Default::default();
         entry.is_reviving = false;
         if !entry.refuses
             && core::mem::replace(&mut entry.state, State::Running) == State::Quarantined
