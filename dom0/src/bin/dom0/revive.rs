@@ -154,8 +154,8 @@ pub async fn watch_hearts(world: Handle) {
         }
         // A machine that stood still as a whole lets them beat now.
         time::sleep(LOOK_EVERY).await;
-        let second = world.borrow_mut().suspects();
-        for suspect in second {
+        let still = world.borrow_mut().suspects();
+        for suspect in still {
             if first.iter().any(|before| before.domid == suspect.domid) {
                 world.borrow_mut().condemn(suspect);
             }
