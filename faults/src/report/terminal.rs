@@ -48,11 +48,20 @@ pub fn summary(report: &Report, style: Style) -> String {
     models(w, report, style);
     blackouts(w, &report.blackout_us);
     failures(w, report);
-    for (first, last) in &report.missing {
-        line(w, &format!("missing: faults {first} to {last} are in none of the logs"));
-    }
+    missing(w, &report.missing);
     report.notes.iter().for_each(|note| line(w, &format!("note: {note}")));
     out
+}
+
+/// One shard of many misses every other number: gaps are counted, not listed.
+fn missing(out: &mut String, gaps: &[(u64, u64)]) {
+    let ([(first, _), ..], [.., (_, last)]) = (gaps, gaps) else { return };
+    let count: u64 = gaps.iter().map(|(first, last)| last - first + 1).sum();
+    let which = match gaps.len() {
+        1 => format!("faults {first} to {last}"),
+        _ => format!("{} faults between {first} and {last}", thousands(count)),
+    };
+    line(out, &format!("missing: {which} are in none of the logs"));
 }
 
 fn line(out: &mut String, text: &str) {
