@@ -111,6 +111,8 @@ pub mod fault {
     pub const PANIC: u64 = 37;
     /// Reads at address 0.
     pub const NULL_DEREFERENCE: u64 = 38;
+    /// Writes over the start of the ledger's header, and panics.
+    pub const LEDGER_DAMAGE: u64 = 39;
     /// Kill: stops for good in the path of a request, at the boundary behind one instruction;
     /// which request and where is in a [`super::step::Place`].
     pub const STEP_KILL: u64 = 48;
@@ -138,6 +140,7 @@ pub mod fault {
         ("stack-overflow", STACK_OVERFLOW),
         ("panic", PANIC),
         ("null-dereference", NULL_DEREFERENCE),
+        ("ledger-damage", LEDGER_DAMAGE),
         ("step-kill", STEP_KILL),
     ];
 }

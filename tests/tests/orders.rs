@@ -60,6 +60,15 @@ fn a_late_answer_is_a_gap_and_no_error() {
 }
 
 #[test]
+fn a_driver_that_spoils_its_ledger_leaves_a_sound_one_to_its_next_life() {
+    let (ran, line) = ordered("ledger-damage", 0, "");
+    assert_eq!(ran.report.outcome, Outcome::Ok, "{}", ran.story());
+    assert!(Counts::parse(&line).is_all_well(), "{line}");
+    assert!(!ran.report.restarts.is_empty(), "{}", ran.story());
+    assert!(!ran.console("disk").contains("private pages"), "{}", ran.story());
+}
+
+#[test]
 fn data_that_a_driver_sends_elsewhere_is_caught_by_the_front_ends_checksums() {
     let (ran, line) = ordered("dma-inside", 6000, "integrity=1 mix=0:100:0");
     let counts = Counts::parse(&line);

@@ -324,9 +324,10 @@ impl<'a> CampaignMachine<'a> {
             let lives = self.seen.signs().restarts;
             match self.ask(Request::Restart { domain: self.driver.into() })? {
                 Some(Reply::Done) => {
+                    // A life whose heart is not heard does not hear orders, either.
                     return self.until(RESTART_LIMIT, |m| {
                         let signs = m.seen.signs();
-                        signs.restarts > lives && !signs.is_reviving
+                        signs.restarts > lives && !signs.is_reviving && signs.beats > 0
                     });
                 }
                 // It may be on its way already.

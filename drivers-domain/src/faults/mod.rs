@@ -158,6 +158,12 @@ pub(crate) async fn at_work() -> bool {
     if take(fault::STACK_OVERFLOW).is_some() {
         faults::overflow_stack(0);
     }
+    if take(fault::LEDGER_DAMAGE).is_some()
+        && let Some(pages) = PAGES.get()
+    {
+        pages.store_wide(at::MAGIC_OFFSET, 0);
+        panic!("ordered, with a damaged ledger");
+    }
     assert!(take(fault::PANIC).is_none(), "ordered");
     if take(fault::NULL_DEREFERENCE).is_some() {
         faults::dereference_null();

@@ -559,6 +559,9 @@ impl World {
             return Err("it is gone from the list".into());
         };
         if let Some(ledger) = self.ledgers.get(facts.name) {
+            // A life that went wild may have written here; without it the next ones would take
+            // the pages for none, and neither be heard nor know where their rings are.
+            ledger.pages.write_u64(ledger::MAGIC_OFFSET, ledger::MAGIC);
             for field in LIFE_FIELDS {
                 ledger.pages.write_u64(field, 0);
             }
