@@ -155,15 +155,19 @@ fn hex(line: &str, field: &str) -> String {
 #[test]
 fn no_corruption_is_silent_where_front_ends_keep_checksums() {
     let folder = tempfile::tempdir().expect("a folder");
-    let text =
-        format!("{SHORT}[load]\nintegrity = true\n[models]\nwrong-dma-address = 1\nearly = 1\n");
-    let options = Options { goal: Some(Goal::Faults(24)), ..campaign(folder.path(), &text) };
+    let text = format!(
+        "{SHORT}[load]\nintegrity = true\nreads-percent = 80\n[models]\nwrong-dma-address = 1\n"
+    );
+    let options = Options { goal: Some(Goal::Faults(40)), ..campaign(folder.path(), &text) };
     let (log, report) = to_the_end(&options);
     let silent = Outcome::SilentCorruption;
     assert_eq!(report.count(silent), 0, "{}", story(&log, silent));
-    let caught = report.detection_us.get(&faults::outcome::Cause::Integrity);
-    assert!(caught.is_some_and(|times| times.count >= 3), "{report:#?}");
     assert_eq!(report.count(Outcome::Escape), 0, "{}", story(&log, Outcome::Escape));
+    // Many of these faults end the driver; others give a guest what is not its own.
+    let visible = Outcome::RecoveredVisible;
+    let is_caught = |r: &&Record| r.outcome == visible && r.seen.load.errors > 0;
+    let caught = log.records.values().filter(is_caught).count();
+    assert!(caught >= 2, "{}", story(&log, visible));
 }
 
 #[test]
