@@ -197,7 +197,12 @@ async fn crash(news: &mut News) {
     let text = core::str::from_utf8(&end.reason[..length]).unwrap_or("");
     domain_rt::println!("# {text}");
     check("with a reason for people", text.len() > 10);
+    let pages = || info(small.domid).map(|i| i.tot_pages);
+    let had = pages();
+    equal("a crashed domain is reset as it is", control::reset_keeping(small.domid), Ok(()));
+    equal("then its memory is its own still", pages(), had);
     equal("a crashed domain is reset", control::reset_domain(small.domid), Ok(()));
+    equal("then it has no memory", pages(), Ok(0));
     let reason = info(small.domid).map(|i| i.reason[0]);
     equal("and the reason is gone", reason, Ok(0));
     small.destroy();

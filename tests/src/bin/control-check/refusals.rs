@@ -56,14 +56,14 @@ fn creation() {
 }
 
 fn addresses() {
-    for cmd in op::CREATE_DOMAIN..=op::SET_MAX_PAGES {
+    for cmd in op::CREATE_DOMAIN..=op::RESET_KEEPING {
         let name = alloc::format!("command {cmd} reads nothing in the hole");
         refused(&name, control_in_the_hole(cmd), Errno::EFAULT);
     }
     refused("command 0 is none", control_in_the_hole(0), Errno::ENOSYS);
     refused(
         "a command that is not there is none",
-        control_in_the_hole(op::SET_MAX_PAGES + 1),
+        control_in_the_hole(op::RESET_KEEPING + 1),
         Errno::ENOSYS,
     );
     refused(
@@ -97,6 +97,7 @@ fn nobody() {
         refused(&name("paused"), control::pause_domain(domid), Errno::ESRCH);
         refused(&name("unpaused"), control::unpause_domain(domid), Errno::ESRCH);
         refused(&name("reset"), control::reset_domain(domid), Errno::ESRCH);
+        refused(&name("reset as it is"), control::reset_keeping(domid), Errno::ESRCH);
         refused(&name("limited"), set_max_pages(domid, 1), Errno::ESRCH);
         refused(&name("described"), info(domid).map(|_| ()), Errno::ESRCH);
         let mut grant = op::SetGrant { domid: domid.get(), ..Default::default() };
@@ -116,6 +117,7 @@ fn dom0() {
     let name = |what: &str| alloc::format!("Dom0 does not {what} itself");
     refused(&name("destroy"), control::destroy_domain(DomId::DOM0), Errno::EPERM);
     refused(&name("reset"), control::reset_domain(DomId::DOM0), Errno::EPERM);
+    refused(&name("reset as it is"), control::reset_keeping(DomId::DOM0), Errno::EPERM);
     refused(&name("pause"), control::pause_domain(DomId::DOM0), Errno::EPERM);
     refused(&name("unpause"), control::unpause_domain(DomId::DOM0), Errno::EPERM);
     let context = alloc::boxed::Box::new(<VcpuGuestContext as zerocopy::FromZeros>::new_zeroed());
