@@ -95,11 +95,7 @@ impl FrameTable {
         let Some(n) = self.visit_next(dom) else {
             return false;
         };
-        let mfn = Mfn::new(u64::from(n));
-        // Neither refusal is an error here: most frames are not pinned, and some were
-        // given away before.
-        let _ = self.unpin(mfn, dom);
-        let _ = self.let_go(mfn, dom);
+        self.part_with(n, dom);
         true
     }
 
@@ -113,12 +109,18 @@ impl FrameTable {
         };
         let frame = &self.frames[n as usize];
         if frame.refs > 1 || !frame.flags.contains(Flags::ALLOCATED | Flags::GIVEN) {
-            let mfn = Mfn::new(u64::from(n));
-            // As above.
-            let _ = self.unpin(mfn, dom);
-            let _ = self.let_go(mfn, dom);
+            self.part_with(n, dom);
         }
         true
+    }
+
+    /// Unpins one of a domain's frames and gives it away.
+    fn part_with(&mut self, n: u32, dom: DomId) {
+        let mfn = Mfn::new(u64::from(n));
+        // Neither refusal is an error here: most frames are not pinned, and some were
+        // given away before.
+        let _ = self.unpin(mfn, dom);
+        let _ = self.let_go(mfn, dom);
     }
 
     /// One more of a domain's frames that had no turn yet. It is at the end of the list then, and
@@ -144,9 +146,7 @@ impl FrameTable {
         }
         if self.frames[n as usize].flags.contains(Flags::ALLOCATED) {
             // It had its turn in a reset that has turned out to be the end.
-            let mfn = Mfn::new(u64::from(n));
-            let _ = self.unpin(mfn, dom);
-            let _ = self.let_go(mfn, dom);
+            self.part_with(n, dom);
             return true;
         }
         self.disown(n);
