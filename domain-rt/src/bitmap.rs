@@ -11,13 +11,6 @@ pub struct Bitmap<W> {
 }
 
 impl<W: AsMut<[u64]> + AsRef<[u64]>> Bitmap<W> {
-    /// Everything taken; `words` must hold at least `len` bits.
-    pub fn new_full(mut words: W, len: usize) -> Self {
-        assert!(words.as_ref().len() * 64 >= len, "too few words");
-        words.as_mut().fill(u64::MAX);
-        Self { words, len, free: 0, next: 0 }
-    }
-
     /// Everything free; `words` must hold at least `len` bits.
     pub fn new_empty(mut words: W, len: usize) -> Self {
         assert!(words.as_ref().len() * 64 >= len, "too few words");
@@ -101,7 +94,8 @@ mod tests {
     #[test]
     #[should_panic(expected = "freed twice")]
     fn freeing_twice_panics() {
-        let mut map = Bitmap::new_full(vec![0; 1], 10);
+        let mut map = Bitmap::new_empty(vec![0; 1], 10);
+        map.reserve(3);
         map.release(3, 1);
         map.release(3, 1);
     }

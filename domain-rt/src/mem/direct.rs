@@ -4,7 +4,7 @@
 //! The tables of the direct map are one run of frames, so that it is known beforehand
 //! which frames must be mapped read-only.
 
-use super::{DIRECT_MAP, direct_va, machphys, pte};
+use super::{DIRECT_MAP, direct_va, machphys_of, pte};
 use crate::bitmap::Bitmap;
 use crate::boot::Boot;
 use crate::entry::VIRT_BASE;
@@ -80,7 +80,7 @@ impl Reserved {
     fn new(boot: &Boot, nr_frames: usize, start_info: u64, stack_top: u64) -> Self {
         let page = |va: u64| initial_pfn(va)..initial_pfn(va) + 1;
         let ring = |ring: Option<crate::boot::Ring>| {
-            let pfn = ring.map(|r| machphys(r.mfn) as usize);
+            let pfn = ring.map(|r| machphys_of(r.mfn).get() as usize);
             pfn.filter(|&pfn| pfn < nr_frames).map_or(0..0, |pfn| pfn..pfn + 1)
         };
         let ramdisk = boot.ramdisk.map_or(0..0, |(pfn, bytes)| {
@@ -412,7 +412,7 @@ impl Initial {
 
 /// Linear address, in the initial mapping, of the table that `entry` names.
 fn table_at(entry: u64) -> u64 {
-    VIRT_BASE + machphys(Mfn::new((entry & pte::FRAME) >> 12)) * PAGE_SIZE as u64
+    VIRT_BASE + machphys_of(Mfn::new((entry & pte::FRAME) >> 12)).get() * PAGE_SIZE as u64
 }
 
 fn read_entry(table: u64, index: usize) -> u64 {

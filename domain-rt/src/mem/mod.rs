@@ -126,22 +126,17 @@ pub unsafe fn replace_frame(pfn: Pfn, mfn: Mfn) {
 
 /// The pfn under which this domain owns `mfn`, `None` for a foreign frame.
 pub fn pfn_of(mfn: Mfn) -> Option<Pfn> {
-    let pfn = Pfn::new(machphys(mfn));
+    let pfn = machphys_of(mfn);
     (mfn_of(pfn) == Some(mfn)).then_some(pfn)
 }
 
 /// What the machine-to-phys table says of a frame that the core or the builder named to us. Its
 /// owner may have it say anything.
 pub fn machphys_of(mfn: Mfn) -> Pfn {
-    Pfn::new(machphys(mfn))
-}
-
-/// What the machine-to-phys table says of a frame of this domain.
-fn machphys(mfn: Mfn) -> u64 {
     let entry = (M2P_START as *const u64).wrapping_add(mfn.get() as usize);
     // SAFETY: the core maps the table readable; entries of our own frames exist, and
     // callers ask only for frames that the core or the builder named to us.
-    unsafe { entry.read_volatile() }
+    Pfn::new(unsafe { entry.read_volatile() })
 }
 
 /// The frame of the L4 that this domain runs on.
